@@ -1,0 +1,78 @@
+"""File descriptors on their way through a hop, owned by one block and closed with it.
+
+A network namespace lives as long as anybody holds a descriptor of it, so none
+may outlive the request that brought it: not on the error path either.
+"""
+
+import contextlib
+import os
+from types import TracebackType
+from typing import Protocol, Self
+
+from nsm.model import Mechanism
+
+INODE_URL = "inodeURL"  # the mechanism parameter that names a shared file (`wire.md` §2.1)
+
+
+class Channel(Protocol):
+    """Something descriptors travel over: a unix connection to a peer (`wire.md` §5)."""
+
+    async def claim(self, url: str, patience: float) -> int:
+        """The descriptor announced as `inode://dev/ino`; the caller owns it."""
+
+    def send(self, fd: int) -> str:
+        """Queue a duplicate of fd; return the `inode://dev/ino` it will be known by."""
+
+
+class Descriptors:
+    """Owned descriptors by their `inode://dev/ino`; closed when the block ends."""
+
+    def __init__(self) -> None:
+        self._fds: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for fd in self._fds.values():
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        self._fds.clear()
+
+    def adopt(self, url: str, fd: int) -> None:
+        """Own fd from now on."""
+        if (old := self._fds.pop(url, None)) is not None and old != fd:
+            os.close(old)
+        self._fds[url] = fd
+
+    async def claim(self, channel: Channel | None, url: str, patience: float) -> None:
+        """Take the descriptor called url from channel, unless it is here already."""
+        if channel is not None and url.startswith("inode://") and url not in self._fds:
+            self.adopt(url, await channel.claim(url, patience))
+
+    async def claim_all(
+        self, channel: Channel | None, mechanisms: "tuple[Mechanism, ...]", patience: float
+    ) -> None:
+        """Take every descriptor mechanisms name."""
+        for mechanism in mechanisms:
+            await self.claim(channel, mechanism.get(INODE_URL), patience)
+
+    def send_all(self, channel: Channel | None, mechanisms: "tuple[Mechanism, ...]") -> None:
+        """Send on what mechanisms name and we own."""
+        if channel is None:
+            return
+        for url in {mechanism.get(INODE_URL) for mechanism in mechanisms}:
+            if (fd := self._fds.get(url)) is not None:
+                channel.send(fd)
+
+    def get(self, url: str) -> int | None:
+        """The descriptor called url, still ours; None if it never came."""
+        return self._fds.get(url)
+
+    def __len__(self) -> int:
+        return len(self._fds)

@@ -1,0 +1,251 @@
+"""A request's whole way through one hop, and a close's way back. START HERE.
+
+Every process of the mesh answers both the same way. Only where the connection
+goes next differs, and that is the hop's route:
+
+    nsmgr/route.py      finds a forwarder and passes the request on
+    forwarder/route.py  finds an endpoint, agrees on mechanisms, joins both sides in the kernel
+    nsm/endpoint.py     hands out addresses; the path ends there
+
+Each line of `request` is one concern, and each concern one module beside this.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar
+
+from nsm import path, policy
+from nsm.caller import Caller
+from nsm.connections import Connections, Held
+from nsm.errors import DeadlineError
+from nsm.events import Events, Sees
+from nsm.identity.spiffe import SpiffeId
+from nsm.leases import Leases
+from nsm.model import Connection, EventType, Request, State
+from nsm.undo import Undo
+from nsm.watches import Monitor, Spawn, Watches
+
+M = TypeVar("M")
+LONGEST = 60.0  # seconds a request may take whose caller set no deadline
+
+
+@dataclass(frozen=True, slots=True)
+class Established:
+    """What a route made: the connection at this hop, and the next hop's URL ("": it ends here)."""
+
+    connection: Connection
+    next_url: str = ""
+
+
+class Route(Protocol[M]):
+    """Where a connection goes from here.
+
+    held.made is what is established so far (None: nothing); held.memory is the
+    route's own and is set by it. A route adds to undo only what is new, before
+    it does it, so that a failed refresh keeps the old connection.
+    """
+
+    async def establish(
+        self, asked: Request, held: Held[M], caller: Caller, undo: Undo
+    ) -> Established:
+        """Make asked real, or bring what is there up to it. asked is at this hop."""
+
+    async def withdraw(self, conn: Connection, memory: M | None, caller: Caller | None) -> None:
+        """Take down whatever there is of conn, be it nothing.
+
+        conn is at this hop; memory is None after a restart. caller is None when
+        a lease ended. Raises what could not be taken down; may be repeated.
+        """
+
+
+class Hop(Generic[M]):
+    """One process's handling of Request and Close.
+
+    name is the path segment's; lifetime the tokens', in nanoseconds; spawn runs
+    what this hop starts of itself (expired leases, watches) in a task of the
+    process; monitor opens a stream to a next hop, None where the path ends.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        route: Route[M],
+        *,
+        lifetime: int,
+        spawn: Spawn,
+        monitor: Monitor | None = None,
+        observer: Sees = lambda _: False,
+        on_established: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self.name = name
+        self.route = route
+        self.tokens = policy.Tokens(lifetime)
+        self.connections: Connections[M] = Connections()
+        self.events = Events(self.connections, observer)
+        self.leases = Leases(self._expired)
+        self.watches = Watches(name, monitor, spawn, self._changed) if monitor else None
+        self._spawn = spawn
+        self._on_established = on_established  # how many connections there are now
+
+    async def request(self, asked: Request, caller: Caller) -> Connection:
+        """Establish the connection, or refresh it: all of it, or none of what is new.
+
+        The answer is at the caller's own segment (`wire.md` §3.1).
+        """
+        conn, back = path.enter(asked.connection, self.name)
+        async with self._in_time(conn, caller), self.connections.turn(conn.id) as held:
+            policy.same_owner(held, conn, caller)
+            conn = self.tokens.vouch(conn, caller)
+            self.tokens.admit(conn, caller)
+            if held.made and conn.state == State.RESELECT_REQUESTED:
+                await self._let_go(held, caller)
+            try:
+                with self.connections.interruptible(held):
+                    async with Undo() as undo:
+                        wanted = replace(asked, connection=conn)
+                        done = await self.route.establish(wanted, held, caller, undo)
+                        made = replace(done.connection, state=State.UP)
+                        if not done.next_url:
+                            made = path.end(made)
+                        if made.index > 0:
+                            self.leases.renew(made, self._remaining(caller))
+            except BaseException:
+                if held.made and self.watches and self.watches.follows(held.id):
+                    self._down(held)
+                raise
+            held.made, held.previous = made, caller.handshake.peer_id
+            held.origin = policy.origin(made)
+            if self.watches and done.next_url:
+                self.watches.follow(made.id, done.next_url)
+            self.events.publish(EventType.UPDATE, made, held.previous)
+            self._count()
+            return path.leave(made, back)
+
+    async def close(self, asked: Connection, caller: Caller) -> None:
+        """Take the connection down. Closing what is not there is not an error."""
+        conn, _ = path.enter(asked, self.name)
+        conn = self.tokens.vouch(conn, caller)
+        known = self.connections.get(conn.id)
+        if known:
+            policy.same_owner(known, conn, caller)
+        self.tokens.admit_close(conn, caller, known)
+        self.connections.interrupt(conn.id, str(caller.handshake.peer_id))
+        async with self.connections.turn(conn.id) as held:
+            # After a restart only the caller knows it. What is held here has the
+            # truth of what was made; the caller's tokens are the fresh ones.
+            made = replace(held.made, path=conn.path) if held.made else conn
+            await self._take_down(held, made, caller)
+
+    async def expire(self, id_: str) -> None:
+        """Take down a connection nobody refreshed in time."""
+        async with self.connections.turn(id_) as held:
+            if held.made and id_ not in self.leases:
+                await self._take_down(held, held.made, None)
+
+    def adopt(
+        self, made: Connection, previous: SpiffeId | None, memory: M, next_url: str = ""
+    ) -> None:
+        """Hold what an earlier life of this process made; its lease runs on."""
+        held = self.connections.restore(made.id, made, memory)
+        held.previous, held.origin = previous, policy.origin(made)
+        if made.index > 0:
+            self.leases.renew(made, 0.0)
+        if self.watches and next_url:
+            self.watches.follow(made.id, next_url)
+        self._count()
+
+    def stop(self) -> None:
+        """Forget timers and streams; the kernel keeps every wire."""
+        self.leases.stop()
+        self.events.stop()
+        if self.watches:
+            self.watches.stop()
+
+    async def _take_down(self, held: Held[M], conn: Connection, caller: Caller | None) -> None:
+        self.leases.release(held.id)
+        if self.watches:
+            self.watches.release(held.id)
+        known, previous = held.made is not None, held.previous
+        try:
+            await self.route.withdraw(conn, held.memory, caller)
+        finally:
+            held.forget()
+            if known:
+                self.events.publish(EventType.DELETE, conn, previous)
+                self._count()
+
+    async def _let_go(self, held: Held[M], caller: Caller) -> None:
+        """Before another endpoint is chosen, what leads to the old one is closed (§3.6)."""
+        assert held.made is not None
+        if self.watches:
+            self.watches.release(held.id)
+        try:
+            await self.route.withdraw(held.made, held.memory, caller)
+        finally:
+            held.memory = None
+
+    def _expired(self, id_: str) -> None:
+        self._spawn(self.expire(id_), f"expiry of {id_}")
+
+    def _changed(self, id_: str, conn: Connection | None) -> None:
+        """What the next hop says of a connection of ours; None: gone, or nobody knows."""
+        held = self.connections.get(id_)
+        if held is None or held.made is None:
+            return
+        if conn is None:
+            self._down(held)
+            return
+        made, here = held.made, held.made.index + 1
+        segments = (*made.segments[:here], *conn.segments[here:])
+        news = (conn.state, conn.context, [s.id for s in segments])
+        if news == (made.state, made.context, [s.id for s in made.segments]):
+            return
+        held.made = replace(
+            made,
+            state=conn.state,
+            context=conn.context,
+            path=path.Path(segments, made.index, made.path.unknown if made.path else b""),
+        )
+        self.events.publish(EventType.UPDATE, held.made, held.previous)
+
+    def _down(self, held: Held[M]) -> None:
+        assert held.made is not None
+        if held.made.state != State.DOWN:
+            held.made = replace(held.made, state=State.DOWN)
+            self.events.publish(EventType.UPDATE, held.made, held.previous)
+
+    def _in_time(self, conn: Connection, caller: Caller) -> "_InTime":
+        return _InTime(conn, min(self._remaining(caller) or LONGEST, LONGEST))
+
+    def _remaining(self, caller: Caller) -> float:
+        """Seconds the call has left; 0 if its caller set no deadline."""
+        if caller.deadline is None:
+            return 0.0
+        return max(0.001, caller.deadline - asyncio.get_running_loop().time())
+
+    def _count(self) -> None:
+        self._on_established(len(self.connections.established()))
+
+
+class _InTime:
+    """Ends the block at the caller's deadline, with a sentence instead of a bare timeout."""
+
+    def __init__(self, conn: Connection, seconds: float) -> None:
+        self._conn = conn
+        self._seconds = seconds
+        self._timeout = asyncio.timeout(seconds)
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(self, *raised: Any) -> None:
+        try:
+            await self._timeout.__aexit__(*raised)
+        except TimeoutError as late:
+            raise DeadlineError(
+                f"connection {self._conn.id} of {self._conn.service!r} was not there"
+                f" after {self._seconds:.1f} s",
+                hint="see the next hop's log, or ask with a longer deadline",
+            ) from late
+

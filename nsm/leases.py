@@ -1,0 +1,67 @@
+"""Until when a hop keeps a connection nobody refreshes (`wire.md` §3.8).
+
+A lease ends at the earliest expiry to the left of the hop, less the time the
+last request had left when it came: hops further left still accept our Close
+then. Clocks may step, so the wall clock is asked again when the timer fires.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from nsm.errors import InvalidError
+from nsm.model import SECOND, Connection
+from nsm.path import earliest_expiry
+
+
+class Leases:
+    """One timer a connection; on_expiry is called with its id, and must not block."""
+
+    def __init__(self, on_expiry: Callable[[str], None]) -> None:
+        self._on_expiry = on_expiry
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    def renew(self, conn: Connection, remaining: float) -> None:
+        """Keep conn until its left segments expire, less remaining seconds."""
+        until = until_when(conn, remaining)
+        self.release(conn.id)
+        self._arm(conn.id, until)
+
+    def release(self, id_: str) -> None:
+        """Forget the lease of id_, if there is one."""
+        if timer := self._timers.pop(id_, None):
+            timer.cancel()
+
+    def stop(self) -> None:
+        """Forget all leases: the process ends and its wires stay."""
+        for id_ in list(self._timers):
+            self.release(id_)
+
+    def __contains__(self, id_: str) -> bool:
+        return id_ in self._timers
+
+    def __len__(self) -> int:
+        return len(self._timers)
+
+    def _arm(self, id_: str, until: int) -> None:
+        delay = max(0.0, (until - time.time_ns()) / SECOND)
+        loop = asyncio.get_running_loop()
+        self._timers[id_] = loop.call_later(delay, self._fire, id_, until)
+
+    def _fire(self, id_: str, until: int) -> None:
+        if until - time.time_ns() > SECOND // 100:  # the wall clock was set back
+            self._arm(id_, until)
+            return
+        self._timers.pop(id_, None)
+        self._on_expiry(id_)
+
+
+def until_when(conn: Connection, remaining: float) -> int:
+    """When the lease of conn ends: ns since 1970. conn is at the hop that holds it."""
+    first = earliest_expiry(conn.segments[: conn.index])
+    if first is None:
+        raise InvalidError(
+            "expiration for the previous path segment cannot be nil",
+            hint="the caller must send nsm-client-token-expires with its token",
+        )
+    return first - int(remaining * SECOND)

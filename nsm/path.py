@@ -1,0 +1,102 @@
+"""Where a connection is on its way: pure functions over its path (`wire.md` §3.1, §3.2).
+
+A path names each hop a connection crosses, in order, and each hop's own id for
+it. Stepping onto a hop makes that hop's id the connection's id; stepping off
+gives the caller back the id and index it came with.
+"""
+
+from dataclasses import replace
+from uuid import uuid4
+
+from nsm.errors import InvalidError
+from nsm.model import Connection, Path, Segment
+
+MAX_SEGMENTS = 64  # 8 between domains today; a longer one is an attack or a loop
+MAX_NAME = 512  # bytes of a segment's name or id; pod names have 253
+
+
+def enter(conn: Connection, name: str) -> tuple[Connection, int]:
+    """Step onto the hop called name; return the connection there and the index to go back to.
+
+    A hop met again keeps its segment, so that neither a refresh nor a process
+    that is both server and client adds one. Raises InvalidError, with
+    upstream's texts, on a path that does not lead here.
+    """
+    check(conn)
+    segments = conn.segments
+    if not segments:
+        own = Segment(name, conn.id or str(uuid4()))
+        return replace(conn, id=own.id, path=Path((own,))), 0
+    index = conn.index
+    if index < len(segments) and segments[index].name == name:
+        return replace(conn, id=segments[index].id), index
+    here = index + 1
+    if here > len(segments):
+        raise InvalidError(
+            f"Path.Index+1=={here} should be less or equal"
+            f" len(Path.PathSegments)=={len(segments)}",
+            hint="the index of the path points behind its last segment",
+        )
+    if segments[index].id != conn.id:
+        raise InvalidError(
+            f"Current PathSegment.Id=={segments[index].id!r} should be equal"
+            f" Connection.Id=={conn.id!r}"
+        )
+    if here == len(segments):
+        segments = (*segments, Segment(name, str(uuid4())))
+    elif segments[here].name != name:
+        # What follows belongs to the hop that was here before; it is cut when
+        # the path ends, and until then tells nothing.
+        stale = replace(segments[here], name=name, id=str(uuid4()))
+        segments = (*segments[:here], stale, *segments[here + 1 :])
+    entered = replace(conn, id=segments[here].id, path=_path(conn, segments, here))
+    return entered, index
+
+
+def leave(conn: Connection, index: int) -> Connection:
+    """Step back to the hop that asked: its id and its index, all segments kept."""
+    return replace(conn, id=conn.segments[index].id, path=_path(conn, conn.segments, index))
+
+
+def end(conn: Connection) -> Connection:
+    """Cut what lies behind the hop the connection is at: the path ends here."""
+    return replace(conn, path=_path(conn, conn.segments[: conn.index + 1], conn.index))
+
+
+def stamp(conn: Connection, index: int, token: str, expires: int | None) -> Connection:
+    """Put a token and its expiry on the segment at index."""
+    stamped = replace(conn.segments[index], token=token, expires=expires)
+    segments = (*conn.segments[:index], stamped, *conn.segments[index + 1 :])
+    return replace(conn, path=_path(conn, segments, conn.index))
+
+
+def measured(conn: Connection, **metrics: str) -> Connection:
+    """Add metrics to the segment the connection is at; the first writer of a key wins."""
+    here = conn.segments[conn.index]
+    here = replace(here, metrics={**metrics, **here.metrics})
+    segments = (*conn.segments[: conn.index], here, *conn.segments[conn.index + 1 :])
+    return replace(conn, path=_path(conn, segments, conn.index))
+
+
+def earliest_expiry(segments: tuple[Segment, ...]) -> int | None:
+    """The first instant at which one of segments stops vouching; None if none says."""
+    return min((s.expires for s in segments if s.expires is not None), default=None)
+
+
+def check(conn: Connection) -> None:
+    """Refuse a path nobody honest sends, before anything is done with it."""
+    if len(conn.segments) > MAX_SEGMENTS:
+        raise InvalidError(
+            f"a path of {len(conn.segments)} segments; at most {MAX_SEGMENTS} are taken",
+            hint="look for two hops that pass the request to one another",
+        )
+    for position, segment in enumerate(conn.segments):
+        if len(segment.name) > MAX_NAME or len(segment.id) > MAX_NAME:
+            raise InvalidError(
+                f"segment {position} of the path has a name or id of more than {MAX_NAME} bytes"
+            )
+
+
+def _path(conn: Connection, segments: tuple[Segment, ...], index: int) -> Path:
+    unknown = conn.path.unknown if conn.path else b""
+    return Path(segments, index, unknown)

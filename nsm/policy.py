@@ -1,0 +1,130 @@
+"""Who may request and close: tokens put in place, then judged (`wire.md` §4.3, §4.4).
+
+Upstream's five token rules live in `nsm.identity.rules`; here they are applied
+where upstream applies them, to a connection that has just been entered. One
+rule is ours: a connection belongs to the hop that asked for it first, so that
+a guessed id opens nobody's wire.
+"""
+
+import time
+
+from nsm.caller import Caller
+from nsm.connections import Held
+from nsm.errors import DeniedError
+from nsm.identity import rules, tokens
+from nsm.identity.source import Handshake
+from nsm.model import Connection
+from nsm.path import stamp
+
+REFUSED = "no sufficient privileges"  # how every refusal ends; upstream's clients look for it
+
+
+class Tokens:
+    """Issues this hop's tokens and judges those that come; lifetime in nanoseconds."""
+
+    def __init__(self, lifetime: int) -> None:
+        self.lifetime = lifetime
+
+    def vouch(self, conn: Connection, caller: Caller) -> Connection:
+        """Put the caller's token on its segment and one of our own on ours.
+
+        Both belong to the TLS connection the call came on. A caller without a
+        token keeps what the body says; `admit` will say what that is worth.
+        """
+        if conn.index > 0 and caller.token and caller.token_expires is not None:
+            conn = stamp(conn, conn.index - 1, caller.token, caller.token_expires)
+        shown = caller.handshake
+        own = tokens.issue(
+            shown.own,
+            shown.peer_id,
+            self.lifetime,
+            peer_not_after=shown.peer_not_after,
+            now=time.time_ns(),
+        )
+        return stamp(conn, conn.index, own.text, own.expires)
+
+    def admit(self, conn: Connection, caller: Caller) -> None:
+        """Refuse a request whose left part does not prove itself.
+
+        Raises DeniedError: its text ends in upstream's words.
+        """
+        left = [segment.token for segment in conn.segments[: conn.index + 1]]
+        reason = (
+            rules.tokens_valid(left)
+            or rules.tokens_expired(left, time.time_ns())
+            or rules.tokens_chained(left)
+            or rules.prev_token_signed(left, conn.index, caller.handshake.peer_leaf)
+        )
+        if reason:
+            raise _denied(conn, caller, reason)
+
+    def admit_close(self, conn: Connection, caller: Caller, held: Held[object] | None) -> None:
+        """Like admit, but the recorded previous hop needs only a fresh token of its own.
+
+        Tokens further left may be stale by the time something is closed, and a
+        wire that cannot be closed is worse than one closed by its own neighbour.
+        """
+        if held is None or held.previous != caller.handshake.peer_id:
+            self.admit(conn, caller)
+            return
+        last = [segment.token for segment in conn.segments[: conn.index + 1]]
+        reason = rules.tokens_expired(last[-2:], time.time_ns()) or rules.prev_token_signed(
+            last, conn.index, caller.handshake.peer_leaf
+        )
+        if reason:
+            raise _denied(conn, caller, reason)
+
+
+def origin(conn: Connection) -> str:
+    """The SPIFFE id the first segment's token names; empty if it names none."""
+    try:
+        return tokens.claims(conn.segments[0].token).sub
+    except (DeniedError, IndexError):
+        return ""
+
+
+def same_owner(held: Held[object], conn: Connection, caller: Caller) -> None:
+    """Refuse somebody else's connection id.
+
+    A manager that was replaced comes under another name: it may take over what
+    begins at the same workload and stays in its own trust domain. The workload
+    itself, at the first hop, must be the same.
+    """
+    if held.previous is None or held.previous == caller.handshake.peer_id:
+        return
+    replaced = (
+        conn.index >= 2
+        and held.origin != ""
+        and held.origin == origin(conn)
+        and held.previous.trust_domain == caller.handshake.peer_id.trust_domain
+    )
+    if not replaced:
+        raise DeniedError(
+            f"connection {conn.id} of {conn.service!r} was asked for by {held.previous}, not by"
+            f" {caller.handshake.peer_id}; use a connection id of your own: {REFUSED}"
+        )
+
+
+def admit_reply(conn: Connection, handshake: Handshake) -> None:
+    """Refuse a reply whose path does not prove itself: the client's side of §4.4.
+
+    conn is as returned, at the caller's own index.
+    """
+    path = [segment.token for segment in conn.segments]
+    reason = (
+        rules.tokens_valid(path)
+        or rules.tokens_expired(path, time.time_ns())
+        or rules.tokens_chained(path)
+        or rules.next_token_signed(path, conn.index, handshake.peer_leaf)
+    )
+    if reason:
+        raise DeniedError(
+            f"the answer of {handshake.peer_id} for connection {conn.id}: {reason}: {REFUSED}"
+        )
+
+
+def _denied(conn: Connection, caller: Caller, reason: str) -> DeniedError:
+    return DeniedError(
+        f"connection {conn.id} of {conn.service!r}, asked for by {caller.handshake.peer_id}:"
+        f" {reason}: {REFUSED}"
+    )
