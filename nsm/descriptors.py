@@ -56,13 +56,13 @@ class Descriptors:
             self.adopt(url, await channel.claim(url, patience))
 
     async def claim_all(
-        self, channel: Channel | None, mechanisms: "tuple[Mechanism, ...]", patience: float
+        self, channel: Channel | None, mechanisms: tuple[Mechanism, ...], patience: float
     ) -> None:
         """Take every descriptor mechanisms name."""
         for mechanism in mechanisms:
             await self.claim(channel, mechanism.get(INODE_URL), patience)
 
-    def send_all(self, channel: Channel | None, mechanisms: "tuple[Mechanism, ...]") -> None:
+    def send_all(self, channel: Channel | None, mechanisms: tuple[Mechanism, ...]) -> None:
         """Send on what mechanisms name and we own."""
         if channel is None:
             return

@@ -5,7 +5,7 @@ the states between: that bounds what waits for it by what is held here.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from nsm.connections import Connections
 from nsm.errors import UnavailableError
@@ -32,9 +32,7 @@ class Events:
     upstream's clients take an error of this stream for a dead data path.
     """
 
-    def __init__(
-        self, connections: Connections[object], observer: Sees = lambda _: False
-    ) -> None:
+    def __init__(self, connections: Connections[object], observer: Sees = lambda _: False) -> None:
         self._connections = connections
         self._observer = observer
         self._watchers: set[_Watcher] = set()
@@ -47,7 +45,7 @@ class Events:
                 watcher.pending[conn.id] = (kind, conn)
                 watcher.ready.set()
 
-    async def watch(self, selector: Selector, caller: SpiffeId) -> AsyncIterator[Event]:
+    async def watch(self, selector: Selector, caller: SpiffeId) -> AsyncGenerator[Event, None]:
         """The initial transfer, even when empty, and then every change, until `stop`.
 
         Raises UnavailableError when the hop stops.
@@ -103,17 +101,12 @@ def selects(selector: Selector, conn: Connection) -> bool:
         return True
     runs = range(len(conn.segments) - len(wanted) + 1)
     return any(
-        all(
-            _agrees(want, have)
-            for want, have in zip(wanted, conn.segments[start:], strict=False)
-        )
+        all(_agrees(want, have) for want, have in zip(wanted, conn.segments[start:], strict=False))
         for start in runs
     )
 
 
 def _agrees(want: Segment, have: Segment) -> bool:
     return (
-        want.name in ("", have.name)
-        and want.id in ("", have.id)
-        and want.token in ("", have.token)
+        want.name in ("", have.name) and want.id in ("", have.id) and want.token in ("", have.token)
     )

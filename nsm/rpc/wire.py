@@ -8,7 +8,7 @@ their known fields only.
 
 from collections.abc import Mapping
 from functools import singledispatch
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -42,6 +42,7 @@ from nsm.model import (
 )
 from nsm.proto import connection_pb2, connectioncontext_pb2, networkservice_pb2, registry_pb2
 
+P = TypeVar("P", bound=Message)
 _FROM = "from"  # a field name, and a Python keyword
 
 
@@ -93,9 +94,7 @@ def event(m: connection_pb2.ConnectionEvent) -> Event:
 
 def selector(m: connection_pb2.MonitorScopeSelector) -> Selector:
     """Read a MonitorScopeSelector."""
-    return Selector(
-        tuple(map(segment, m.path_segments)), tuple(m.network_services), _unknown(m)
-    )
+    return Selector(tuple(map(segment, m.path_segments)), tuple(m.network_services), _unknown(m))
 
 
 def service(m: registry_pb2.NetworkService) -> Service:
@@ -151,9 +150,7 @@ def _ip(m: connectioncontext_pb2.IPContext) -> IPContext:
         src_routes=tuple(map(_route, m.src_routes)),
         dst_routes=tuple(map(_route, m.dst_routes)),
         excluded_prefixes=tuple(m.excluded_prefixes),
-        neighbours=tuple(
-            Neighbour(n.ip, n.hardware_address, _unknown(n)) for n in m.ip_neighbors
-        ),
+        neighbours=tuple(Neighbour(n.ip, n.hardware_address, _unknown(n)) for n in m.ip_neighbors),
         extra_prefix_requests=tuple(map(_extra, m.extra_prefix_request)),
         extra_prefixes=tuple(m.extra_prefixes),
         policies=tuple(map(_policy, m.policies)),
@@ -214,7 +211,7 @@ def _enum(kind: Any, number: int) -> Any:
 
 
 def _unknown(m: Message) -> bytes:
-    if not len(UnknownFieldSet(m)):  # type: ignore[no-untyped-call] # stubs lack __init__
+    if not len(UnknownFieldSet(m)):
         return b""
     rest = type(m)()
     rest.CopyFrom(m)
@@ -324,9 +321,7 @@ def _(v: IPContext) -> connectioncontext_pb2.IPContext:
 
 @to_pb.register
 def _(v: Neighbour) -> connectioncontext_pb2.IpNeighbor:
-    return _with(
-        connectioncontext_pb2.IpNeighbor(ip=v.ip, hardware_address=v.mac), v.unknown
-    )
+    return _with(connectioncontext_pb2.IpNeighbor(ip=v.ip, hardware_address=v.mac), v.unknown)
 
 
 @to_pb.register
@@ -363,9 +358,7 @@ def _(v: DNSContext) -> connectioncontext_pb2.DNSContext:
 
 @to_pb.register
 def _(v: DNSConfig) -> connectioncontext_pb2.DNSConfig:
-    m = connectioncontext_pb2.DNSConfig(
-        dns_server_ips=v.servers, search_domains=v.search_domains
-    )
+    m = connectioncontext_pb2.DNSConfig(dns_server_ips=v.servers, search_domains=v.search_domains)
     return _with(m, v.unknown)
 
 
@@ -432,7 +425,7 @@ def _stamp(m: Any, field: str, instant: int | None) -> None:
         stamp.seconds, stamp.nanos = divmod(instant, SECOND)
 
 
-def _with(m: Any, unknown: bytes) -> Any:
+def _with(m: P, unknown: bytes) -> P:
     if unknown:
         m.MergeFromString(unknown)
     return m

@@ -1,0 +1,65 @@
+"""The gRPC services every hop offers, on top of a Hop (`wire.md` §1.1)."""
+
+import contextlib
+from typing import Any
+
+from google.protobuf.empty_pb2 import Empty
+from grpclib.server import Stream
+
+from nsm.errors import InvalidError
+from nsm.hop import Hop
+from nsm.proto.connection_grpc import MonitorConnectionBase
+from nsm.proto.connection_pb2 import Connection, ConnectionEvent, MonitorScopeSelector
+from nsm.proto.networkservice_grpc import NetworkServiceBase
+from nsm.proto.networkservice_pb2 import NetworkServiceRequest
+from nsm.rpc import wire
+from nsm.rpc.server import current_caller
+
+HEALTHY = ("networkservice.NetworkService", "connection.MonitorConnection")  # `wire.md` §11.4
+
+
+class NetworkServices(NetworkServiceBase):
+    """Request and Close."""
+
+    def __init__(self, hop: Hop[Any]) -> None:
+        self._hop = hop
+
+    async def Request(self, stream: "Stream[NetworkServiceRequest, Connection]") -> None:  # noqa: N802 - gRPC's name
+        """Establish or refresh a connection."""
+        message = await stream.recv_message()
+        if message is None:
+            raise InvalidError("a Request without a message")
+        made = await self._hop.request(wire.request(message), current_caller(stream))
+        await stream.send_message(wire.to_pb(made))
+
+    async def Close(self, stream: "Stream[Connection, Empty]") -> None:  # noqa: N802 - gRPC's name
+        """Take a connection down; OK if it is not there."""
+        message = await stream.recv_message()
+        if message is None:
+            raise InvalidError("a Close without a message")
+        await self._hop.close(wire.connection(message), current_caller(stream))
+        await stream.send_message(Empty())
+
+
+class Monitors(MonitorConnectionBase):
+    """MonitorConnections: filtered to what the caller may see, never refused."""
+
+    def __init__(self, hop: Hop[Any]) -> None:
+        self._hop = hop
+
+    async def MonitorConnections(  # noqa: N802 - gRPC's name
+        self, stream: "Stream[MonitorScopeSelector, ConnectionEvent]"
+    ) -> None:
+        """The state of the caller's connections, and every change of it."""
+        message = await stream.recv_message()
+        if message is None:
+            raise InvalidError("a MonitorConnections without a selector")
+        seen = self._hop.events.watch(wire.selector(message), current_caller(stream).id)
+        async with contextlib.aclosing(seen):
+            async for event in seen:
+                await stream.send_message(wire.to_pb(event))
+
+
+def of(hop: Hop[Any]) -> list[NetworkServices | Monitors]:
+    """Both services, for `nsm.rpc.server.serve`."""
+    return [NetworkServices(hop), Monitors(hop)]
