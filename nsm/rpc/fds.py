@@ -1,0 +1,295 @@
+"""File descriptors beside TLS: they ride on the raw socket's bytes (`wire.md` §5).
+
+Nothing in a call announces a descriptor. A receiver keeps what came with a
+connection's bytes, by (device, inode), until a call asks for the file that its
+message names, which may be before or after the descriptor arrives. What nobody
+asks for is closed soon, because a held descriptor keeps a network namespace,
+and every device in it, alive.
+"""
+
+import array
+import asyncio
+import errno
+import fcntl
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from nsm.caller import Credentials, inode_url, parse_inode_url
+from nsm.errors import ExhaustedError, UnavailableError
+
+log = logging.getLogger(__name__)
+
+ROOM = 64  # descriptors one read has room for; one more and the kernel drops the rest
+_SPACE = socket.CMSG_SPACE(ROOM * array.array("i").itemsize)
+_HARD = 6  # a running call keeps unclaimed descriptors alive this many times longer
+
+Key = tuple[int, int]  # st_dev, st_ino
+
+
+def duplicate(fd: int) -> int:
+    """Another descriptor of the same file, closed on exec; O_PATH stays O_PATH."""
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+
+
+def url_of(fd: int) -> str:
+    """The `inode://dev/ino` of an open descriptor."""
+    found = os.fstat(fd)
+    return inode_url(found.st_dev, found.st_ino)
+
+
+class FdSocket(socket.socket):
+    """A connected unix stream socket whose every read takes descriptors and whose writes
+    carry the queued ones: each on a message of one byte of its own, as upstream does it.
+    """
+
+    def __init__(
+        self,
+        family: int = socket.AF_UNIX,
+        type: int = socket.SOCK_STREAM,  # noqa: A002 - the base class's name
+        proto: int = 0,
+        fileno: int | None = None,
+    ) -> None:
+        super().__init__(family, type, proto, fileno)
+        self.arrived: Callable[[int], None] = os.close
+        self.closed: Callable[[], None] | None = None
+        self._queue: deque[tuple[int, Key]] = deque()
+
+    def credentials(self) -> Credentials:
+        """The process at the other end, by SO_PEERCRED."""
+        raw = self.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        return Credentials(*array.array("i", raw))
+
+    def queue(self, fd: int, limit: int) -> Key:
+        """Let a duplicate of fd ride on the next bytes; at most limit wait at once."""
+        found = os.fstat(fd)
+        key = (found.st_dev, found.st_ino)
+        if any(waiting == key for _, waiting in self._queue):
+            return key  # still here: one is enough, receivers match by inode
+        if len(self._queue) >= limit:
+            raise ExhaustedError(
+                f"{limit} file descriptors already wait to be sent on this connection",
+                hint="the peer does not read",
+            )
+        self._queue.append((duplicate(fd), key))
+        return key
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        view = memoryview(buffer)[: nbytes or None]
+        got, ancillary, notes, _ = self.recvmsg_into(
+            [view], _SPACE, flags | socket.MSG_CMSG_CLOEXEC
+        )
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds = array.array("i")
+                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+                for fd in fds:
+                    self.arrived(fd)
+        if notes & socket.MSG_CTRUNC:
+            log.warning("a peer sent more than %d file descriptors at once; the rest is lost", ROOM)
+        return got
+
+    def recv(self, bufsize: int, flags: int = 0) -> bytes:
+        buffer = bytearray(bufsize)
+        return bytes(buffer[: self.recv_into(buffer, 0, flags)])
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        view = memoryview(data).cast("B")
+        done = 0
+        while self._queue and done < len(view):
+            fd, _ = self._queue[0]
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+            try:
+                self.sendmsg([view[done : done + 1]], rights, flags)
+            except OSError as error:
+                if error.errno == errno.ETOOMANYREFS:
+                    break  # too many in flight already: the bytes go, the descriptors later
+                if done and error.errno in (errno.EAGAIN, errno.EWOULDBLOCK):
+                    return done
+                raise
+            self._queue.popleft()
+            os.close(fd)
+            done += 1
+        if done == len(view):
+            return done
+        try:
+            return done + super().send(view[done:], flags)
+        except (BlockingIOError, InterruptedError):
+            if done:
+                return done
+            raise
+
+    def close(self) -> None:
+        super().close()
+        while self._queue:
+            os.close(self._queue.popleft()[0])
+        if self.closed:
+            closed, self.closed = self.closed, None
+            closed()
+
+
+@dataclass(slots=True)
+class _Held:
+    fd: int
+    since: float
+    arrivals: int = 1
+    claims: int = 0
+    users: set[object] = field(default_factory=set)  # calls that claimed it and still run
+
+
+class Received:
+    """What came with one connection's bytes and was not claimed yet.
+
+    At most limit descriptors; each for age seconds after it came, or up to six
+    times that while a call runs that may still ask. A claimed one goes when the
+    calls that claimed it have ended.
+    """
+
+    def __init__(self, limit: int, age: float, whose: str = "the peer") -> None:
+        self.whose = whose
+        self._limit = limit
+        self._age = age
+        self._held: dict[Key, _Held] = {}
+        self._waiting: dict[Key, list[asyncio.Future[None]]] = {}
+        self._running = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._open = True
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def arrive(self, fd: int) -> None:
+        """Take a descriptor that just came; never raises."""
+        try:
+            found = os.fstat(fd)
+        except OSError as error:
+            log.warning("%s sent a file descriptor that cannot be looked at: %s", self.whose, error)
+            os.close(fd)
+            return
+        if not self._open:
+            os.close(fd)
+            return
+        key, loop = (found.st_dev, found.st_ino), asyncio.get_running_loop()
+        if key in self._held:
+            os.close(fd)
+            self._held[key].arrivals += 1
+            self._held[key].since = loop.time()
+        else:
+            if len(self._held) >= self._limit:
+                self._drop(
+                    next(iter(self._held))
+                )  # the oldest: the newest is about to be asked for
+                log.warning(
+                    "%s sent more than %d file descriptors that no call asked for; "
+                    "the oldest is closed",
+                    self.whose,
+                    self._limit,
+                )
+            self._held[key] = _Held(fd, loop.time())
+        for waiting in self._waiting.pop(key, ()):
+            if not waiting.done():
+                waiting.set_result(None)
+        if self._timer is None:
+            self._timer = loop.call_later(self._age, self._sweep)
+
+    async def claim(self, url: str, patience: float, call: object) -> int:
+        """A descriptor of its own for the claimer; see `nsm.caller.Fds.claim`."""
+        key, loop = parse_inode_url(url), asyncio.get_running_loop()
+        until = loop.time() + patience
+        while key not in self._held:
+            left = until - loop.time()
+            if not self._open:
+                raise UnavailableError(
+                    f"the connection of {self.whose} ended before the file descriptor of {url} came"
+                )
+            if left <= 0:
+                raise UnavailableError(
+                    f"no file descriptor of {url} came from {self.whose} within {patience:g} s",
+                    hint="send the open file beside the call, on the same unix connection",
+                )
+            arrival: asyncio.Future[None] = loop.create_future()
+            self._waiting.setdefault(key, []).append(arrival)
+            try:
+                await asyncio.wait({arrival}, timeout=left)
+            finally:
+                others = self._waiting.get(key, [])
+                if arrival in others:
+                    others.remove(arrival)
+                    if not others:
+                        del self._waiting[key]
+        held = self._held[key]
+        if call not in held.users:
+            held.users.add(call)
+            held.claims += 1
+        return duplicate(held.fd)
+
+    def begin(self) -> None:
+        """A call begins that may ask for descriptors."""
+        self._running += 1
+
+    def end(self, call: object) -> None:
+        """A call ended: what it claimed need not be kept for it any more."""
+        self._running -= 1
+        for key, held in list(self._held.items()):
+            if call in held.users:
+                held.users.discard(call)
+                if not held.users and held.claims >= held.arrivals:
+                    self._drop(key)
+
+    def close(self) -> None:
+        """The connection ended: everything goes, and who waits is told."""
+        self._open = False
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        for key in list(self._held):
+            self._drop(key)
+        for waiting in [w for some in self._waiting.values() for w in some]:
+            if not waiting.done():
+                waiting.set_result(None)
+        self._waiting.clear()
+
+    def _drop(self, key: Key) -> None:
+        os.close(self._held.pop(key).fd)
+
+    def _sweep(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        keep = self._age * (_HARD if self._running else 1)
+        for key, held in list(self._held.items()):
+            if not held.users and now - held.since >= keep:
+                self._drop(key)
+        self._timer = loop.call_later(self._age, self._sweep) if self._held else None
+
+
+class CallFds:
+    """One call's view of its connection's descriptors: the `nsm.caller.Fds` of that call."""
+
+    def __init__(self, received: Received, sock: FdSocket, limit: int) -> None:
+        self._received = received
+        self._sock = sock
+        self._limit = limit
+        self._ended = False
+        received.begin()
+
+    async def claim(self, url: str, patience: float = 2.0) -> int:
+        """See `nsm.caller.Fds.claim`."""
+        return await self._received.claim(url, patience, self)
+
+    def send(self, fd: int) -> str:
+        """See `nsm.caller.Fds.send`."""
+        if self._sock.fileno() < 0:
+            raise UnavailableError(
+                f"the connection of {self._received.whose} ended before a file descriptor was sent"
+            )
+        return inode_url(*self._sock.queue(fd, self._limit))
+
+    def end(self) -> None:
+        """The call ended."""
+        if not self._ended:
+            self._ended = True
+            self._received.end(self)

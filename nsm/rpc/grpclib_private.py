@@ -1,0 +1,531 @@
+"""The one place that reaches into grpclib 0.4.9 and h2 (both pinned by what is used here).
+
+grpclib takes our sockets and TLS contexts, but leaves gaps that hostile or merely
+different peers find: no limit on a message, 100 streams and a silent wait for the
+101st, no answer to an unknown encoding, no way to stop that peers would call
+UNAVAILABLE, a GOAWAY that cuts running calls, an empty DATA frame that breaks a
+message. They are closed here, each by overriding the smallest piece; nobody
+else imports a private name.
+"""
+# ruff: noqa: SLF001 - that is what this module is for
+
+import asyncio
+import logging
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import grpclib.client
+import grpclib.server
+from grpclib.config import Configuration
+from grpclib.const import Cardinality, Status
+from grpclib.const import Handler as Method
+from grpclib.encoding.proto import ProtoCodec
+from grpclib.events import _DispatchServerEvents
+from grpclib.exceptions import GRPCError
+from grpclib.metadata import encode_grpc_message
+from grpclib.protocol import Connection, EventsProcessor, H2Protocol
+from grpclib.protocol import Stream as H2Stream
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import ConnectionTerminated
+from h2.exceptions import H2Error
+from h2.settings import SettingCodes, Settings
+from hyperframe.frame import GoAwayFrame
+
+from nsm.caller import Caller, Credentials
+from nsm.errors import ExhaustedError, UnauthenticatedError, UnavailableError
+from nsm.identity.source import Handshake, Identity
+from nsm.rpc.fds import CallFds, FdSocket, Received
+from nsm.rpc.tls import handshake_of, refusal
+
+log = logging.getLogger(__name__)
+
+MIB = 1024 * 1024
+# Experimental range of RFC 7540 §11.3; peers ignore a setting they do not know. It says:
+# received file descriptors are freed when a call ends, so calls with fds may share a connection.
+FREES_FDS = 0xF7D5
+_LAST = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one peer may make us hold; each bound is refused with a status or a closed door."""
+
+    streams: int = 1024  # calls at once on one connection (MAX_CONCURRENT_STREAMS)
+    connections: int = 4096  # accepted at once, handshakes included; more wait in the backlog
+    handshakes: int = 256  # TLS handshakes at once
+    handshake: float = 5.0  # seconds until an unfinished one is dropped
+    message: int = 4 * MIB  # bytes of a message, as upstream's gRPC has it
+    header_list: int = 64 * 1024  # bytes of all headers of a call
+    window: int = 4 * MIB  # bytes of a connection that wait unread here
+    fds: int = 256  # file descriptors of one connection that nobody asked for
+    fd_age: float = 5.0  # seconds until such a one is closed
+
+
+class Inbox:
+    """A stream's bytes that nobody read yet; the peer may send more once they are read.
+
+    In grpclib's place, whose own keeps every frame as an object (a hundred bytes
+    for a frame of one) and takes an empty frame in mid-message for its end.
+    """
+
+    def __init__(self, ack: Callable[[int], None]) -> None:
+        self._ack = ack
+        self._data = bytearray()
+        self._unacked = 0
+        self._eof = False
+        self._more = asyncio.Event()
+
+    def add(self, data: bytes, ack_size: int) -> None:
+        """Bytes of a DATA frame, and what it cost of the flow-control window."""
+        self._data += data
+        self._unacked += ack_size
+        self._more.set()
+
+    def eof(self) -> None:
+        """The peer sends no more."""
+        self._eof = True
+        self._more.set()
+
+    async def read(self, size: int) -> bytes:
+        """Exactly size bytes; none at the stream's end. Raises GRPCError in the middle."""
+        while len(self._data) < size and not self._eof:
+            self._release(self._unacked)  # what is wanted may not be held back by the window
+            self._more.clear()
+            await self._more.wait()
+        if len(self._data) < size:
+            if not self._data:
+                return b""
+            raise GRPCError(Status.INTERNAL, "the stream ended in the middle of a message")
+        taken = bytes(self._data[:size])
+        del self._data[:size]
+        self._release(self._unacked - len(self._data))
+        return taken
+
+    def _release(self, size: int) -> None:
+        if size > 0:
+            self._unacked -= size
+            self._ack(size)
+
+    def unacked_size(self) -> int:
+        """What the window still owes the peer, asked once when the call is over."""
+        owed, self._unacked = self._unacked, 0
+        return owed
+
+
+class CallStream(H2Stream):
+    """An HTTP/2 stream that refuses a message too large before reading it."""
+
+    connection: "Wire"
+    caller: Caller | None = None
+    fds: CallFds | None = None
+    _at_prefix = True
+
+    def init_stream(self, stream_id: int, connection: Connection) -> None:
+        super().init_stream(stream_id, connection)
+        self.buffer = Inbox(partial(connection.ack, stream_id))  # type: ignore[assignment]  # its stand-in
+
+    async def recv_data(self, size: int) -> bytes:
+        """grpclib asks in turn for a message's five bytes of prefix and for the message."""
+        if not self._at_prefix:
+            self._at_prefix = True
+            return await self.buffer.read(size)
+        prefix: bytes = await self.buffer.read(size)
+        if prefix:
+            compressed, length = struct.unpack(">BI", prefix)
+            if compressed:
+                raise GRPCError(
+                    Status.INTERNAL, "a message is marked as compressed without a grpc-encoding"
+                )
+            if length > self.connection.limits.message:
+                raise GRPCError(
+                    Status.RESOURCE_EXHAUSTED,
+                    f"a message of {length} bytes; at most {self.connection.limits.message} are "
+                    "read here",
+                )
+            self._at_prefix = False
+        return prefix
+
+    async def send_request(
+        self, headers: Any, end_stream: bool = False, *, _processor: EventsProcessor
+    ) -> Callable[[], None]:
+        limit = self._h2_connection.remote_settings.max_concurrent_streams
+        if self._h2_connection.open_outbound_streams >= limit:
+            raise ExhaustedError(
+                f"{limit} calls already run on this connection, as many as the peer takes",
+                hint="open another link",
+            )
+        return await super().send_request(headers, end_stream, _processor=_processor)
+
+    def answer(self, status: Status, text: str, *extra: tuple[str, str]) -> None:
+        """End the call at once with a status, without a task and without waiting."""
+        headers = [
+            (":status", "200"),
+            ("content-type", "application/grpc+proto"),
+            ("grpc-status", str(status.value)),
+            ("grpc-message", encode_grpc_message(text)),
+            *extra,
+        ]
+        assert self.id is not None
+        self._h2_connection.send_headers(self.id, headers, end_stream=True)
+        if self.closable:
+            self.reset_nowait()
+        self.connection.flush()
+
+
+class Wire(Connection):
+    """One HTTP/2 connection and what is known of its other end."""
+
+    def __init__(
+        self, connection: H2Connection, transport: Any, *, config: Configuration, limits: Limits
+    ) -> None:
+        super().__init__(connection, transport, config=config)
+        self.limits = limits
+        self.handshake: Handshake | None = None
+        self.sock: FdSocket | None = None
+        self.received: Received | None = None
+        self.process: Credentials | None = None
+
+    def create_stream(self, *, stream_id: int | None = None, wrapper: Any = None) -> CallStream:
+        return CallStream(
+            self, self._connection, self._transport, stream_id=stream_id, wrapper=wrapper
+        )
+
+    def ack(self, stream_id: int, size: int) -> None:
+        if not self.is_closing():
+            super().ack(stream_id, size)
+
+    def flush(self) -> None:
+        if not self.is_closing():
+            super().flush()
+
+    def call_fds(self) -> CallFds | None:
+        """The descriptors' view of one new call; None on TCP."""
+        if self.sock is None or self.received is None:
+            return None
+        return CallFds(self.received, self.sock, self.limits.fds)
+
+    def goaway(self) -> None:
+        """Tell the peer that this connection takes no new call (all older ones are answered)."""
+        if not self.is_closing():
+            frame = GoAwayFrame(0, last_stream_id=_LAST, error_code=ErrorCodes.NO_ERROR)
+            self._transport.write(frame.serialize())
+
+
+class Events(EventsProcessor):
+    """grpclib's dispatcher, which survives what it does not know and lets calls end in peace."""
+
+    def __init__(self, handler: Any, connection: Wire, protocol: "Http2") -> None:
+        super().__init__(handler, connection)
+        self._protocol = protocol
+
+    def process(self, event: Any) -> None:
+        if event.__class__ in getattr(self, "processors", ()):
+            super().process(event)  # others (unknown frames, ALTSVC, 1xx) mean nothing here
+
+    def process_remote_settings_changed(self, event: Any) -> None:
+        super().process_remote_settings_changed(event)
+        self._protocol.settings_came()
+
+    def process_connection_terminated(self, event: ConnectionTerminated) -> None:
+        if event.error_code != ErrorCodes.NO_ERROR:
+            super().process_connection_terminated(event)
+            return
+        self._protocol.goaway_came()
+        for number, stream in list(self.streams.items()):
+            if event.last_stream_id is not None and number > event.last_stream_id:
+                stream.__terminated__("the peer is stopping and did not take it any more")
+
+
+class Http2(H2Protocol):
+    """A connection from its first byte on: TLS facts, settings, the end."""
+
+    connection: Wire
+    processor: Events
+
+    def __init__(
+        self,
+        handler: Any,
+        *,
+        client: bool,
+        identity: Identity,
+        limits: Limits,
+        sock: FdSocket | None,
+        whose: str,
+    ) -> None:
+        super().__init__(
+            handler,
+            Configuration(_keepalive_time=None),  # Go servers answer pings with GOAWAY
+            H2Configuration(
+                client_side=client,
+                header_encoding="utf-8",
+                validate_inbound_headers=not client,  # a call without a path must not be begun
+                validate_outbound_headers=False,
+                normalize_inbound_headers=False,
+                normalize_outbound_headers=False,
+            ),
+        )
+        self.identity = identity
+        self.limits = limits
+        self.sock = sock
+        self.whose = whose
+        self.refused: UnauthenticatedError | None = None
+        self.lost = False
+        self.transport: Any = None
+        self.reason = ""  # why the connection ended, where somebody said so
+        if sock is not None:
+            self._received = Received(limits.fds, limits.fd_age, whose)
+            sock.arrived = self._received.arrive
+            sock.closed = self._received.close
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        h2 = H2Connection(config=self.h2_config)
+        client = self.h2_config.client_side
+        values = {
+            SettingCodes.MAX_CONCURRENT_STREAMS: self.limits.streams,
+            SettingCodes.MAX_HEADER_LIST_SIZE: self.limits.header_list,
+            SettingCodes.INITIAL_WINDOW_SIZE: self.limits.window,
+            FREES_FDS: 1,
+        }
+        if client:
+            values[SettingCodes.ENABLE_PUSH] = 0
+        h2.local_settings = Settings(client=client, initial_values=values)  # type: ignore[arg-type]
+        h2.decoder.max_header_list_size = self.limits.header_list
+        refuse = h2._frame_dispatch_table[GoAwayFrame]
+        h2._frame_dispatch_table[GoAwayFrame] = partial(_goaway, refuse)
+        h2.initiate_connection()
+        h2.increment_flow_control_window(self.limits.window - 65535)
+        self.connection = Wire(h2, transport, config=self.config, limits=self.limits)
+        self.connection.sock = self.sock
+        if self.sock is not None:
+            self.connection.received = self._received
+            self.connection.process = self.sock.credentials()
+        try:
+            shown = handshake_of(transport.get_extra_info("ssl_object"), self.identity)
+            self.connection.handshake = shown
+            if self.sock is not None:
+                self._received.whose = f"{shown.peer_id} ({self.whose})"
+        except UnauthenticatedError as error:
+            self.refused = error
+        self.connection.flush()
+        self.processor = Events(self.handler, self.connection, self)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            events = self.connection.feed(data)
+            self.connection.flush()
+            for event in events:
+                self.processor.process(event)
+            self.connection.flush()
+        except H2Error as error:
+            self._broken(f"it broke HTTP/2: {error or type(error).__name__}")
+        except Exception:  # whatever a peer's bytes do to the parser ends its connection only
+            log.exception("defect while reading from %s", self.whose)
+            self._broken("its bytes could not be read")
+
+    def _broken(self, why: str) -> None:
+        self.reason = why
+        log.warning("connection of %s closed: %s", self.whose, why)
+        self.connection.flush()  # the GOAWAY that says what was wrong
+        self.processor.close(why)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.lost = True
+        if said := refusal(exc):
+            self.refused = UnauthenticatedError(
+                f"{self.whose} refused our certificate of {self.identity.svid.id}: {said}",
+                hint="both sides need each other's trust domain's bundle",
+            )
+        if self.sock is not None:
+            self._received.close()
+        if hasattr(self, "processor"):
+            self.processor.close(self.reason or "the connection ended")
+
+    def abort(self) -> None:
+        """End the connection at once, whatever is unsent."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def settings_came(self) -> None:
+        """The peer's SETTINGS are known."""
+
+    def goaway_came(self) -> None:
+        """The peer takes no new call on this connection."""
+
+    @property
+    def frees_fds(self) -> bool:
+        """Whether the peer said that it frees received file descriptors."""
+        return bool(self.connection._connection.remote_settings.get(FREES_FDS, 0))
+
+    @property
+    def stream_limit(self) -> int:
+        """How many calls the peer takes at once on this connection."""
+        return int(self.connection._connection.remote_settings.max_concurrent_streams)
+
+
+def _goaway(refuse: Callable[[Any], Any], frame: GoAwayFrame) -> Any:
+    """h2 ends a connection at any GOAWAY; one without an error only announces the end."""
+    if frame.error_code != ErrorCodes.NO_ERROR:
+        return refuse(frame)
+    event = ConnectionTerminated()
+    event.error_code = ErrorCodes.NO_ERROR
+    event.last_stream_id = frame.last_stream_id
+    event.additional_data = None
+    return [], [event]
+
+
+# -- client -----------------------------------------------------------------------------------
+
+
+class ClientHttp2(Http2):
+    """A dialled connection; `ready` is done when the server took us, or said why not."""
+
+    def __init__(self, **facts: Any) -> None:
+        super().__init__(grpclib.client.Handler(), client=True, **facts)
+        self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.on_lost: Callable[[], None] = _nothing
+        self.on_goaway: Callable[[], None] = _nothing
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        if self.refused:
+            transport.abort()
+
+    def settings_came(self) -> None:
+        # with TLS 1.3 a client's handshake is over before the server has looked at its certificate
+        if not self.ready.done():
+            self.ready.set_result(None)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        if not self.ready.done():
+            self.ready.set_result(None)
+        self.on_lost()
+
+    def goaway_came(self) -> None:
+        self.on_goaway()
+
+    def eof_received(self) -> None:
+        """The peer closed its side: the transport closes ours."""
+
+
+def _nothing() -> None:
+    pass
+
+
+class LinkChannel(grpclib.client.Channel):
+    """What generated stubs take for a channel: one connection, never dialled anew by itself."""
+
+    def __init__(self, protocol: ClientHttp2, url: str, authority: str) -> None:
+        super().__init__(codec=ProtoCodec())
+        self._scheme = "https"
+        self._authority = authority
+        self._url = url
+        self._live = protocol
+
+    async def __connect__(self) -> ClientHttp2:
+        if self._live.lost:
+            raise self._live.refused or UnavailableError(
+                f"the connection to {self._url} ended", hint="the next call connects anew"
+            )
+        return self._live
+
+
+# -- server -----------------------------------------------------------------------------------
+
+
+class Gate(Protocol):
+    """What a connection's handler asks its server."""
+
+    refusing: str  # not empty: no new call is taken, and why
+
+    @property
+    def methods(self) -> Mapping[str, Method]:
+        """What is served, by path."""
+        ...
+
+    def made(self, protocol: "ServerHttp2") -> None:
+        """A connection finished its handshake."""
+        ...
+
+    def gone(self, protocol: "ServerHttp2") -> None:
+        """A connection ended."""
+        ...
+
+
+class CallHandler(grpclib.server.Handler):
+    """Takes a connection's calls, or answers at once why not."""
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__(dict(gate.methods), ProtoCodec(), None, _DispatchServerEvents())
+        self._gate = gate
+        self.protocol: ServerHttp2
+
+    def accept(self, stream: Any, headers: Any, release_stream: Callable[[], Any]) -> None:
+        said = dict(headers)
+        method, encoding = said.get(":path", ""), said.get("grpc-encoding", "identity")
+        if self.protocol.refused:
+            stream.answer(Status.UNAUTHENTICATED, str(self.protocol.refused))
+        elif self._gate.refusing:
+            stream.answer(Status.UNAVAILABLE, self._gate.refusing)
+        elif method not in self.mapping:
+            stream.answer(Status.UNIMPLEMENTED, f"nobody here serves {method[:200]}")
+        elif encoding != "identity":
+            stream.answer(
+                Status.UNIMPLEMENTED,
+                f"messages in the encoding {encoding[:50]!r} are not read here; send them plain",
+                ("grpc-accept-encoding", "identity"),
+            )
+        else:
+            super().accept(stream, headers, release_stream)
+            return
+        release_stream()
+
+
+class ServerHttp2(Http2):
+    """An accepted connection."""
+
+    def __init__(self, gate: Gate, **facts: Any) -> None:
+        handler = CallHandler(gate)
+        handler.protocol = self
+        super().__init__(handler, client=False, **facts)
+        self._gate = gate
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._gate.made(self)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self._gate.gone(self)
+
+
+def stream_of(stream: grpclib.server.Stream[Any, Any]) -> CallStream:
+    """The HTTP/2 stream below a handler's stream."""
+    found = stream._stream
+    assert isinstance(found, CallStream)
+    return found
+
+
+def method(original: Method, wrapped: Callable[[grpclib.server.Stream[Any, Any]], Any]) -> Method:
+    """The same method, served by wrapped."""
+    return Method(wrapped, original.cardinality, original.request_type, original.reply_type)
+
+
+__all__ = [
+    "MIB",
+    "Cardinality",
+    "ClientHttp2",
+    "Gate",
+    "Limits",
+    "LinkChannel",
+    "Method",
+    "ServerHttp2",
+    "method",
+    "stream_of",
+]

@@ -1,0 +1,457 @@
+"""Connections to other processes: shared, each bound to the certificates of its handshake.
+
+Upstream dials anew for every call, so a token and the certificate it is checked
+with are always of one age. Here connections are pooled, and one whose own
+certificate was replaced, or whose peer's has lived half of what was left of it,
+takes no new link: the next opens a new connection, and the old one closes when its
+links are gone. That a connection ends means nothing: the next link dials again.
+
+A peer that keeps received file descriptors as long as the connection (upstream
+does) would pin every namespace we name, so calls with descriptors get a
+connection per wire there, closed with `release`.
+"""
+
+import asyncio
+import logging
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+from nsm.caller import TOKEN, TOKEN_EXPIRES, Fds
+from nsm.errors import NsmError, UnauthenticatedError, UnavailableError
+from nsm.identity.source import Handshake, Identity, Source
+from nsm.identity.tokens import format_instant, issue
+from nsm.model import SECOND
+from nsm.rpc import addresses
+from nsm.rpc.background import background
+from nsm.rpc.fds import CallFds, FdSocket
+from nsm.rpc.grpclib_private import ClientHttp2, Limits, LinkChannel
+from nsm.rpc.sockets import watch_for_death
+from nsm.rpc.status import error_of
+from nsm.rpc.tls import Contexts
+
+log = logging.getLogger(__name__)
+
+DIAL_TIMEOUT = 0.75  # seconds, as upstream's manager and forwarder have it
+_RETRY_FULL = 0.005  # seconds between attempts at a unix socket whose backlog is full
+_ATTEMPT_DELAY = 0.1  # seconds before the next address of a name is tried beside the first
+_SHUTDOWN = 1.0  # seconds a TLS goodbye may take
+
+
+class _Connection:
+    """One dialled connection and the links on it."""
+
+    def __init__(self, url: str, protocol: ClientHttp2, handshake: Handshake) -> None:
+        self.url = url
+        self.protocol = protocol
+        self.handshake = handshake
+        self.links = 0
+        self.outdated = asyncio.Event()
+        self.timers: list[asyncio.TimerHandle] = []
+        self.idle: asyncio.TimerHandle | None = None
+
+    @property
+    def usable(self) -> bool:
+        return (
+            not self.protocol.lost
+            and not self.outdated.is_set()
+            and self.links < self.protocol.stream_limit
+        )
+
+    def retire(self) -> None:
+        self.outdated.set()
+        if not self.links:
+            self.close()
+
+    def close(self) -> None:
+        for timer in self.timers:
+            timer.cancel()
+        self.outdated.set()
+        self.protocol.connection.close()
+
+
+class Link:
+    """One call's, or one long stream's, place on a connection."""
+
+    def __init__(self, connection: _Connection, authority: str) -> None:
+        self.url = connection.url
+        self.handshake = connection.handshake
+        self.channel = LinkChannel(connection.protocol, connection.url, authority)
+        self._connection = connection
+        self._fds: CallFds | None = connection.protocol.connection.call_fds()
+
+    @property
+    def unix(self) -> bool:
+        """Whether descriptors can travel here."""
+        return self._fds is not None
+
+    @property
+    def fds(self) -> Fds | None:
+        """The descriptors that travel with this link's calls; None on TCP."""
+        return self._fds
+
+    def metadata(self, lifetime: int) -> dict[str, str]:
+        """A fresh token for the peer of this handshake, lifetime in ns (`wire.md` §4.2, §4.3)."""
+        token = issue(
+            self.handshake.own,
+            self.handshake.peer_id,
+            lifetime,
+            peer_not_after=self.handshake.peer_not_after,
+            now=time.time_ns(),
+        )
+        return {TOKEN: token.text, TOKEN_EXPIRES: format_instant(token.expires)}
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """What calls raise leaves this block as an NsmError that names the URL."""
+        try:
+            yield
+        except NsmError:
+            raise
+        except Exception as error:
+            protocol = self._connection.protocol
+            if protocol.lost and protocol.refused:
+                raise protocol.refused from error
+            raise error_of(error, self.url) from error
+
+    @property
+    def outdated(self) -> bool:
+        """Whether new links would get another connection."""
+        return self._connection.outdated.is_set()
+
+    async def outdating(self) -> None:
+        """Wait until a long stream should move to a new link."""
+        await self._connection.outdated.wait()
+
+    def end(self) -> None:
+        """The link is given back."""
+        if self._fds:
+            self._fds.end()
+
+
+class Peers:
+    """Every connection this process has dialled; an async context manager.
+
+    dial_timeout is in seconds and covers everything until the peer's SETTINGS came.
+    idle is how long a connection without links is kept, in seconds.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        dial_timeout: float = DIAL_TIMEOUT,
+        idle: float = 300.0,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+    ) -> None:
+        self._contexts = Contexts(source, server=False)
+        self._dial_timeout = dial_timeout
+        self._idle = idle
+        self._limits = limits
+        self._pool: dict[tuple[str, str], list[_Connection]] = {}
+        self._dials: dict[tuple[str, str], asyncio.Task[_Connection | NsmError]] = {}
+        self._keeping: set[str] = set()  # URLs whose peer keeps descriptors
+        self._stack = AsyncExitStack()
+        self._tasks: asyncio.TaskGroup
+
+    async def __aenter__(self) -> Self:
+        await self._contexts.build()
+        self._tasks = await self._stack.enter_async_context(background())
+        self._tasks.create_task(self._follow(), name="newest certificate for new links")
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for connection in self._all():
+            connection.close()
+        await self._stack.__aexit__(kind, error, trace)
+        for connection in self._all():
+            connection.close()
+        self._pool.clear()
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._all())
+
+    @asynccontextmanager
+    async def link(
+        self, url: str, *, private: str = "", dial_timeout: float | None = None
+    ) -> AsyncIterator[Link]:
+        """A place on a connection to url for one call or one long stream.
+
+        private is the connection id of a wire whose call carries file descriptors:
+        unless the peer frees those, its calls have a connection of their own.
+        Raises InvalidError, UnavailableError and UnauthenticatedError.
+        """
+        target = addresses.parse(url)
+        authority = "localhost" if isinstance(target, addresses.Unix) else _authority(target)
+        connection = await self._get(url, target, private, dial_timeout or self._dial_timeout)
+        link = Link(connection, authority)
+        try:
+            yield link
+        finally:
+            link.end()
+            self._give_back(connection)
+
+    async def release(self, private: str) -> None:
+        """The wire of that connection id closed: so do the connections it had for itself."""
+        for key in [k for k in self._pool if k[1] == private and private]:
+            for connection in list(self._pool.get(key, ())):
+                connection.retire()
+
+    # -- choosing -----------------------------------------------------------------------------
+
+    async def _get(
+        self, url: str, target: addresses.Unix | addresses.Tcp, private: str, patience: float
+    ) -> _Connection:
+        unix = isinstance(target, addresses.Unix)
+        async with _bounded(patience, url):
+            while True:
+                own = (url, private if unix and url in self._keeping else "")
+                found = self._find(own, private if unix else "")
+                if found is None:
+                    result = await self._dialled(own, target, patience)
+                    if isinstance(result, NsmError):
+                        raise result
+                    if private and unix and result.usable and not result.protocol.frees_fds:
+                        found = self._take_private(result, url, private)
+                if found is not None:
+                    found.links += 1
+                    if found.idle:
+                        found.idle.cancel()
+                        found.idle = None
+                    return found
+
+    def _find(self, key: tuple[str, str], private: str) -> _Connection | None:
+        """A connection with a free place; with fds on board, one that may carry them."""
+        for connection in self._pool.get(key, ()):
+            if connection.usable and (not private or key[1] or connection.protocol.frees_fds):
+                return connection
+        return None
+
+    def _take_private(self, fresh: _Connection, url: str, private: str) -> _Connection | None:
+        """Dialled for all, but the peer keeps descriptors: the first wire may have it whole."""
+        self._keeping.add(url)
+        if fresh.links or fresh not in self._pool.get((url, ""), ()):
+            return None
+        self._forget((url, ""), fresh)
+        self._pool.setdefault((url, private), []).append(fresh)
+        fresh.protocol.on_lost = partial(self._lost, (url, private), fresh)
+        return fresh
+
+    async def _dialled(
+        self, key: tuple[str, str], target: addresses.Unix | addresses.Tcp, patience: float
+    ) -> _Connection | NsmError:
+        """The result of one dial, shared by all who wait for the same."""
+        dial = self._dials.get(key)
+        if dial is None:
+            dial = self._tasks.create_task(
+                self._dial(key, target, patience), name=f"dial of {key[0]}"
+            )
+            self._dials[key] = dial
+            dial.add_done_callback(lambda _: self._dials.pop(key, None))
+        await asyncio.wait({dial})
+        if dial.cancelled():
+            return UnavailableError(f"cannot reach {key[0]}: this process is stopping")
+        return dial.result()
+
+    def _give_back(self, connection: _Connection) -> None:
+        connection.links -= 1
+        if connection.links or connection.protocol.lost:
+            return
+        if connection.outdated.is_set():
+            connection.close()
+        else:
+            loop = asyncio.get_running_loop()
+            connection.idle = loop.call_later(self._idle, connection.retire)
+            connection.timers.append(connection.idle)
+            connection.timers = [t for t in connection.timers if not t.cancelled()]
+
+    def _lost(self, key: tuple[str, str], connection: _Connection) -> None:
+        connection.close()
+        self._forget(key, connection)
+
+    def _forget(self, key: tuple[str, str], connection: _Connection) -> None:
+        some = self._pool.get(key, [])
+        if connection in some:
+            some.remove(connection)
+        if not some:
+            self._pool.pop(key, None)
+
+    def _all(self) -> list[_Connection]:
+        return [c for some in self._pool.values() for c in some]
+
+    async def _follow(self) -> None:
+        while True:
+            await self._contexts.replaced()
+            for connection in self._all():
+                connection.retire()
+
+    # -- dialling -----------------------------------------------------------------------------
+
+    async def _dial(
+        self, key: tuple[str, str], target: addresses.Unix | addresses.Tcp, patience: float
+    ) -> _Connection | NsmError:
+        url = key[0]
+        try:
+            async with _bounded(patience, url):
+                protocol = await dial(url, target, self._contexts, self._limits, patience)
+        except NsmError as error:
+            return error
+        shown = protocol.connection.handshake
+        assert shown is not None
+        connection = _Connection(url, protocol, shown)
+        if protocol.lost:
+            return UnavailableError(f"{url} ended the connection at once")
+        protocol.on_lost = partial(self._lost, key, connection)
+        protocol.on_goaway = connection.retire
+        if protocol.frees_fds:
+            self._keeping.discard(url)
+        elif isinstance(target, addresses.Unix):
+            self._keeping.add(url)
+        loop = asyncio.get_running_loop()
+        half = max(0.0, (shown.peer_not_after - time.time_ns()) / SECOND / 2)
+        connection.timers.append(loop.call_later(half, connection.retire))
+        self._pool.setdefault(key, []).append(connection)
+        if shown.own is not self._contexts.newest[0].svid:
+            connection.outdated.set()  # replaced while we dialled: good for whoever waits, no more
+        return connection
+
+
+async def dial(
+    url: str,
+    target: addresses.Unix | addresses.Tcp,
+    contexts: Contexts,
+    limits: Limits,
+    patience: float,
+) -> ClientHttp2:
+    """A connection to url over which both sides have accepted each other.
+
+    Raises UnavailableError and UnauthenticatedError.
+    """
+    identity, context = contexts.newest
+    protocol: ClientHttp2 | None = None
+    try:
+        if isinstance(target, addresses.Unix):
+            protocol = await _dial_unix(url, target.path, identity, context, limits, patience)
+        else:
+            protocol = await _dial_tcp(url, target, identity, context, limits, patience)
+        await protocol.ready
+        if protocol.refused:
+            raise _named(protocol.refused, url)
+        if protocol.lost:
+            raise UnavailableError(f"{url} ended the connection before it took a call")
+        return protocol
+    except OSError as error:  # ssl.SSLError and TimeoutError are such
+        raise _cannot_connect(error, url) from error
+    except BaseException:
+        if protocol is not None:
+            protocol.abort()
+        raise
+
+
+async def _dial_unix(
+    url: str,
+    path: str,
+    identity: Identity,
+    context: ssl.SSLContext,
+    limits: Limits,
+    patience: float,
+) -> ClientHttp2:
+    sock = FdSocket()
+    try:
+        sock.setblocking(False)
+        while True:
+            try:
+                sock.connect(path)
+                break
+            except BlockingIOError:  # the backlog is full; a unix socket cannot wait for a place
+                await asyncio.sleep(_RETRY_FULL)
+    except BaseException:
+        sock.close()
+        raise
+    make = partial(ClientHttp2, identity=identity, limits=limits, sock=sock, whose=url)
+    _, protocol = await asyncio.get_running_loop().create_connection(
+        make,
+        sock=sock,
+        ssl=context,
+        server_hostname="",  # none: SPIFFE ids are the only names
+        ssl_handshake_timeout=patience,
+        ssl_shutdown_timeout=_SHUTDOWN,
+    )
+    return protocol
+
+
+async def _dial_tcp(
+    url: str,
+    target: addresses.Tcp,
+    identity: Identity,
+    context: ssl.SSLContext,
+    limits: Limits,
+    patience: float,
+) -> ClientHttp2:
+    make = partial(ClientHttp2, identity=identity, limits=limits, sock=None, whose=url)
+    transport, protocol = await asyncio.get_running_loop().create_connection(
+        make,
+        target.host or "localhost",
+        target.port,
+        ssl=context,
+        server_hostname="",
+        happy_eyeballs_delay=_ATTEMPT_DELAY,
+        ssl_handshake_timeout=patience,
+        ssl_shutdown_timeout=_SHUTDOWN,
+    )
+    sock: socket.socket = transport.get_extra_info("socket")
+    with suppress(OSError):  # it ended already: `ready` says so
+        watch_for_death(sock)
+    return protocol
+
+
+@asynccontextmanager
+async def _bounded(patience: float, url: str) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(patience) as limit:
+            yield
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise UnavailableError(
+            f"cannot connect to {url}: no answer within {patience:g} s",
+            hint="is its process running, and not overloaded?",
+        ) from error
+
+
+def _cannot_connect(error: OSError, url: str) -> NsmError:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error_of(error, url)
+    if isinstance(error, ssl.SSLError):
+        reason = (error.reason or str(error)).replace("_", " ").lower()
+        return UnauthenticatedError(
+            f"the TLS handshake with {url} failed: {reason}",
+            hint="every listener of the mesh wants mutual TLS 1.2 or newer",
+        )
+    if isinstance(error, socket.gaierror):
+        return UnavailableError(f"cannot connect to {url}: its name is not known: {error.strerror}")
+    return UnavailableError(
+        f"cannot connect to {url}: {error.strerror or error}", hint="is its process running?"
+    )
+
+
+def _named(error: UnauthenticatedError, url: str) -> UnauthenticatedError:
+    if url in error.message:
+        return error
+    return UnauthenticatedError(f"{url}: {error.message}", hint=error.hint)
+
+
+def _authority(target: addresses.Tcp) -> str:
+    return addresses.tcp_url(target.host or "localhost", target.port).removeprefix("tcp://")

@@ -1,0 +1,515 @@
+"""Serving gRPC to the mesh: mutual TLS on every listener, unix sockets included.
+
+A listener appears only when it can answer, its connections are bounded in every
+way a peer could stretch them, and a stop tells open calls UNAVAILABLE, because
+upstream takes CANCELLED for the end of the wire and heals on anything else.
+What is known about a call's other end is `current_caller(stream)`.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import ssl
+import stat
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import grpclib.server
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from nsm.caller import TOKEN, TOKEN_EXPIRES, Caller
+from nsm.errors import Code, InvalidError, NsmError, TakenError
+from nsm.identity.source import Source
+from nsm.identity.spiffe import SpiffeId
+from nsm.identity.tokens import parse_instant
+from nsm.rpc import addresses
+from nsm.rpc.background import background
+from nsm.rpc.fds import FdSocket
+from nsm.rpc.grpclib_private import Limits, Method, ServerHttp2, method, stream_of
+from nsm.rpc.holders import holder_of_port
+from nsm.rpc.sockets import watch_for_death
+from nsm.rpc.status import expected, grpc_error, status_of
+from nsm.rpc.tls import Contexts
+
+log = logging.getLogger(__name__)
+
+_BACKLOG = 1024  # upstream dials anew for every Request: bursts must not be refused
+_REFUSED_FOR = 5.0  # seconds in which a refused peer may read why
+_CLOSING = 2.0  # seconds for a connection's last bytes to leave
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One finished call, for the one line that a log has about it."""
+
+    method: str  # /package.Service/Method
+    caller: SpiffeId
+    code: Code
+    ms: float
+    text: str = ""  # of the status; empty if OK
+
+
+def current_caller(stream: grpclib.server.Stream[Any, Any]) -> Caller:
+    """Who makes the call that stream belongs to; its descriptors end with the call."""
+    found = stream_of(stream).caller
+    if found is None:
+        raise RuntimeError("this stream is not one of nsm.rpc.server")
+    return found
+
+
+@asynccontextmanager
+async def serve(
+    listen: Sequence[str],
+    handlers: Sequence[Any],
+    source: Source,
+    *,
+    mode: int = 0o777,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    grace: float = 5.0,
+    on_call: Callable[[Call], None] | None = None,
+    variable: str = "NSM_LISTEN_ON",
+    publish: bool = True,
+) -> AsyncIterator["Server"]:
+    """Serve handlers (generated `*Base` classes) on listen until the block ends.
+
+    mode is a unix socket's (upstream: 0777; TLS decides who is let in). grace is
+    what running calls get at the end, in seconds. variable is named in the error
+    when an address is taken. Without publish nothing listens before
+    `Server.publish()`. Raises InvalidError, TakenError, DeniedError.
+    """
+    contexts = Contexts(source, server=True)
+    await contexts.build()
+    async with background() as tasks:
+        server = Server(listen, handlers, contexts, tasks, mode, limits, grace, on_call, variable)
+        tasks.create_task(server.follow(), name="newest certificate for new connections")
+        try:
+            if publish:
+                await server.publish()
+            yield server
+        finally:
+            await server.stop()
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    task: "asyncio.Task[Any]"
+    streaming: bool
+    stopped: bool = False
+
+    def stop(self) -> None:
+        if not self.stopped:
+            self.stopped = True
+            self.task.cancel()
+
+
+@dataclass(slots=True, eq=False)
+class _Listener:
+    sock: socket.socket
+    url: str
+    path: str = ""
+    inode: int = 0
+    paused: bool = field(default=True)
+
+
+class Server:
+    """What `serve` yields."""
+
+    def __init__(
+        self,
+        listen: Sequence[str],
+        handlers: Sequence[Any],
+        contexts: Contexts,
+        tasks: asyncio.TaskGroup,
+        mode: int,
+        limits: Limits,
+        grace: float,
+        on_call: Callable[[Call], None] | None,
+        variable: str,
+    ) -> None:
+        self.refusing = ""
+        self.methods: dict[str, Method] = {
+            path: method(original, partial(self._serve, path, original))
+            for handler in handlers
+            for path, original in handler.__mapping__().items()
+        }
+        self._addresses = [(url, addresses.parse(url)) for url in listen]
+        self._contexts = contexts
+        self._tasks = tasks
+        self._mode = mode
+        self._limits = limits
+        self._grace = grace
+        self._on_call = on_call
+        self._variable = variable
+        self._listeners: list[_Listener] = []
+        self._connections: set[ServerHttp2] = set()
+        self._handshakes: set[asyncio.Task[None]] = set()
+        self._running: set[_Running] = set()
+        self._closed = asyncio.Event()
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where it listens: ports chosen by the kernel are filled in."""
+        return tuple(each.url for each in self._listeners)
+
+    @property
+    def connections(self) -> int:
+        """How many peers are connected."""
+        return len(self._connections)
+
+    async def follow(self) -> None:
+        """New connections show the newest certificate; accepted ones keep theirs."""
+        while True:
+            await self._contexts.replaced()
+
+    # -- listening ----------------------------------------------------------------------------
+
+    async def publish(self) -> None:
+        """Listen, on all addresses or on none."""
+        try:
+            for url, address in self._addresses:
+                if isinstance(address, addresses.Unix):
+                    made = await asyncio.to_thread(self._listen_unix, url, address.path)
+                else:
+                    made = await asyncio.to_thread(self._listen_tcp, url, address)
+                self._listeners.append(made)
+        except BaseException:
+            self._close_listeners()
+            raise
+        self._resume()
+
+    def _listen_unix(self, url: str, path: str) -> _Listener:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            if not stat.S_ISSOCK(os.lstat(path).st_mode):
+                raise TakenError(
+                    f"cannot listen on {url}: {path} is there and is no socket",
+                    hint=f"move it away or set {self._variable} to another path",
+                )
+            self._refuse_if_alive(url, path)
+        except FileNotFoundError:
+            pass
+        # made beside its place and moved there when it listens: nobody meets a socket that refuses
+        early = path + "~" if len(path.encode()) < addresses.MAX_PATH else path
+        with suppress(FileNotFoundError):
+            os.unlink(early)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            sock.bind(early)
+            os.chmod(early, self._mode)
+            sock.listen(_BACKLOG)
+            if early != path:
+                os.rename(early, path)
+            inode = os.lstat(path).st_ino
+        except OSError as error:
+            sock.close()
+            raise self._cannot_listen(url, error) from error
+        return _Listener(sock, f"unix://{path}", path, inode)
+
+    def _refuse_if_alive(self, url: str, path: str) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(1.0)
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                return  # its owner is gone
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.ETIMEDOUT):  # those: alive and busy
+                    raise self._cannot_listen(url, error) from error
+            pid = FdSocket(fileno=os.dup(probe.fileno())).credentials().pid
+        raise TakenError(
+            f"cannot listen on {url}: {_process(pid)} answers there",
+            hint=f"stop it or set {self._variable} to another path",
+        )
+
+    def _listen_tcp(self, url: str, address: addresses.Tcp) -> _Listener:
+        sock: socket.socket | None = None
+        try:
+            family, where = _bindable(address)
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                only = 1 if address.host else 0  # no host: both families
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+            sock.bind(where)
+            sock.listen(_BACKLOG)
+        except OSError as error:
+            if sock is not None:
+                sock.close()
+            if error.errno == errno.EADDRINUSE:
+                pid = holder_of_port(address.port)
+                raise TakenError(
+                    f"cannot listen on {url}: {_process(pid)} has port {address.port}",
+                    hint=f"stop it or set {self._variable} to another address",
+                ) from error
+            raise self._cannot_listen(url, error) from error
+        port = sock.getsockname()[1]
+        return _Listener(sock, addresses.tcp_url(address.host, port))
+
+    def _cannot_listen(self, url: str, error: OSError) -> NsmError:
+        return InvalidError(
+            f"cannot listen on {url}: {error.strerror or error}",
+            hint=f"set {self._variable} to an address of this machine that this user may take",
+        )
+
+    def _close_listeners(self) -> None:
+        self._pause()
+        for each in self._listeners:
+            each.sock.close()
+            if each.path:
+                with suppress(FileNotFoundError):
+                    if os.lstat(each.path).st_ino == each.inode:  # not another's by now
+                        os.unlink(each.path)
+
+    # -- accepting ----------------------------------------------------------------------------
+
+    @property
+    def _full(self) -> bool:
+        return (
+            len(self._handshakes) >= self._limits.handshakes
+            or len(self._connections) + len(self._handshakes) >= self._limits.connections
+        )
+
+    def _resume(self) -> None:
+        if self.refusing or self._full:
+            return
+        loop = asyncio.get_running_loop()
+        for each in self._listeners:
+            if each.paused and each.sock.fileno() >= 0:
+                each.paused = False
+                loop.add_reader(each.sock.fileno(), self._accept, each)
+
+    def _pause(self) -> None:
+        loop = asyncio.get_running_loop()
+        for each in self._listeners:
+            if not each.paused and each.sock.fileno() >= 0:
+                each.paused = True
+                loop.remove_reader(each.sock.fileno())
+
+    def _accept(self, listener: _Listener) -> None:
+        for _ in range(16):  # then others have their turn
+            if self._full:
+                self._pause()
+                return
+            try:
+                accepted, _address = listener.sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    raise
+                log.warning("%s: cannot accept: %s; trying again", listener.url, error.strerror)
+                self._pause()
+                asyncio.get_running_loop().call_later(0.25, self._resume)
+                return
+            accepted.setblocking(False)
+            handshake = self._tasks.create_task(
+                self._handshake(accepted, listener), name=f"handshake on {listener.url}"
+            )
+            self._handshakes.add(handshake)
+            handshake.add_done_callback(self._handshaken)
+
+    def _handshaken(self, task: "asyncio.Task[None]") -> None:
+        self._handshakes.discard(task)
+        self._resume()
+
+    async def _handshake(self, accepted: socket.socket, listener: _Listener) -> None:
+        identity, context = self._contexts.newest
+        sock: FdSocket | None = None
+        raw = accepted
+        if listener.path:
+            raw = sock = FdSocket(fileno=accepted.detach())
+            sock.setblocking(False)
+            whose = f"pid {sock.credentials().pid} on {listener.url}"
+        else:
+            watch_for_death(accepted)
+            whose = _peer_of(accepted)
+        make = partial(
+            ServerHttp2, self, identity=identity, limits=self._limits, sock=sock, whose=whose
+        )
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                make,
+                raw,
+                ssl=context,
+                ssl_handshake_timeout=self._limits.handshake,
+                ssl_shutdown_timeout=1.0,
+            )
+        except ssl.SSLCertVerificationError as error:
+            log.warning(
+                "refused %s: its certificate does not chain to any bundle here: %s",
+                whose,
+                error.verify_message,
+            )
+        except OSError as error:  # ssl.SSLError is one
+            log.warning("refused %s: TLS handshake failed: %s", whose, _reason(error))
+
+    def made(self, protocol: ServerHttp2) -> None:
+        """A connection finished its handshake."""
+        self._connections.add(protocol)
+        if protocol.refused:
+            log.warning("refused %s: %s", protocol.whose, protocol.refused)
+            asyncio.get_running_loop().call_later(_REFUSED_FOR, protocol.connection.close)
+
+    def gone(self, protocol: ServerHttp2) -> None:
+        """A connection ended; that means nothing but that."""
+        self._connections.discard(protocol)
+        if not self._connections:
+            self._closed.set()
+        self._resume()
+
+    # -- calls --------------------------------------------------------------------------------
+
+    async def _serve(
+        self, path: str, original: Method, stream: grpclib.server.Stream[Any, Any]
+    ) -> None:
+        """Every call's way through: who, what it came to, one line."""
+        call = stream_of(stream)
+        shown = call.connection.handshake
+        task = asyncio.current_task()
+        assert shown is not None  # others were answered in `CallHandler.accept`
+        assert task is not None
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        running = _Running(task, original.cardinality.server_streaming)
+        call.fds = call.connection.call_fds()
+        call.caller = _caller(stream, start)
+        self._running.add(running)
+        code, text = Code.OK, ""
+        try:
+            if self.refusing:
+                raise GRPCError(Status.UNAVAILABLE, self.refusing)
+            await original.func(stream)
+        except asyncio.CancelledError as error:
+            if running.stopped:
+                task.uncancel()
+                code, text = Code.UNAVAILABLE, self.refusing
+                raise GRPCError(Status.UNAVAILABLE, text) from None
+            late = call.caller.deadline is not None and loop.time() >= call.caller.deadline
+            code, text = (Code.DEADLINE_EXCEEDED, "") if late else status_of(error)
+            raise
+        except Exception as error:
+            code, text = status_of(error)
+            if not expected(error):
+                log.exception("defect in %s, called by %s", path, shown.peer_id)
+            raise grpc_error(error) from None
+        finally:
+            self._running.discard(running)
+            if call.fds:
+                call.fds.end()
+            if self._on_call:
+                ms = (loop.time() - start) * 1000
+                self._on_call(Call(path, shown.peer_id, code, ms, text))
+
+    # -- stopping -----------------------------------------------------------------------------
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Refuse what is new, let running calls end, tell the others UNAVAILABLE, close.
+
+        grace in seconds, for unary calls; streams, which have no end of their own,
+        are told at once. Harmless when called again.
+        """
+        if self.refusing:
+            return
+        grace = self._grace if grace is None else grace
+        self._close_listeners()
+        self.refusing = f"{self._contexts.newest[0].svid.id} is stopping; try again"
+        for task in self._handshakes:
+            task.cancel()
+        await self._ended(grace, streams_only=True)
+        await self._ended(grace, streams_only=False)
+        for protocol in list(self._connections):
+            protocol.connection.goaway()
+            protocol.connection.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSING):
+                while self._connections:
+                    self._closed.clear()
+                    await self._closed.wait()
+        for protocol in list(self._connections):
+            protocol.abort()
+
+    async def _ended(self, grace: float, *, streams_only: bool) -> None:
+        for running in self._running:
+            if running.streaming or not streams_only:
+                running.stop()
+        if self._running:
+            await asyncio.wait({r.task for r in self._running}, timeout=grace)
+
+
+def _caller(stream: grpclib.server.Stream[Any, Any], now: float) -> Caller:
+    call = stream_of(stream)
+    wire = call.connection
+    assert wire.handshake is not None
+    given: Any = stream.metadata or {}
+    single: dict[str, str] = {}
+    for key in dict.fromkeys(given):
+        values = given.getall(key) if hasattr(given, "getall") else [given[key]]
+        if len(values) == 1 and isinstance(values[0], str):
+            single[key] = values[0]
+        elif key in (TOKEN, TOKEN_EXPIRES):
+            log.warning("%s sent %s %d times: ignored", wire.handshake.peer_id, key, len(values))
+    token, expires = single.pop(TOKEN, ""), single.pop(TOKEN_EXPIRES, "")
+    return Caller(
+        handshake=wire.handshake,
+        token=token,
+        token_expires=_instant(expires, wire.handshake.peer_id),
+        unix=wire.sock is not None,
+        process=wire.process,
+        fds=call.fds,
+        deadline=now + stream.deadline.time_remaining() if stream.deadline else None,
+        metadata=single,
+    )
+
+
+def _instant(text: str, whose: SpiffeId) -> int | None:
+    if not text:
+        return None
+    try:
+        return parse_instant(text)
+    except InvalidError as error:
+        log.warning("%s sent an unreadable %s: %s", whose, TOKEN_EXPIRES, error)
+        return None
+
+
+def _bindable(address: addresses.Tcp) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
+    if not address.host:
+        if socket.has_dualstack_ipv6():
+            return socket.AF_INET6, ("::", address.port)
+        return socket.AF_INET, ("0.0.0.0", address.port)  # noqa: S104 - an empty host says: all
+    found = socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    return found[0][0], found[0][4]
+
+
+def _process(pid: int | None) -> str:
+    if not pid:
+        return "another process"
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            command = file.read(300).replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        command = ""
+    return f"process {pid} ({command})" if command else f"process {pid}"
+
+
+def _peer_of(sock: socket.socket) -> str:
+    try:
+        host, port = sock.getpeername()[:2]
+    except OSError:
+        return "a peer that is gone"
+    return addresses.tcp_url(host, port)
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or str(error)).replace("_", " ").lower()
+    return error.strerror or str(error) or type(error).__name__

@@ -1,0 +1,126 @@
+"""TLS of the mesh: mutual, 1.2 or newer, h2, no host names (`wire.md` §4.1).
+
+OpenSSL proves that the peer holds the key of a certificate which *some*
+authority we know signed. Whether that authority may speak for the peer's trust
+domain is decided by `nsm.identity.verify.peer_id`, on the chain taken from here,
+before a byte of any call is read. Contexts are built in a thread, once per
+identity; a key reaches OpenSSL through a memory file and never through a disk.
+"""
+
+import asyncio
+import os
+import ssl
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from nsm.errors import UnauthenticatedError
+from nsm.identity.source import Handshake, Identity, Source, not_after
+from nsm.identity.verify import peer_id
+
+_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2; those of 1.3 are all good
+
+
+def context_of(identity: Identity, *, server: bool) -> ssl.SSLContext:
+    """A context that shows identity's certificate and asks for one. Blocks for about 1 ms."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(_CIPHERS)
+    context.check_hostname = False  # a SPIFFE id is the only name
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.set_alpn_protocols(["h2"])
+    # a bundle may hold an intermediate authority as its anchor
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    # a resumed session would show no chain to verify
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    if server:
+        context.num_tickets = 0
+    authorities = b"".join(a.public_bytes(Encoding.DER) for a in identity.authorities)
+    if authorities:
+        context.load_verify_locations(cadata=authorities)
+    memory = os.memfd_create("svid", os.MFD_CLOEXEC)
+    try:
+        with open(memory, "wb", closefd=False) as file:
+            file.write(identity.svid.key_pem() + identity.svid.chain_pem())
+        context.load_cert_chain(f"/proc/self/fd/{memory}")
+    finally:
+        os.close(memory)
+    return context
+
+
+class Contexts:
+    """The context for new connections: the source's newest identity, built beforehand."""
+
+    def __init__(self, source: Source, *, server: bool) -> None:
+        self._source = source
+        self._server = server
+        self._newest: tuple[Identity, ssl.SSLContext] | None = None
+
+    @property
+    def newest(self) -> tuple[Identity, ssl.SSLContext]:
+        """The identity to show and its context; `build` must have run."""
+        if self._newest is None:
+            raise RuntimeError("build() comes first")
+        return self._newest
+
+    async def build(self) -> None:
+        """Build the context of the source's identity as it is now."""
+        identity = self._source.identity
+        context = await asyncio.to_thread(context_of, identity, server=self._server)
+        self._newest = identity, context
+
+    async def replaced(self) -> None:
+        """Wait for the source to have another identity than `newest`, and build its context."""
+        await self._source.changed(self.newest[0])
+        await self.build()
+
+
+def handshake_of(ssl_object: Any, own: Identity) -> Handshake:
+    """What a finished handshake proved. Raises UnauthenticatedError saying what is wrong."""
+    if ssl_object is None:
+        raise UnauthenticatedError("the connection has no TLS")
+    if ssl_object.selected_alpn_protocol() != "h2":
+        raise UnauthenticatedError(
+            "the peer did not agree on the protocol 'h2'", hint="offer ALPN h2, as gRPC demands"
+        )
+    try:
+        chain = tuple(x509.load_der_x509_certificate(c) for c in _chain(ssl_object))
+    except ValueError as unreadable:
+        raise UnauthenticatedError(
+            f"the peer's certificate cannot be read: {unreadable}"
+        ) from unreadable
+    name = peer_id(chain, own.bundles)
+    return Handshake(
+        own=own.svid, peer_id=name, peer_leaf=chain[0], peer_not_after=not_after(chain[0])
+    )
+
+
+def _chain(ssl_object: Any) -> list[bytes]:
+    """The certificates the peer showed, leaf first, as DER."""
+    if hasattr(ssl_object, "get_unverified_chain"):  # public since Python 3.13
+        return list(ssl_object.get_unverified_chain() or ())
+    shown = ssl_object._sslobj.get_unverified_chain() or ()  # noqa: SLF001 - the same, before 3.13
+    return [c.public_bytes(_DER) for c in shown]
+
+
+_DER = 2  # _ssl.ENCODING_DER
+
+
+def refusal(error: BaseException | None) -> str:
+    """What the peer's TLS alert says about *our* certificate; empty if it says nothing."""
+    reason = getattr(error, "reason", None) if isinstance(error, ssl.SSLError) else None
+    return _ALERTS.get(reason or "", "")
+
+
+_ALERTS = {
+    "TLSV1_ALERT_UNKNOWN_CA": "no authority it knows signed our certificate",
+    "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it wants a certificate and we showed none",
+    "SSLV3_ALERT_BAD_CERTIFICATE": "it does not accept our certificate",
+    "SSLV3_ALERT_CERTIFICATE_EXPIRED": "our certificate is expired there",
+    "SSLV3_ALERT_CERTIFICATE_REVOKED": "our certificate is revoked",
+    "SSLV3_ALERT_CERTIFICATE_UNKNOWN": "it does not accept our certificate",
+    "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE": "it does not accept this kind of certificate",
+    "TLSV1_ALERT_ACCESS_DENIED": "it refuses us",
+    "TLSV1_ALERT_DECRYPT_ERROR": "it could not verify our signature",
+}
