@@ -1,0 +1,608 @@
+"""What a lab file says, as values: read once, defaults filled in, references resolved.
+
+Everything the engine does follows from these; nothing here touches the machine,
+so `lab check` and `lab show` work for anyone, anywhere.
+"""
+
+import ipaddress
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from labs import schema, units
+from labs.source import Source, Where, load, spell
+from nsm import nsurl
+from nsm.errors import InvalidError, NotFoundError
+
+Family = Literal["ipv4", "ipv6"]
+FAMILIES: Final[tuple[Family, Family]] = ("ipv4", "ipv6")
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A registry, a trust domain, and the nodes it manages."""
+
+    name: str
+    trust_domain: str
+    underlay: Family
+    registry_on: str
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A namespace of the topology: a machine, or a switch (then without cluster and addresses)."""
+
+    name: str
+    kind: Literal["node", "switch"]
+    cluster: str = ""
+    addresses: tuple[str, ...] = ()  # `a/len`, IPv4 first
+
+    def address(self, family: Family) -> str:
+        """Its underlay address of a family, without the length; `""` if it has none."""
+        version = 4 if family == "ipv4" else 6
+        for text in self.addresses:
+            found = ipaddress.ip_interface(text)
+            if found.version == version:
+                return str(found.ip)
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """One end of a cable."""
+
+    node: str
+    interface: str
+
+    def __str__(self) -> str:
+        return f"{self.node}:{self.interface}"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A cable between two ports; mtu in bytes."""
+
+    ends: tuple[Port, Port]
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program of the lab's author, started in a namespace; tcp: the port it is ready on, or 0."""
+
+    name: str
+    exec: str
+    tcp: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Somebody who offers a service."""
+
+    name: str
+    service: str
+    payload: str
+    on: str
+    prefixes: tuple[str, ...]
+    labels: Mapping[str, str]
+    run: tuple[Program, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Somebody who asks for services (nobody, if netns_only)."""
+
+    name: str
+    on: str
+    connect: tuple[str, ...] = ()
+    netns_only: bool = False
+    run: tuple[Program, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Echoes along wires; size in bytes of the IP packet, 0 for the wire's MTU, -1 for one more."""
+
+    source: str
+    target: str
+    service: str
+    families: tuple[Family, ...]
+    strict: bool  # the wire must have all of families
+    count: int
+    size: int
+    lost: int | Literal["all"]
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Bytes over TCP along wires."""
+
+    source: str
+    target: str
+    service: str
+    families: tuple[Family, ...]
+    strict: bool
+    octets: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exec:
+    """A command in a namespace; timeout in seconds."""
+
+    place: str
+    command: str
+    timeout: float
+    exit: int
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """What passes a port while another check runs."""
+
+    port: Port
+    during: str
+    sees: tuple[str, ...]
+    never: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WireFacts:
+    """What the kernel says of clients' wires; empty or 0 is not asked."""
+
+    client: str
+    service: str
+    mechanism: str
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One row of the table."""
+
+    name: str
+    what: Ping | Transfer | Exec | Capture | WireFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Lab:
+    """A whole file."""
+
+    name: str
+    clusters: Mapping[str, Cluster]
+    nodes: Mapping[str, Node]
+    links: tuple[Link, ...]
+    endpoints: Mapping[str, Endpoint]
+    clients: Mapping[str, Client]
+    checks: tuple[Check, ...]
+    must_be_red: Mapping[str, str]
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Everything with a namespace of its own: nodes, endpoints, clients."""
+        return (*self.nodes, *self.endpoints, *self.clients)
+
+    def node_of(self, place: str) -> Node:
+        """The node a place is, or stands on. Raises NotFoundError naming the nearest."""
+        if place in self.nodes:
+            return self.nodes[place]
+        there = self.endpoints.get(place) or self.clients.get(place)
+        if there is None:
+            raise NotFoundError(
+                f"lab {self.name} has no node, endpoint or client {place!r}"
+                + schema.nearest(place, list(self.places)),
+                hint=f"it has {', '.join(self.places)}",
+            )
+        return self.nodes[there.on]
+
+
+def matching(pattern: str, names: Mapping[str, Any] | tuple[str, ...]) -> tuple[str, ...]:
+    """The names a glob means, in their own order."""
+    return tuple(name for name in names if fnmatchcase(name, pattern))
+
+
+def find(asked: str) -> Path:
+    """A lab file by path, or by the name of one that came with the programs.
+
+    Raises NotFoundError with the labs there are.
+    """
+    path = Path(asked)
+    if path.is_file():
+        return path
+    shipped = {p.stem: p for p in shipped_files()}
+    if asked in shipped:
+        return shipped[asked]
+    raise NotFoundError(
+        f"no lab file {asked!r}" + schema.nearest(asked, list(shipped)),
+        hint=f"give a path, or one of {', '.join(sorted(shipped))}",
+    )
+
+
+def shipped_files() -> Iterator[Path]:
+    """The lab files that come with the programs."""
+    root = Path(str(resources.files("labs")))
+    yield from sorted(root.glob("*.yaml"))
+
+
+def read(path: Path, *, name: str = "") -> Lab:
+    """Read a lab file; name replaces the file's own.
+
+    Raises InvalidError with FILE:LINE, what was found and what was expected.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as wrong:
+        raise InvalidError(f"{path}: cannot be read: {wrong}") from None
+    return parse(text, str(path), name=name)
+
+
+def parse(text: str, file: str, *, name: str = "") -> Lab:
+    """The lab a text describes; file is what messages call it."""
+    source = load(text, file)
+    schema.check(source)
+    if name:
+        source.data["name"] = name
+        schema.check(source)
+    return _Reader(source).lab()
+
+
+class _Reader:
+    """Turns checked data into values, and holds names against one another."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._data: Mapping[str, Any] = source.data
+
+    def _wrong(self, where: Where, says: str) -> InvalidError:
+        return InvalidError(f"{self._source.at(where)}: {spell(where)}: {says}")
+
+    def _known(self, where: Where, name: str, known: Mapping[str, Any], kind: str) -> str:
+        if name not in known:
+            near = schema.nearest(name, list(known)) or f"; there is {', '.join(known) or 'none'}"
+            raise self._wrong(where, f"no {kind} {name!r}{near}")
+        return name
+
+    def lab(self) -> Lab:
+        """The whole, with every reference held against what it refers to."""
+        links = self._links()
+        nodes = self._nodes(links)
+        clusters = self._clusters(nodes)
+        for name, node in nodes.items():
+            self._reachable(name, node, clusters)
+        endpoints = self._endpoints(nodes)
+        clients = self._clients(nodes, endpoints)
+        self._distinct(nodes, endpoints, clients)
+        return Lab(
+            self._data["name"],
+            clusters,
+            nodes,
+            links,
+            endpoints,
+            clients,
+            self._checks(nodes, links, endpoints, clients),
+            self._data.get("must-be-red", {}),
+        )
+
+    # -- topology ---------------------------------------------------------------------------
+
+    def _links(self) -> tuple[Link, ...]:
+        nodes = self._data["topology"]["nodes"]
+        links, taken = [], set()
+        for i, item in enumerate(self._data["topology"].get("links", [])):
+            ends = []
+            for j, text in enumerate(item["endpoints"]):
+                where = ("topology", "links", i, "endpoints", j)
+                node, _, interface = text.partition(":")
+                self._known(where, node, nodes, "node")
+                if text in taken:
+                    raise self._wrong(where, f"{text} has two cables")
+                taken.add(text)
+                ends.append(Port(node, interface))
+            links.append(Link((ends[0], ends[1]), item.get("mtu", 1500)))
+        return tuple(links)
+
+    def _nodes(self, links: tuple[Link, ...]) -> dict[str, Node]:
+        topology = self._data["topology"]
+        clusters, kinds = topology["clusters"], topology["nodes"]
+        cabled = list(dict.fromkeys(end.node for link in links for end in link.ends))
+        self._one_segment(links, kinds)
+        drawn = {family: self._drawn(family, kinds, cabled) for family in FAMILIES}
+        nodes = {}
+        for name, item in kinds.items():
+            where = ("topology", "nodes", name)
+            if item.get("kind") == "switch":
+                for key in ("cluster", "ipv4", "ipv6"):
+                    if key in item:
+                        raise self._wrong((*where, key), "a switch has none")
+                nodes[name] = Node(name, "switch")
+                continue
+            if "cluster" not in item:
+                raise self._wrong(where, '"cluster" is missing')
+            cluster = self._known((*where, "cluster"), item["cluster"], clusters, "cluster")
+            own = tuple(drawn[family][name] for family in FAMILIES if name in drawn[family])
+            nodes[name] = Node(name, "node", cluster, own)
+        return nodes
+
+    def _one_segment(self, links: tuple[Link, ...], kinds: Mapping[str, Any]) -> None:
+        """All cables must meet: addresses of one prefix in two segments would not reach."""
+        ends: dict[str, int] = {}
+        for i, link in enumerate(links):
+            for j, end in enumerate(link.ends):
+                if kinds[end.node].get("kind") != "switch" and end.node in ends:
+                    where = ("topology", "links", i, "endpoints", j)
+                    raise self._wrong(
+                        where,
+                        f"{end.node} has two cables: nodes that route are not yet there;"
+                        " what works: one cable a node, joined by switches",
+                    )
+                ends.setdefault(end.node, i)
+        joined: set[str] = set()
+        reach = {link.ends[0].node for link in links[:1]}
+        while reach - joined:
+            joined |= reach
+            touching = (link for link in links if any(e.node in joined for e in link.ends))
+            reach = {end.node for link in touching for end in link.ends}
+        for i, link in enumerate(links):
+            if link.ends[0].node not in joined:
+                raise self._wrong(
+                    ("topology", "links", i),
+                    f"{link.ends[0]} is in a segment of its own: several segments are not yet"
+                    " there; what works: switches joined by a link",
+                )
+
+    def _drawn(self, family: Family, kinds: Mapping[str, Any], cabled: list[str]) -> dict[str, str]:
+        """Each cabled node's address `a/len`: the given one, or the next free of the prefix."""
+        prefix = self._data["topology"].get("underlay", {}).get(family)
+        given: dict[str, str] = {n: item[family] for n, item in kinds.items() if family in item}
+        for name in given:
+            if not prefix:
+                where = ("topology", "nodes", name, family)
+                raise self._wrong(where, f"topology.underlay.{family} is missing")
+        if not prefix:
+            return {}
+        network = ipaddress.ip_network(prefix)
+        owners: dict[str, str] = {}
+        for name, text in given.items():
+            where = ("topology", "nodes", name, family)
+            if ipaddress.ip_address(text) not in network:
+                raise self._wrong(where, f"{text} is outside of {prefix}")
+            canonical = str(ipaddress.ip_address(text))
+            if canonical in owners:
+                raise self._wrong(where, f"{text} is {owners[canonical]}'s already")
+            owners[canonical] = name
+        machines = [n for n in cabled if kinds[n].get("kind") != "switch"]
+        free = (str(a) for a in network.hosts() if str(a) not in owners)
+        found = {}
+        for name in machines:
+            address = given.get(name) or next(free, None)
+            if address is None:
+                raise self._wrong(
+                    ("topology", "underlay", family),
+                    f"{prefix} has no address for {len(machines)} nodes",
+                )
+            found[name] = f"{address}/{network.prefixlen}"
+        return found
+
+    def _clusters(self, nodes: Mapping[str, Node]) -> dict[str, Cluster]:
+        underlay = self._data["topology"].get("underlay", {})
+        clusters: dict[str, Cluster] = {}
+        domains: dict[str, str] = {}
+        for name, item in self._data["topology"]["clusters"].items():
+            where = ("topology", "clusters", name)
+            item = item or {}
+            own = [n.name for n in nodes.values() if n.cluster == name]
+            if not own:
+                raise self._wrong(where, "no node belongs to it")
+            domain = item.get("trust-domain", f"{name}.test")
+            if domain in domains:
+                raise self._wrong(where, f"trust domain {domain} is {domains[domain]}'s already")
+            domains[domain] = name
+            registry = item.get("registry-on", own[0])
+            if registry not in own:
+                raise self._wrong((*where, "registry-on"), f"{registry} is no node of {name}")
+            family: Family = item.get("underlay") or ("ipv4" if "ipv4" in underlay else "ipv6")
+            clusters[name] = Cluster(name, domain, family, registry)
+        return clusters
+
+    def _reachable(self, name: str, node: Node, clusters: Mapping[str, Cluster]) -> None:
+        if node.kind == "switch":
+            return
+        family = clusters[node.cluster].underlay
+        if not node.address(family):
+            raise self._wrong(
+                ("topology", "nodes", name),
+                f"has no {family} address, which cluster {node.cluster} needs:"
+                f" give it a link, and topology.underlay.{family}",
+            )
+
+    # -- who offers and who asks ------------------------------------------------------------
+
+    def _machine(self, where: Where, name: str, nodes: Mapping[str, Node]) -> Node:
+        self._known(where, name, nodes, "node")
+        if nodes[name].kind == "switch":
+            raise self._wrong(where, f"{name} is a switch: nothing runs on it")
+        return nodes[name]
+
+    def _endpoints(self, nodes: Mapping[str, Node]) -> dict[str, Endpoint]:
+        endpoints: dict[str, Endpoint] = {}
+        for key, service in self._data.get("services", {}).items():
+            bare, _, cluster = key.partition("@")
+            if cluster:
+                clusters = self._data["topology"]["clusters"]
+                self._known(("services", key), cluster, clusters, "cluster")
+            for name, item in service["endpoints"].items():
+                where = ("services", key, "endpoints", name)
+                node = self._machine((*where, "on"), item["on"], nodes)
+                if cluster and node.cluster != cluster:
+                    says = f"{node.name} is of {node.cluster}, the service of {cluster}"
+                    raise self._wrong((*where, "on"), says)
+                if name in endpoints:
+                    raise self._wrong(where, "is there twice: endpoints' names are the lab's")
+                endpoints[name] = Endpoint(
+                    name,
+                    bare,
+                    service.get("payload", "ethernet"),
+                    node.name,
+                    tuple(item["prefixes"]),
+                    item.get("labels", {}),
+                    self._programs(item),
+                )
+        return endpoints
+
+    def _clients(
+        self, nodes: Mapping[str, Node], endpoints: Mapping[str, Endpoint]
+    ) -> dict[str, Client]:
+        clients = {}
+        for name, item in self._data.get("clients", {}).items():
+            where = ("clients", name)
+            node = self._machine((*where, "on"), item["on"], nodes)
+            alone = item.get("netns-only", False)
+            if alone and (item.get("connect") or item.get("labels")):
+                raise self._wrong(where, "netns-only: it connects to nothing and has no labels")
+            if not alone and not item.get("connect"):
+                raise self._wrong(where, '"connect" is missing, or "netns-only: true"')
+            urls = []
+            interfaces: set[str] = set()
+            for i, text in enumerate(item.get("connect", [])):
+                spot = (*where, "connect", i)
+                asked = nsurl.parse(text)
+                self._offered(spot, asked, node, nodes, endpoints)
+                if asked.interface and asked.interface in interfaces:
+                    raise self._wrong(spot, f"interface {asked.interface} is asked for twice")
+                interfaces.add(asked.interface or "")
+                urls.append(_with_labels(asked, item.get("labels", {})))
+            clients[name] = Client(name, node.name, tuple(urls), alone, self._programs(item))
+        return clients
+
+    def _offered(
+        self,
+        where: Where,
+        asked: nsurl.NSURL,
+        node: Node,
+        nodes: Mapping[str, Node],
+        endpoints: Mapping[str, Endpoint],
+    ) -> None:
+        """A service nobody offers is a typing error, except where the lab wants to be red."""
+        offered = {e.service for e in endpoints.values() if nodes[e.on].cluster == node.cluster}
+        if asked.service not in offered and "up" not in self._data.get("must-be-red", {}):
+            near = schema.nearest(asked.service, list(offered))
+            raise self._wrong(where, f"nobody in {node.cluster} offers {asked.service!r}{near}")
+
+    def _programs(self, item: Mapping[str, Any]) -> tuple[Program, ...]:
+        return tuple(
+            Program(p["name"], p["exec"], p.get("ready", {}).get("tcp", 0))
+            for p in item.get("run", [])
+        )
+
+    def _distinct(self, *kinds: Mapping[str, Any]) -> None:
+        """Each name is a namespace's, so no two of them may be equal."""
+        seen: set[str] = set()
+        for kind in kinds:
+            for name in kind:
+                if name in seen:
+                    asks = name in self._data.get("clients", {})
+                    where: Where = ("clients", name) if asks else ("topology", "nodes", name)
+                    raise self._wrong(where, "nodes, endpoints and clients need names of their own")
+                seen.add(name)
+
+    # -- checks -----------------------------------------------------------------------------
+
+    def _checks(
+        self,
+        nodes: Mapping[str, Node],
+        links: tuple[Link, ...],
+        endpoints: Mapping[str, Endpoint],
+        clients: Mapping[str, Client],
+    ) -> tuple[Check, ...]:
+        ends = {**endpoints, **clients}
+        places = {**nodes, **ends}
+        ports = {str(end): end for link in links for end in link.ends}
+        checks: dict[str, Check] = {}
+        for i, item in enumerate(self._data.get("checks", [])):
+            where: Where = ("checks", i)
+            kind = next(k for k in _EXPECTS if k in item)
+            asked, expect = item[kind], item.get("expect", {})
+            self._expects(where, kind, expect)
+            if item["name"] in checks:
+                raise self._wrong((*where, "name"), f"{item['name']!r} is there twice")
+            for key in ("from", "to", "client"):
+                if key in asked and not matching(asked[key], clients if key == "client" else ends):
+                    raise self._wrong((*where, kind, key), f"nobody is called like {asked[key]!r}")
+            if kind == "exec":
+                self._known((*where, kind, "in"), asked["in"], places, "place")
+            if kind == "capture":
+                self._known((*where, kind, "on"), asked["on"], ports, "port")
+                self._known((*where, kind, "during"), asked["during"], checks, "check above")
+            checks[item["name"]] = Check(item["name"], _check(kind, asked, expect, ports))
+        for red in self._data.get("must-be-red", {}):
+            if red not in checks and red != "up":
+                raise self._wrong(("must-be-red", red), "is no check's name, nor `up`")
+        return tuple(checks.values())
+
+    def _expects(self, where: Where, kind: str, expect: Mapping[str, Any]) -> None:
+        for key in expect:
+            if key not in _EXPECTS[kind]:
+                known = ", ".join(_EXPECTS[kind])
+                raise self._wrong(
+                    (*where, "expect", key), f"means nothing for {kind}; known: {known}"
+                )
+        if kind in ("capture", "wire") and not expect:
+            known = " or ".join(_EXPECTS[kind])
+            raise self._wrong(where, f'"expect" is missing: {known}')
+
+
+_EXPECTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "ping": ("lost",),
+    "tcp": ("sha256",),
+    "exec": ("exit", "output"),
+    "capture": ("sees", "never"),
+    "wire": ("mechanism", "mtu"),
+}
+
+
+def _check(
+    kind: str, asked: Mapping[str, Any], expect: Mapping[str, Any], ports: Mapping[str, Port]
+) -> Ping | Transfer | Exec | Capture | WireFacts:
+    family = asked.get("family", "any")
+    families: tuple[Family, ...] = FAMILIES if family in ("any", "both") else (family,)
+    strict = family != "any"
+    service = asked.get("service", "*").partition("@")[0]
+    match kind:
+        case "ping":
+            size = {"mtu": 0, "mtu+1": -1}.get(asked.get("size", "64B"))
+            if size is None:
+                size = units.octets(asked.get("size", "64B"))
+            return Ping(
+                asked["from"], asked["to"], service, families, strict,
+                asked.get("count", 3), size, expect.get("lost", 0),
+            )  # fmt: skip
+        case "tcp":
+            octets = units.octets(asked.get("bytes", "1MB"))
+            return Transfer(asked["from"], asked["to"], service, families, strict, octets)
+        case "exec":
+            timeout = units.seconds(asked.get("timeout", "30s"))
+            return Exec(
+                asked["in"], asked["command"], timeout,
+                expect.get("exit", 0), expect.get("output", ""),
+            )  # fmt: skip
+        case "capture":
+            return Capture(
+                ports[asked["on"]], asked["during"],
+                tuple(expect.get("sees", ())), tuple(expect.get("never", ())),
+            )  # fmt: skip
+        case _:
+            return WireFacts(
+                asked["client"], service, expect.get("mechanism", ""), expect.get("mtu", 0)
+            )
+
+
+def _with_labels(asked: nsurl.NSURL, labels: Mapping[str, str]) -> str:
+    """The URL with a client's labels; those of the URL win.
+
+    Upstream's client takes labels from the URL only (`wire.md` §11.3).
+    """
+    both = {**labels, **asked.labels}
+    return str(nsurl.NSURL(asked.mechanism, asked.service, asked.interface, both))

@@ -1,0 +1,171 @@
+"""Cables, bridges and addresses of labs: the network a lab's nodes stand in.
+
+Not the mesh's wires: those are desired state with an owner (`ensure`). A lab's
+network is made once, lives in namespaces of its own, and goes with them, so plain
+making is enough. Nothing here touches the namespace it is called from.
+
+Everything blocks; call it in a thread where a loop runs.
+"""
+
+import ctypes
+import hashlib
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_interface
+from typing import Final
+
+from nsm.errors import NotFoundError
+from nsm.kernel import messages, netlink
+from nsm.kernel.messages import Device
+from nsm.kernel.namespaces import NAMED, Home
+from nsm.kernel.netlink import Refusal, Socket, attr, message, nested, text, u32
+
+_ADDRESS, _IFNAME, _MTU, _MASTER, _LINKINFO, _NET_NS_FD = 1, 3, 4, 10, 18, 28
+_INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
+_NODAD, _PERMANENT = 0x02, 0x80
+_LINK_BODY: Final = struct.Struct("=BBHiII")
+_UP = 1
+_ENODEV = 19
+_FAMILY: Final = {4: 2, 6: 10}
+_CLONE_NEWNET = 0x4000_0000
+
+
+@dataclass(frozen=True, slots=True)
+class Plug:
+    """One end of a cable: an interface in a named namespace."""
+
+    namespace: str
+    interface: str
+
+
+def enter_named(name: str) -> None:
+    """Move the calling thread into a named namespace, for good. Raises NotFoundError."""
+    try:
+        fd = os.open(f"{NAMED}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotFoundError(f"there is no network namespace {name}") from None
+    try:
+        if ctypes.CDLL(None, use_errno=True).setns(fd, _CLONE_NEWNET) < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), f"setns {name}")
+    finally:
+        os.close(fd)
+
+
+def inode_named(name: str) -> int:
+    """The inode of a named namespace: what /proc/PID/ns/net of those inside shows."""
+    return os.stat(f"{NAMED}/{name}").st_ino
+
+
+def cable(a: Plug, b: Plug, mtu: int) -> None:
+    """Join two interfaces by a veth pair, made straight in their namespaces, both down."""
+    with Home() as home, _door(home, a) as a_fd, _door(home, b) as b_fd, Socket.here() as sock:
+        peer = _LINK_BODY.pack(0, 0, 0, 0, 0, 0) + _shape(b, mtu) + u32(_NET_NS_FD, b_fd)
+        body = (
+            _LINK_BODY.pack(0, 0, 0, 0, 0, 0)
+            + _shape(a, mtu)
+            + u32(_NET_NS_FD, a_fd)
+            + nested(
+                _LINKINFO, text(_INFO_KIND, "veth"), nested(_INFO_DATA, attr(_VETH_PEER, peer))
+            )
+        )
+        made = message(netlink.NEWLINK, netlink.CREATE | netlink.EXCL, body)
+        command = f"ip link add {a.interface} type veth peer {b.interface} netns {b.namespace}"
+        _all_done(sock.do([made]), [command], a.namespace)
+
+
+def configure(namespace: str, interface: str, addresses: Sequence[str]) -> None:
+    """Set addresses (`a/len`) and bring the interface up.
+
+    No duplicate address detection: it would keep an address unusable for a second,
+    and the lab drew its addresses itself.
+    """
+    with _inside(namespace) as sock:
+        index = _index(sock, namespace, interface)
+        batch, commands = [], []
+        for address in addresses:
+            cidr = ip_interface(address)
+            body = struct.pack(
+                "=BBBBI", _FAMILY[cidr.version], cidr.network.prefixlen, _NODAD, 0, index
+            )
+            body += attr(_IFA_LOCAL, cidr.ip.packed) + attr(_IFA_ADDRESS, cidr.ip.packed)
+            body += u32(_IFA_FLAGS, _NODAD | _PERMANENT)
+            batch.append(message(netlink.NEWADDR, netlink.CREATE | netlink.EXCL, body))
+            commands.append(f"ip addr add {address} dev {interface}")
+        batch.append(_set_up(index))
+        commands.append(f"ip link set {interface} up")
+        _all_done(sock.do(batch), commands, namespace)
+
+
+def bridge(namespace: str, name: str, ports: Sequence[str]) -> None:
+    """A bridge over ports that are there, all of them up, in a namespace of its own."""
+    with _inside(namespace) as sock:
+        info = nested(_LINKINFO, text(_INFO_KIND, "bridge"))
+        mac = attr(_ADDRESS, _mac(Plug(namespace, name)))
+        body = _LINK_BODY.pack(0, 0, 0, 0, _UP, _UP) + text(_IFNAME, name) + mac + info
+        make = message(netlink.NEWLINK, netlink.CREATE | netlink.EXCL, body)
+        _all_done(sock.do([make]), [f"ip link add {name} type bridge"], namespace)
+        master = _index(sock, namespace, name)
+        batch, commands = [], []
+        for port in ports:
+            flags = _LINK_BODY.pack(0, 0, 0, _index(sock, namespace, port), _UP, _UP)
+            batch.append(message(netlink.NEWLINK, 0, flags + u32(_MASTER, master)))
+            commands.append(f"ip link set {port} master {name} up")
+        _all_done(sock.do(batch), commands, namespace)
+
+
+def device(namespace: str, interface: str) -> Device | None:
+    """What the kernel says of an interface; None if there is none."""
+    with _inside(namespace) as sock:
+        try:
+            return messages.device(sock.ask(messages.get_link(name=interface)))
+        except Refusal as refusal:
+            if refusal.errno == _ENODEV:
+                return None
+            raise netlink.explain(refusal, f"ip link show {interface}", namespace) from refusal
+
+
+@contextmanager
+def _door(home: Home, plug: Plug) -> Iterator[int]:
+    fd = home.opened_path(f"{NAMED}/{plug.namespace}", plug.namespace)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _inside(namespace: str) -> Iterator[Socket]:
+    with Home() as home, _door(home, Plug(namespace, "")) as fd, home.socket(fd) as sock:
+        yield sock
+
+
+def _shape(plug: Plug, mtu: int) -> bytes:
+    return text(_IFNAME, plug.interface) + attr(_ADDRESS, _mac(plug)) + u32(_MTU, mtu)
+
+
+def _mac(plug: Plug) -> bytes:
+    """A local unicast MAC drawn from the name: given ones are left alone by udevd."""
+    drawn = hashlib.sha256(f"{plug.namespace}/{plug.interface}".encode()).digest()[:5]
+    return b"\x02" + drawn
+
+
+def _set_up(index: int) -> bytearray:
+    return message(netlink.NEWLINK, 0, _LINK_BODY.pack(0, 0, 0, index, _UP, _UP))
+
+
+def _index(sock: Socket, namespace: str, interface: str) -> int:
+    try:
+        return messages.device(sock.ask(messages.get_link(name=interface))).index
+    except Refusal as refusal:
+        raise netlink.explain(refusal, f"ip link show {interface}", namespace) from refusal
+
+
+def _all_done(results: Sequence[Refusal | None], commands: Sequence[str], where: str) -> None:
+    for refusal, command in zip(results, commands, strict=True):
+        if refusal:
+            raise netlink.explain(refusal, command, where)
