@@ -290,7 +290,6 @@ class Http2(H2Protocol):
             SettingCodes.MAX_CONCURRENT_STREAMS: self.limits.streams,
             SettingCodes.MAX_HEADER_LIST_SIZE: self.limits.header_list,
             SettingCodes.INITIAL_WINDOW_SIZE: self.limits.window,
-            FREES_FDS: 1,
         }
         if client:
             values[SettingCodes.ENABLE_PUSH] = 0
@@ -299,6 +298,8 @@ class Http2(H2Protocol):
         refuse = h2._frame_dispatch_table[GoAwayFrame]
         h2._frame_dispatch_table[GoAwayFrame] = partial(_goaway, refuse)
         h2.initiate_connection()
+        first = h2.data_to_send()
+        transport.write(first if client else _with_setting(first, FREES_FDS, 1))
         h2.increment_flow_control_window(self.limits.window - 65535)
         self.connection = Wire(h2, transport, config=self.config, limits=self.limits)
         self.connection.sock = self.sock
@@ -366,6 +367,13 @@ class Http2(H2Protocol):
     def stream_limit(self) -> int:
         """How many calls the peer takes at once on this connection."""
         return int(self.connection._connection.remote_settings.max_concurrent_streams)
+
+
+def _with_setting(frames: bytes, setting: int, value: int) -> bytes:
+    """The SETTINGS frame that frames begin with, one longer: h2's cuts identifiers to 8 bits."""
+    end = 9 + int.from_bytes(frames[:3], "big")
+    longer = (end - 9 + 6).to_bytes(3, "big")
+    return longer + frames[3:end] + struct.pack(">HI", setting, value) + frames[end:]
 
 
 def _goaway(refuse: Callable[[Any], Any], frame: GoAwayFrame) -> Any:

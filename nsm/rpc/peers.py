@@ -209,6 +209,16 @@ class Peers:
             for connection in list(self._pool.get(key, ())):
                 connection.retire()
 
+    def forget(self, url: str) -> None:
+        """Give no more links to connections of url: what it names is no longer what it named.
+
+        A `unix:///proc/self/fd/N` means another socket once N is closed and taken again.
+        """
+        self._keeping.discard(url)
+        for key in [k for k in self._pool if k[0] == url]:
+            for connection in self._pool.pop(key):
+                connection.retire()
+
     # -- choosing -----------------------------------------------------------------------------
 
     async def _get(
@@ -347,17 +357,17 @@ async def dial(
         else:
             protocol = await _dial_tcp(url, target, identity, context, limits, patience)
         await protocol.ready
-        if protocol.refused:
-            raise _named(protocol.refused, url)
-        if protocol.lost:
-            raise UnavailableError(f"{url} ended the connection before it took a call")
-        return protocol
     except OSError as error:  # ssl.SSLError and TimeoutError are such
         raise _cannot_connect(error, url) from error
     except BaseException:
         if protocol is not None:
             protocol.abort()
         raise
+    if protocol.refused:
+        raise _named(protocol.refused, url)
+    if protocol.lost:
+        raise UnavailableError(f"{url} ended the connection before it took a call")
+    return protocol
 
 
 async def _dial_unix(

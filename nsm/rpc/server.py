@@ -384,8 +384,6 @@ class Server:
         self._running.add(running)
         code, text = Code.OK, ""
         try:
-            if self.refusing:
-                raise GRPCError(Status.UNAVAILABLE, self.refusing)
             await original.func(stream)
         except asyncio.CancelledError as error:
             if running.stopped:

@@ -1,0 +1,302 @@
+"""File descriptors beside real TLS, both ways; the kernel says what a descriptor is."""
+
+import array
+import asyncio
+import os
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from nsm.errors import InvalidError, UnavailableError
+from nsm.proto.networkservice_grpc import NetworkServiceStub
+from nsm.rpc.fds import FdSocket, url_of
+from nsm.rpc.grpclib_private import Limits
+from nsm.rpc.peers import Link, Peers
+from nsm.rpc.server import serve
+from tests.e2e.rpc.echo import Echo, request
+from tests.support.certs import Authority
+from tests.support.wait import until
+
+A = Authority("a.test")
+
+
+@asynccontextmanager
+async def linked(tmp_path: Any, echo: Echo, **limits: Any) -> AsyncIterator[Link]:
+    bounds = replace(Limits(), **limits)
+    async with (
+        serve([f"unix://{tmp_path}/s.sock"], [echo], A.source("/s"), limits=bounds) as server,
+        Peers(A.source("/c"), limits=bounds) as peers,
+        peers.link(server.urls[0], private="c-1") as link,
+    ):
+        yield link
+
+
+async def call(link: Link, *urls: str) -> Any:
+    with link.errors():
+        stub = NetworkServiceStub(link.channel)
+        asked = request("c-1", labels={str(n): url for n, url in enumerate(urls)})
+        return await stub.Request(asked, metadata=link.metadata(10**9), timeout=10)
+
+
+def path(tmp_path: Any, name: str = "file") -> int:
+    (tmp_path / name).write_text(name)
+    return os.open(tmp_path / name, os.O_PATH)
+
+
+async def test_a_descriptor_travels_with_a_request_and_stays_o_path(tmp_path: Any) -> None:
+    got: list[str] = []
+
+    async def claim(caller: Any, connection: Any) -> Any:
+        assert caller.process.pid == os.getpid()
+        assert caller.process.uid == os.getuid()
+        fd = await caller.fds.claim(connection.labels["0"])
+        flags = int(open(f"/proc/self/fdinfo/{fd}").read().split("flags:\t")[1].split()[0], 8)
+        got.append(os.readlink(f"/proc/self/fd/{fd}"))
+        assert flags & os.O_PATH
+        assert flags & os.O_CLOEXEC
+        os.close(fd)
+        return connection
+
+    async with linked(tmp_path, Echo(claim)) as link:
+        fd = path(tmp_path)
+        url = link.fds.send(fd)
+        found = os.fstat(fd)
+        assert url == f"inode://{found.st_dev}/{found.st_ino}"
+        os.close(fd)  # a duplicate travels
+        await call(link, url)
+    assert got == [str(tmp_path / "file")]
+
+
+async def test_a_descriptor_travels_with_a_response(tmp_path: Any) -> None:
+    async def answer(caller: Any, connection: Any) -> Any:
+        fd = path(tmp_path, "answer")
+        connection.labels["back"] = caller.fds.send(fd)
+        os.close(fd)
+        return connection
+
+    async with linked(tmp_path, Echo(answer)) as link:
+        reply = await call(link)
+        fd = await link.fds.claim(reply.labels["back"])
+        assert os.readlink(f"/proc/self/fd/{fd}") == str(tmp_path / "answer")
+        os.close(fd)
+
+
+async def test_a_hundred_descriptors_travel_with_one_call_each_way(tmp_path: Any) -> None:
+    async def swap(caller: Any, connection: Any) -> Any:
+        for key, url in list(connection.labels.items()):
+            fd = await caller.fds.claim(url)
+            connection.labels[key] = caller.fds.send(fd)
+            os.close(fd)
+        return connection
+
+    before = _open()
+    async with linked(tmp_path, Echo(swap)) as link:
+        urls = []
+        for n in range(100):
+            fd = path(tmp_path, f"f{n}")
+            urls.append(link.fds.send(fd))
+            os.close(fd)
+        reply = await call(link, *urls)
+        for n in range(100):
+            fd = await link.fds.claim(reply.labels[str(n)])
+            assert os.readlink(f"/proc/self/fd/{fd}") == str(tmp_path / f"f{n}")
+            os.close(fd)
+    await until(lambda: _open() <= before, "every descriptor to be closed", bar=0.5)
+
+
+async def test_a_descriptor_may_come_after_its_request(tmp_path: Any) -> None:
+    waiting = asyncio.Event()
+
+    async def claim(caller: Any, connection: Any) -> Any:
+        if "0" in connection.labels:
+            waiting.set()
+            os.close(await caller.fds.claim(connection.labels["0"], 5.0))
+        return connection
+
+    async with linked(tmp_path, Echo(claim)) as link:
+        fd = path(tmp_path)
+        asked = asyncio.ensure_future(call(link, url_of(fd)))
+        await waiting.wait()
+        link.fds.send(fd)  # rides on whatever is written next
+        os.close(fd)
+        await call(link)
+        assert (await asked).id == "c-1"
+
+
+async def test_a_descriptor_that_never_comes_ends_the_call_in_a_sentence(tmp_path: Any) -> None:
+    async def claim(caller: Any, connection: Any) -> Any:
+        return await caller.fds.claim(connection.labels["0"], 0.2)
+
+    async with linked(tmp_path, Echo(claim)) as link:
+        with pytest.raises(UnavailableError, match=r"inode://4/42 came from spiffe://a.test/c"):
+            await call(link, "inode://4/42")
+        with pytest.raises(InvalidError, match="names no passed file descriptor"):
+            await call(link, "file:///etc/passwd")
+
+
+async def test_the_same_file_twice_in_one_request_can_be_claimed_twice(tmp_path: Any) -> None:
+    async def twice(caller: Any, connection: Any) -> Any:
+        for _ in range(2):
+            os.close(await caller.fds.claim(connection.labels["0"]))
+        return connection
+
+    before = _open()
+    async with linked(tmp_path, Echo(twice)) as link:
+        fd = path(tmp_path)
+        for _ in range(2):
+            url = link.fds.send(fd)
+        os.close(fd)
+        for _ in range(2):
+            await call(link, url)
+            fd = os.open(tmp_path / "file", os.O_PATH)
+            link.fds.send(fd)
+            os.close(fd)
+    await until(lambda: _open() <= before, "every descriptor to be closed", bar=0.5)
+
+
+async def test_an_unclaimed_descriptor_is_closed_and_pins_no_namespace(tmp_path: Any) -> None:
+    async with linked(tmp_path, Echo(), fd_age=0.3) as link:
+        workload = subprocess.Popen(["unshare", "-n", "sleep", "60"])
+        try:
+            own = os.stat("/proc/self/ns/net").st_ino
+            name = f"/proc/{workload.pid}/ns/net"
+            inode = await until(
+                lambda: (n := os.stat(name).st_ino) != own and n, "the namespace", bar=0.5
+            )
+            fd = os.open(name, os.O_PATH)
+            link.fds.send(fd)
+            os.close(fd)
+            await call(link)
+            assert _holds(inode), "it arrived"
+        finally:
+            workload.kill()
+            workload.wait()
+        await until(lambda: not _holds(inode), "the unclaimed namespace to be let go", bar=0.6)
+
+
+async def test_a_claimed_descriptor_is_its_claimers_alone_when_the_call_ends(
+    tmp_path: Any,
+) -> None:
+    kept: list[int] = []
+
+    async def keep(caller: Any, connection: Any) -> Any:
+        kept.append(await caller.fds.claim(connection.labels["0"]))
+        return connection
+
+    async with linked(tmp_path, Echo(keep)) as link:
+        fd = path(tmp_path)
+        url, inode = link.fds.send(fd), os.fstat(fd).st_ino
+        os.close(fd)
+        await call(link, url)
+        assert [f for f in _holds(inode)] == kept  # ours; the connection's own is closed
+        os.close(kept[0])
+        assert not _holds(inode)
+
+
+async def test_more_unclaimed_descriptors_than_the_bound_push_the_oldest_out(
+    tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with linked(tmp_path, Echo(), fds=10) as link:
+        inodes = []
+        for n in range(30):
+            fd = path(tmp_path, f"f{n}")
+            inodes.append(os.fstat(fd).st_ino)
+            link.fds.send(fd)
+            os.close(fd)
+            await call(link)
+        assert sum(len(_holds(n)) for n in inodes) == 10
+        assert _holds(inodes[-1])
+    assert "more than 10 file descriptors" in caplog.text
+    assert not any(_holds(n) for n in inodes), "the connection's end closes them"
+
+
+async def test_a_connection_that_ends_tells_who_waits_for_a_descriptor(tmp_path: Any) -> None:
+    ended: list[BaseException] = []
+    waiting = asyncio.Event()
+
+    async def claim(caller: Any, connection: Any) -> Any:
+        waiting.set()
+        try:
+            return await caller.fds.claim("inode://1/2", 30)
+        except BaseException as error:
+            ended.append(error)
+            raise
+
+    async with linked(tmp_path, Echo(claim)) as link:
+        asked = asyncio.ensure_future(call(link))
+        await waiting.wait()
+        link._connection.protocol.abort()
+        with pytest.raises(UnavailableError, match="s.sock"):
+            await asked
+        await until(lambda: ended, "the handler to be told", bar=0.5)
+
+
+async def test_each_descriptor_rides_on_one_byte_of_its_own(tmp_path: Any) -> None:
+    ours, theirs = socket.socketpair()
+    sock = FdSocket(fileno=ours.detach())
+    fds = [path(tmp_path, f"f{n}") for n in range(3)]
+    for fd in fds:
+        sock.queue(fd, 10)
+    assert sock.send(b"abcdef") == 6
+    seen = []
+    for _ in range(4):
+        data, ancillary, _, _ = theirs.recvmsg(100, socket.CMSG_SPACE(64 * 4))
+        passed = [f for _, _, raw in ancillary for f in array.array("i", raw)]
+        seen.append((data, len(passed)))
+        for fd in passed:
+            os.close(fd)
+    assert seen == [(b"a", 1), (b"b", 1), (b"c", 1), (b"def", 0)]
+    for fd in fds:
+        os.close(fd)
+    sock.close()
+    theirs.close()
+
+
+async def test_several_descriptors_in_one_message_are_all_taken(tmp_path: Any) -> None:
+    ours, theirs = socket.socketpair()
+    sock = FdSocket(fileno=ours.detach())
+    got: list[int] = []
+    sock.arrived = got.append
+    fds = array.array("i", [path(tmp_path, f"f{n}") for n in range(64)])
+    theirs.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+    assert sock.recv(10) == b"x"
+    assert len(got) == 64
+    for fd in (*fds, *got):
+        os.close(fd)
+    sock.close()
+    theirs.close()
+
+
+async def test_a_link_to_a_listening_socket_that_came_as_a_descriptor(tmp_path: Any) -> None:
+    async with (
+        serve([f"unix://{tmp_path}/s.sock"], [Echo()], A.source("/s")) as server,
+        Peers(A.source("/c")) as peers,
+    ):
+        fd = os.open(tmp_path / "s.sock", os.O_PATH)
+        os.rename(tmp_path / "s.sock", tmp_path / "elsewhere")
+        async with peers.link(f"unix:///proc/self/fd/{fd}") as link:
+            assert (await call(link)).id == "c-1"
+        os.close(fd)
+        os.rename(tmp_path / "elsewhere", tmp_path / "s.sock")
+        assert server.connections == 1
+
+
+def _open() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def _holds(inode: int) -> list[int]:
+    """Our descriptors of that inode, as the kernel lists them."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.stat(f"/proc/self/fd/{name}").st_ino == inode:
+                found.append(int(name))
+        except OSError:
+            continue
+    return found

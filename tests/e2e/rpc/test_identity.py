@@ -1,0 +1,200 @@
+"""Who is let in, and who is talked to: every good and bad certificate, both ways."""
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from nsm.errors import UnauthenticatedError, UnavailableError
+from nsm.identity.source import Identity, Source
+from nsm.proto.networkservice_grpc import NetworkServiceStub
+from nsm.rpc.grpclib_private import Limits
+from nsm.rpc.peers import Peers
+from nsm.rpc.server import serve
+from nsm.rpc.tls import context_of
+from tests.e2e.rpc.echo import Echo, request, target
+from tests.support.certs import Authority, source
+from tests.support.wait import until
+
+A, B, C = Authority("a.test"), Authority("b.test"), Authority("c.test")
+
+
+@pytest.fixture(params=["unix", "tcp"])
+def listen(request: pytest.FixtureRequest, tmp_path: Any) -> str:
+    return f"unix://{tmp_path}/s.sock" if request.param == "unix" else "tcp://127.0.0.1:0"
+
+
+@asynccontextmanager
+async def called(listen: str, server: Source, client: Source) -> AsyncIterator[tuple[Echo, Any]]:
+    """A server, and one call to it."""
+    echo = Echo()
+    async with serve([listen], [echo], server) as serving, Peers(client) as peers:
+
+        async def call() -> Any:
+            async with peers.link(serving.urls[0], dial_timeout=3) as link:
+                with link.errors():
+                    return await NetworkServiceStub(link.channel).Request(request(), timeout=5)
+
+        yield echo, call
+
+
+async def test_two_federated_trust_domains_talk(listen: str) -> None:
+    async with called(listen, A.source("/s", B), B.source("/c", A)) as (echo, call):
+        assert (await call()).id == "c-1"
+    assert str(echo.callers[0].id) == "spiffe://b.test/c"
+    assert str(echo.callers[0].handshake.own.id) == "spiffe://a.test/s"
+
+
+async def test_a_client_whose_authority_the_server_does_not_know_is_refused(
+    listen: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    async with called(listen, A.source("/s"), source(C.svid("/c"), C, A)) as (echo, call):
+        with pytest.raises(UnauthenticatedError, match="refused our certificate of spiffe://c"):
+            await call()
+    assert not echo.callers
+    assert "does not chain to any bundle" in caplog.text
+
+
+async def test_a_server_whose_authority_the_client_does_not_know_is_refused(listen: str) -> None:
+    async with called(listen, source(C.svid("/s"), C, A), A.source("/c")) as (echo, call):
+        with pytest.raises(UnauthenticatedError, match="does not chain to any bundle"):
+            await call()
+    assert not echo.callers
+
+
+async def test_a_trusted_authority_cannot_speak_for_another_trust_domain(
+    listen: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    forged = source(B.svid("/admin", trust_domain="a.test"), A, B)
+    caplog.set_level(logging.WARNING)
+    async with called(listen, A.source("/s", B), forged) as (echo, call):
+        with pytest.raises(UnauthenticatedError, match=r"bundle of its own trust domain 'a\.test'"):
+            await call()
+    assert not echo.callers
+    assert "own trust domain 'a.test'" in caplog.text
+    async with called(listen, forged, A.source("/c", B)) as (echo, call):
+        with pytest.raises(UnauthenticatedError, match=r"own trust domain 'a\.test'"):
+            await call()
+    assert not echo.callers
+
+
+async def test_an_expired_certificate_is_refused_on_both_sides(listen: str) -> None:
+    old = source(A.svid("/old", life=timedelta(minutes=1), age=timedelta(minutes=2)), A)
+    async with called(listen, A.source("/s"), old) as (echo, call):
+        with pytest.raises(UnauthenticatedError, match="expired"):
+            await call()
+    async with called(listen, old, A.source("/c")) as (echo, call):
+        with pytest.raises(UnauthenticatedError, match="expired"):
+            await call()
+    assert not echo.callers
+
+
+async def test_a_client_without_a_certificate_is_refused(
+    listen: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    bare.check_hostname = False
+    bare.verify_mode = ssl.CERT_NONE
+    bare.set_alpn_protocols(["h2"])
+    async with serve([listen], [Echo()], A.source("/s")) as server:
+        reader, writer = await _raw(server.urls[0], bare)
+        with pytest.raises(ssl.SSLError, match="CERTIFICATE_REQUIRED"):
+            await reader.read()
+        writer.close()
+        await until(lambda: "peer did not return" in caplog.text, "the log line", bar=0.5)
+
+
+async def test_tls_1_1_and_plaintext_are_refused(
+    listen: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    async with serve([listen], [Echo()], A.source("/s")) as server:
+        reader, writer = await _raw(server.urls[0], None)
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        assert b"HTTP" not in await reader.read()
+        writer.close()
+        await until(lambda: "TLS handshake failed" in caplog.text, "the log line", bar=0.5)
+        assert server.connections == 0
+
+
+async def test_a_client_that_does_not_offer_h2_is_told_why(listen: str) -> None:
+    context = context_of(A.source("/c").identity, server=False)
+    context.set_alpn_protocols(["http/1.1"])
+    async with serve([listen], [Echo()], A.source("/s")) as server:
+        _, writer = await _raw(server.urls[0], context)
+        assert writer.get_extra_info("ssl_object").selected_alpn_protocol() is None
+        writer.close()
+
+
+async def test_a_handshake_that_does_not_go_on_is_dropped(listen: str) -> None:
+    limits = replace(Limits(), handshake=0.2, handshakes=2)
+    async with (
+        serve([listen], [Echo()], A.source("/s"), limits=limits) as server,
+        Peers(A.source("/c")) as peers,
+    ):
+        idle = [await _raw(server.urls[0], None) for _ in range(4)]
+        for reader, writer in idle:  # all four: the places are given on
+            async with asyncio.timeout(5):
+                assert await reader.read() == b""
+            writer.close()
+        async with peers.link(server.urls[0]) as link:
+            assert (await NetworkServiceStub(link.channel).Request(request(), timeout=5)).id
+
+
+async def test_no_key_is_ever_a_file_and_none_is_in_a_repr(tmp_path: Any) -> None:
+    import os
+    import tempfile
+
+    before = set(os.listdir(tempfile.gettempdir()))
+    identity = A.source("/s").identity
+    context_of(identity, server=True)
+    assert set(os.listdir(tempfile.gettempdir())) == before
+    assert "PRIVATE" not in repr(identity)
+    assert not [f for f in os.listdir("/proc/self/fd") if "svid" in _link(f)]
+
+
+async def test_the_bundle_may_hold_an_intermediate_authority_as_its_anchor(listen: str) -> None:
+    # a self-signed root is not needed: what is in the bundle is the anchor
+    async with called(listen, A.source("/s"), A.source("/c")) as (_, call):
+        assert (await call()).id
+
+
+async def test_a_link_to_nobody_says_so_and_names_the_url(tmp_path: Any) -> None:
+    async with Peers(A.source("/c")) as peers:
+        for url in (f"unix://{tmp_path}/none.sock", "tcp://127.0.0.1:1", "127.0.0.1:1"):
+            with pytest.raises(UnavailableError) as refused:
+                async with peers.link(url):
+                    pass
+            assert url in str(refused.value)
+        assert peers.connections == 0
+
+
+def _link(fd: str) -> str:
+    import os
+
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return ""
+
+
+async def _raw(url: str, context: ssl.SSLContext | None) -> Any:
+    name = "" if context else None
+    if url.startswith("unix://"):
+        return await asyncio.open_unix_connection(
+            url.removeprefix("unix://"), ssl=context, server_hostname=name
+        )
+    host, port = target(url).rsplit(":", 1)
+    return await asyncio.open_connection(host, int(port), ssl=context, server_hostname=name)
+
+
+_ = (Identity, socket)
