@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Self
 
 from nsm.caller import TOKEN, TOKEN_EXPIRES, Fds
-from nsm.errors import NsmError, UnauthenticatedError, UnavailableError
+from nsm.errors import InternalError, NsmError, UnauthenticatedError, UnavailableError
 from nsm.identity.source import Handshake, Identity, Source
 from nsm.identity.tokens import format_instant, issue
 from nsm.model import SECOND
@@ -32,7 +32,7 @@ from nsm.rpc.background import background
 from nsm.rpc.fds import CallFds, FdSocket
 from nsm.rpc.grpclib_private import ClientHttp2, Limits, LinkChannel
 from nsm.rpc.sockets import watch_for_death
-from nsm.rpc.status import error_of
+from nsm.rpc.status import error_of, status_of
 from nsm.rpc.tls import Contexts
 
 log = logging.getLogger(__name__)
@@ -318,6 +318,9 @@ class Peers:
                 protocol = await dial(url, target, self._contexts, self._limits, patience)
         except NsmError as error:
             return error
+        except Exception as error:
+            log.exception("defect while dialling %s", url)
+            return InternalError(f"cannot connect to {url}: {status_of(error)[1]}")
         shown = protocol.connection.handshake
         assert shown is not None
         connection = _Connection(url, protocol, shown)
@@ -421,9 +424,10 @@ async def _dial_tcp(
         ssl_handshake_timeout=patience,
         ssl_shutdown_timeout=_SHUTDOWN,
     )
-    sock: socket.socket = transport.get_extra_info("socket")
-    with suppress(OSError):  # it ended already: `ready` says so
-        watch_for_death(sock)
+    sock: socket.socket | None = transport.get_extra_info("socket")
+    if sock is not None:  # None, or an error: it ended already, and `ready` says so
+        with suppress(OSError):
+            watch_for_death(sock)
     return protocol
 
 

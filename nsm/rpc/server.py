@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import grpclib.server
 from grpclib.const import Status
@@ -35,7 +35,7 @@ from nsm.rpc.grpclib_private import Limits, Method, ServerHttp2, method, stream_
 from nsm.rpc.holders import holder_of_port
 from nsm.rpc.sockets import watch_for_death
 from nsm.rpc.status import expected, grpc_error, status_of
-from nsm.rpc.tls import Contexts
+from nsm.rpc.tls import Contexts, Telling
 
 log = logging.getLogger(__name__)
 
@@ -338,7 +338,7 @@ class Server:
             await asyncio.get_running_loop().connect_accepted_socket(
                 make,
                 raw,
-                ssl=context,
+                ssl=cast("ssl.SSLContext", Telling(context, raw)),
                 ssl_handshake_timeout=self._limits.handshake,
                 ssl_shutdown_timeout=1.0,
             )

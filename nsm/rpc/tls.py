@@ -9,7 +9,10 @@ identity; a key reaches OpenSSL through a memory file and never through a disk.
 
 import asyncio
 import os
+import socket
 import ssl
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from cryptography import x509
@@ -35,6 +38,7 @@ def context_of(identity: Identity, *, server: bool) -> ssl.SSLContext:
     # a resumed session would show no chain to verify
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     if server:
+        context.sslobject_class = _Object
         context.num_tickets = 0
     authorities = b"".join(a.public_bytes(Encoding.DER) for a in identity.authorities)
     if authorities:
@@ -47,6 +51,40 @@ def context_of(identity: Identity, *, server: bool) -> ssl.SSLContext:
     finally:
         os.close(memory)
     return context
+
+
+class _Object(ssl.SSLObject):
+    """Sends the alert of a failed handshake, which asyncio (3.11) forgets: without it a peer
+    learns nothing but that the connection ended."""
+
+    tell: Callable[[], object] | None = None
+
+    def do_handshake(self) -> None:
+        """As in the base class."""
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError:
+            if self.tell is not None:
+                with suppress(OSError):
+                    self.tell()
+            raise
+
+
+class Telling:
+    """A context for one accepted socket, given to asyncio in the context's place."""
+
+    def __init__(self, context: ssl.SSLContext, sock: socket.socket) -> None:
+        self._context = context
+        self._sock = sock
+
+    def wrap_bio(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, **how: Any) -> Any:
+        """As `ssl.SSLContext.wrap_bio`."""
+        made = self._context.wrap_bio(incoming, outgoing, **how)
+        assert isinstance(made, _Object)
+        made.tell = lambda: self._sock.send(outgoing.read())
+        return made
 
 
 class Contexts:

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,7 +56,7 @@ async def test_a_descriptor_travels_with_a_request_and_stays_o_path(tmp_path: An
         assert caller.process.pid == os.getpid()
         assert caller.process.uid == os.getuid()
         fd = await caller.fds.claim(connection.labels["0"])
-        flags = int(open(f"/proc/self/fdinfo/{fd}").read().split("flags:\t")[1].split()[0], 8)
+        flags = int(Path(f"/proc/self/fdinfo/{fd}").read_text().split("flags:\t")[1].split()[0], 8)
         got.append(os.readlink(f"/proc/self/fd/{fd}"))
         assert flags & os.O_PATH
         assert flags & os.O_CLOEXEC

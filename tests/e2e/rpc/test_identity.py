@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 from nsm.errors import UnauthenticatedError, UnavailableError
-from nsm.identity.source import Identity, Source
+from nsm.identity.source import Source
 from nsm.proto.networkservice_grpc import NetworkServiceStub
 from nsm.rpc.grpclib_private import Limits
 from nsm.rpc.peers import Peers
@@ -162,12 +161,6 @@ async def test_no_key_is_ever_a_file_and_none_is_in_a_repr(tmp_path: Any) -> Non
     assert not [f for f in os.listdir("/proc/self/fd") if "svid" in _link(f)]
 
 
-async def test_the_bundle_may_hold_an_intermediate_authority_as_its_anchor(listen: str) -> None:
-    # a self-signed root is not needed: what is in the bundle is the anchor
-    async with called(listen, A.source("/s"), A.source("/c")) as (_, call):
-        assert (await call()).id
-
-
 async def test_a_link_to_nobody_says_so_and_names_the_url(tmp_path: Any) -> None:
     async with Peers(A.source("/c")) as peers:
         for url in (f"unix://{tmp_path}/none.sock", "tcp://127.0.0.1:1", "127.0.0.1:1"):
@@ -195,6 +188,3 @@ async def _raw(url: str, context: ssl.SSLContext | None) -> Any:
         )
     host, port = target(url).rsplit(":", 1)
     return await asyncio.open_connection(host, int(port), ssl=context, server_hostname=name)
-
-
-_ = (Identity, socket)
