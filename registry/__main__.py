@@ -1,0 +1,95 @@
+"""The registry's process: every object of it is made here, in start order."""
+
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+
+from nsm.errors import Code
+from nsm.identity.workload import workload_source
+from nsm.model import SECOND
+from nsm.offers import Offers
+from nsm.process.config import read
+from nsm.process.run import Process, run
+from nsm.registrar import Keeper, Registrar
+from nsm.registration import SERVER_POLICIES
+from nsm.rpc.health import Health
+from nsm.rpc.registry_services import HEALTHY, handlers
+from nsm.rpc.server import Call, serve
+from registry.config import Config
+from registry.store import Loaded, open_store
+
+IDENTITY_PATIENCE = 30.0  # seconds for the first certificate
+log = structlog.get_logger(__name__)
+
+
+def main() -> int:
+    """Run the registry until it is told to stop; its exit code."""
+    return run("registry", read(Config), registry)
+
+
+async def registry(config: Config, process: Process) -> None:
+    """Serve what is registered; answer from memory, keep in the store."""
+    period = int(config.expire_period * SECOND)
+    if missing := SERVER_POLICIES - config.policies:
+        log.warning("policies are off for Register and Unregister", policies=sorted(missing))
+    async with (
+        workload_source(config.spiffe_endpoint_socket, patience=IDENTITY_PATIENCE) as source,
+        _kept(config.store) as (keeper, loaded),
+    ):
+        offers = Offers(config.limits)
+        offers.load(loaded.endpoints, loaded.services, grace_until=time.time_ns() + period)
+        registrar = Registrar(
+            offers,
+            period=period,
+            keeper=keeper,
+            proxy=config.proxy_registry_url,
+            behind=config.max_behind,
+        )
+        process.tasks.spawn(registrar.run(), "expiry of endpoints", forever=True, vital=True)
+        services = handlers(
+            registrar,
+            lifetime=int(config.max_token_lifetime * SECOND),
+            policies=config.policies,
+            record_bytes=config.max_record,
+        )
+        async with serve(
+            config.listen_on, [*services, Health(*HEALTHY)], source, on_call=_log
+        ) as server:
+            process.ready(
+                server.urls,
+                id=str(source.identity.svid.id),
+                store=config.store or "in memory",
+                holds=f"{len(offers.endpoints)} endpoints, {len(offers.services)} services",
+            )
+            await process.stopped()
+
+
+@asynccontextmanager
+async def _kept(path: str) -> AsyncIterator[tuple[Keeper | None, Loaded]]:
+    if not path:
+        yield None, Loaded()
+        return
+    async with open_store(path) as (store, loaded):
+        yield store, loaded
+
+
+def _log(call: Call) -> None:
+    """One line a call; health checks, which come every few seconds, only when they fail."""
+    ok = call.code == Code.OK
+    if ok and call.method.startswith("/grpc.health."):
+        return
+    write = log.info if ok or call.code == Code.CANCELLED else log.warning
+    write(
+        call.method.rpartition(".")[2],
+        caller=str(call.caller),
+        ms=round(call.ms, 2),
+        outcome=call.code.name,
+        **({"text": call.text} if call.text else {}),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
