@@ -132,5 +132,8 @@ class Connections(Generic[M]):
         """Every connection that is up, or was at its last refresh."""
         return [held for held in self._held.values() if held.made is not None]
 
+    def __contains__(self, id_: str) -> bool:
+        return id_ in self._held
+
     def __len__(self) -> int:
         return len(self._held)

@@ -6,6 +6,7 @@ the states between: that bounds what waits for it by what is held here.
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
+from typing import Any
 
 from nsm.connections import Connections
 from nsm.errors import UnavailableError
@@ -32,7 +33,7 @@ class Events:
     upstream's clients take an error of this stream for a dead data path.
     """
 
-    def __init__(self, connections: Connections[object], observer: Sees = lambda _: False) -> None:
+    def __init__(self, connections: Connections[Any], observer: Sees = lambda _: False) -> None:
         self._connections = connections
         self._observer = observer
         self._watchers: set[_Watcher] = set()

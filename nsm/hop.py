@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
+from structlog.contextvars import bind_contextvars
+
 from nsm import path, policy
 from nsm.caller import Caller
 from nsm.connections import Connections, Held
@@ -22,7 +24,7 @@ from nsm.errors import DeadlineError
 from nsm.events import Events, Sees
 from nsm.identity.spiffe import SpiffeId
 from nsm.leases import Leases
-from nsm.model import Connection, EventType, Request, State
+from nsm.model import Connection, EventType, Path, Request, State
 from nsm.undo import Undo
 from nsm.watches import Monitor, Spawn, Watches
 
@@ -94,6 +96,7 @@ class Hop(Generic[M]):
         The answer is at the caller's own segment (`wire.md` §3.1).
         """
         conn, back = path.enter(asked.connection, self.name)
+        _named(conn)
         async with self._in_time(conn, caller), self.connections.turn(conn.id) as held:
             policy.same_owner(held, conn, caller)
             conn = self.tokens.vouch(conn, caller)
@@ -125,6 +128,7 @@ class Hop(Generic[M]):
     async def close(self, asked: Connection, caller: Caller) -> None:
         """Take the connection down. Closing what is not there is not an error."""
         conn, _ = path.enter(asked, self.name)
+        _named(conn)
         conn = self.tokens.vouch(conn, caller)
         known = self.connections.get(conn.id)
         if known:
@@ -205,7 +209,7 @@ class Hop(Generic[M]):
             made,
             state=conn.state,
             context=conn.context,
-            path=path.Path(segments, made.index, made.path.unknown if made.path else b""),
+            path=Path(segments, made.index, made.path.unknown if made.path else b""),
         )
         self.events.publish(EventType.UPDATE, held.made, held.previous)
 
@@ -228,6 +232,11 @@ class Hop(Generic[M]):
         self._on_established(len(self.connections.established()))
 
 
+def _named(conn: Connection) -> None:
+    """Put the connection on every line logged from here on in this task."""
+    bind_contextvars(connection=conn.id, service=conn.service)
+
+
 class _InTime:
     """Ends the block at the caller's deadline, with a sentence instead of a bare timeout."""
 
@@ -248,4 +257,3 @@ class _InTime:
                 f" after {self._seconds:.1f} s",
                 hint="see the next hop's log, or ask with a longer deadline",
             ) from late
-

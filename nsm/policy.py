@@ -7,6 +7,7 @@ a guessed id opens nobody's wire.
 """
 
 import time
+from typing import Any
 
 from nsm.caller import Caller
 from nsm.connections import Held
@@ -58,7 +59,7 @@ class Tokens:
         if reason:
             raise _denied(conn, caller, reason)
 
-    def admit_close(self, conn: Connection, caller: Caller, held: Held[object] | None) -> None:
+    def admit_close(self, conn: Connection, caller: Caller, held: Held[Any] | None) -> None:
         """Like admit, but the recorded previous hop needs only a fresh token of its own.
 
         Tokens further left may be stale by the time something is closed, and a
@@ -83,7 +84,7 @@ def origin(conn: Connection) -> str:
         return ""
 
 
-def same_owner(held: Held[object], conn: Connection, caller: Caller) -> None:
+def same_owner(held: Held[Any], conn: Connection, caller: Caller) -> None:
     """Refuse somebody else's connection id.
 
     A manager that was replaced comes under another name: it may take over what

@@ -1,0 +1,99 @@
+"""Start a forwarder: `python -P -m forwarder`. All objects are made here, in start order."""
+
+import sys
+
+from forwarder.config import Config
+from forwarder.discovery import Discovery
+from forwarder.recovery import Recovery
+from forwarder.route import Crossing, ForwarderRoute
+from forwarder.sockets import Sockets
+from forwarder.tunnels import Tunnels
+from nsm.hop import Hop
+from nsm.identity.workload import workload_source
+from nsm.kernel.node import Kernel
+from nsm.model import SECOND, Endpoint
+from nsm.process.calls import log_call
+from nsm.process.config import read
+from nsm.process.run import Process, run
+from nsm.rpc import services
+from nsm.rpc.calls import Calls
+from nsm.rpc.health import Health
+from nsm.rpc.peers import Peers
+from nsm.rpc.registry import RegistryClient, keep_registered
+from nsm.rpc.server import serve as serve_grpc
+
+IDENTITY_PATIENCE = 30.0  # seconds for the first certificate
+
+
+async def serve(config: Config, process: Process) -> None:
+    """Be a forwarder until the process is asked to stop. Wires stay when it does."""
+    lifetime = int(config.max_token_lifetime * SECOND)
+    async with (
+        Kernel(config.name) as kernel,
+        workload_source(config.spiffe_endpoint_socket, patience=IDENTITY_PATIENCE) as source,
+        Peers(source, dial_timeout=config.dial_timeout) as peers,
+    ):
+        calls = Calls(peers, lifetime)
+        registry = RegistryClient(peers, config.connect_to, lifetime=lifetime)
+        recovery = Recovery(kernel)
+        sockets = Sockets(forget=peers.forget)
+        route = ForwarderRoute(
+            Discovery(registry),
+            calls,
+            kernel,
+            Tunnels(kernel, config.tunnel_ip, config.vxlan_port),
+            sockets,
+            recovery,
+            config.dial_timeout,
+        )
+        hop: Hop[Crossing] = Hop(
+            config.name,
+            route,
+            lifetime=lifetime,
+            spawn=process.tasks.spawn,
+            monitor=calls.monitor,
+        )
+        found = await recovery.look()
+        process.tasks.spawn(
+            recovery.forget(config.max_token_lifetime, lambda id_: id_ in hop.connections),
+            "removal of wires nobody refreshed",
+        )
+        handlers = [*services.of(hop), Health(*services.HEALTHY)]
+        try:
+            async with serve_grpc([config.listen_on], handlers, source, on_call=log_call) as server:
+                endpoint = Endpoint(
+                    name=config.name,
+                    services=(config.nsname,),
+                    labels={config.nsname: dict(config.labels)},
+                    url=server.urls[0],
+                )
+                keeping = process.tasks.spawn(
+                    keep_registered(
+                        registry,
+                        endpoint,
+                        on_registered=lambda _: _once_ready(process, server.urls, config, found),
+                        unregister=False,  # wires stay, and so does the name that carries them
+                    ),
+                    "registration",
+                    forever=True,
+                )
+                await process.stopped()
+                keeping.cancel()
+                hop.stop()
+        finally:
+            sockets.close()
+
+
+def _once_ready(process: Process, urls: tuple[str, ...], config: Config, found: int) -> None:
+    """Ready is who is registered: before that the manager would not find us."""
+    if "process" in process.health.missing:
+        process.ready(urls, manager=config.connect_to, wires=str(found) if found else "")
+
+
+def main() -> int:
+    """Read the settings, serve, and return the exit code."""
+    return run("forwarder", read(Config), serve)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

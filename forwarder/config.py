@@ -1,0 +1,47 @@
+"""The forwarder's settings: upstream's variables and defaults (`wire.md` §11.3)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from nsm.process.config import Common, Port, PositiveDuration, Url
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Common):
+    """forwarder: finds endpoints and joins them with workloads, in the kernel of its node."""
+
+    name: str = "forwarder"
+    """This forwarder's name on paths and in the registry. Unique in the domain."""
+
+    labels: Mapping[str, str] = field(default_factory=lambda: {"p2p": "true"})
+    """What this forwarder can do; a service's matches choose forwarders by it."""
+
+    nsname: str = "forwarder"
+    """The service for which forwarders register."""
+
+    connect_to: Url = "unix:///connect.to.socket"
+    """The node's manager."""
+
+    listen_on: Url = "unix:///listen.on.socket"
+    """Where the manager reaches this forwarder: a unix socket, or its name in a directory."""
+
+    dial_timeout: PositiveDuration = 0.75
+    """How long connecting to an endpoint or to another node's manager may take."""
+
+    max_token_lifetime: PositiveDuration = 600.0
+    """How long a token of ours holds at most."""
+
+    tunnel_ip: str = ""
+    """This node's end of tunnels; empty is the address of the device of the default route."""
+
+    vxlan_port: Port = 0
+    """The UDP port of VXLAN tunnels; 0 is 4789."""
+
+    mechanism_priority: tuple[str, ...] = ()
+    """Mechanisms to prefer where several are possible, best first."""
+
+    spiffe_endpoint_socket: Url = field(
+        default="unix:///run/spire/sockets/agent.sock",
+        metadata={"variable": "SPIFFE_ENDPOINT_SOCKET"},
+    )
+    """The SPIFFE Workload API that this process has its certificate from."""

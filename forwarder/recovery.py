@@ -1,0 +1,54 @@
+"""What an earlier life of this forwarder left in the kernel, and what becomes of it.
+
+Wires outlive the forwarder. Each is adopted when it is refreshed, found by its
+mark; one that nobody refreshed for as long as a token can live belongs to
+nobody any more and is removed. A device whose maker died before it was marked
+never was a wire.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+
+from nsm.kernel.node import Kernel
+from nsm.kernel.sweep import Found
+
+log = structlog.get_logger(__name__)
+SPARE = 30.0  # seconds beyond a token's life: a refresh may be on its way
+
+
+class Recovery:
+    """Knows the wires of before by connection id, until they are refreshed or closed."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._before: dict[str, list[Found]] = {}
+
+    async def look(self) -> int:
+        """Find what is ours in every namespace; return how many wires that is."""
+        found = await self._kernel.find()
+        await self._kernel.remove_found([one for one in found if one.mark is None])
+        for one in found:
+            if one.mark:
+                self._before.setdefault(one.mark.connection, []).append(one)
+        return len(self._before)
+
+    def vni(self, connection: str) -> int:
+        """The network identifier of a connection's tunnel of before; 0 if it had none."""
+        return next(
+            (one.device.vni for one in self._before.get(connection, ()) if one.device.vni), 0
+        )
+
+    def settled(self, connection: str) -> None:
+        """The connection was refreshed or closed: what stands is known again."""
+        self._before.pop(connection, None)
+
+    async def forget(self, lifetime: float, held: Callable[[str], bool]) -> None:
+        """After lifetime seconds remove the wires of before that nobody holds."""
+        await asyncio.sleep(lifetime + SPARE)
+        for connection in list(self._before):
+            if not held(connection):
+                devices = await self._kernel.remove(connection)
+                log.info("removed a wire nobody refreshed", connection=connection, devices=devices)
+            self.settled(connection)

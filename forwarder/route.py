@@ -1,0 +1,485 @@
+"""The forwarder's route: find an endpoint, agree on both sides, join them in the kernel.
+
+The client's side is agreed with the hop that asks (a namespace on this node, or
+another node's tunnel), the endpoint's side with the next hop. Each has its own
+mechanism; neither sees the other's (`wire.md` §2.3).
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import structlog
+
+from forwarder import crossconnect
+from forwarder.discovery import Discovery, Offer
+from forwarder.mechanisms import vxlan
+from forwarder.recovery import Recovery
+from forwarder.sockets import Sockets
+from forwarder.tunnels import Tunnels, node_of
+from nsm import mechanisms, path
+from nsm.caller import Caller
+from nsm.connections import Held
+from nsm.descriptors import INODE_URL, Descriptors
+from nsm.errors import (
+    DeniedError,
+    InvalidError,
+    NotFoundError,
+    NsmError,
+    PeerError,
+    UnavailableError,
+    UnsupportedError,
+)
+from nsm.hop import Established
+from nsm.kernel.netlink import VniTakenError
+from nsm.kernel.node import Kernel
+from nsm.kernel.state import Interface, IPAddress, LocalWire, Namespace, RemoteWire, Wire
+from nsm.model import Connection, Context, IPContext, Mechanism, Request
+from nsm.rpc.calls import Calls
+from nsm.undo import Undo
+
+log = structlog.get_logger(__name__)
+SUPPORTED = (mechanisms.KERNEL, mechanisms.VXLAN)
+LONGEST = 60.0  # seconds for a caller without a deadline
+FD_PATIENCE = 2.0  # seconds a descriptor may come after the call that names it
+ROUNDS = 3  # of agreeing on a network identifier that is free on both nodes
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """What is remembered of a connection: where it goes, by what, and what stands in the kernel."""
+
+    endpoint: str
+    payload: str
+    url: str
+    outgoing: Mechanism
+    wire: Wire
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """The client's side as this request has it; namespace is None where it is another node's."""
+
+    mechanism: Mechanism
+    namespace: Namespace | None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An endpoint to try: by name, at a URL; known is what this connection has there already."""
+
+    endpoint: str
+    payload: str
+    url: str
+    known: Crossing | None
+
+
+class ForwarderRoute:
+    """Joins a workload with an endpoint: on this node, or half of it over a tunnel."""
+
+    def __init__(
+        self,
+        discovery: Discovery,
+        calls: Calls,
+        kernel: Kernel,
+        tunnels: Tunnels,
+        sockets: Sockets,
+        recovery: Recovery,
+        dial_timeout: float,
+    ) -> None:
+        self._discovery = discovery
+        self._calls = calls
+        self._kernel = kernel
+        self._tunnels = tunnels
+        self._sockets = sockets
+        self._recovery = recovery
+        self._dial_timeout = dial_timeout
+
+    async def establish(
+        self, asked: Request, held: Held[Crossing], caller: Caller, undo: Undo
+    ) -> Established:
+        """Make the wire, or bring it up to what is asked now."""
+        conn = _with_context(asked.connection)
+        asked = replace(asked, connection=conn)
+        with Descriptors() as fds:
+            near = await self._near(asked, caller, fds)
+            refused: list[tuple[str, NsmError]] = []
+            known = held.memory
+            if known and conn.endpoint in ("", known.endpoint):
+                target = Target(known.endpoint, known.payload, known.url, known)
+                try:
+                    return await self._join(target, conn, near, held, caller, fds, undo)
+                except UnavailableError as reason:  # it may have come back elsewhere
+                    refused.append((target.endpoint, reason))
+                    conn = replace(conn, endpoint=known.endpoint)
+            for offer in await self._offers(conn, fds, refused):
+                url = self._url(offer, fds)
+                same = known if known and known.endpoint == offer.endpoint.name else None
+                target = Target(offer.endpoint.name, offer.payload, url, same)
+                try:
+                    return await self._join(target, conn, near, held, caller, fds, undo)
+                except NsmError as reason:
+                    refused.append((target.endpoint, reason))
+                finally:
+                    self._sockets.release(url)
+            raise _none_took(conn, refused)
+
+    async def withdraw(
+        self, conn: Connection, memory: Crossing | None, caller: Caller | None
+    ) -> None:
+        """Close it at the endpoint and take it out of the kernel; the latter even if the
+        former fails, because an endpoint that cannot be told has its own lease."""
+        far, removed = await asyncio.gather(
+            self._close_far(conn, memory), self._kernel.remove(conn.id), return_exceptions=True
+        )
+        self._recovery.settled(conn.id)
+        if memory:
+            self._sockets.release(memory.url)
+        if isinstance(far, NsmError):
+            log.warning("the endpoint was not told of a close", id=conn.id, error=str(far))
+        elif isinstance(far, BaseException):
+            raise far
+        if isinstance(removed, BaseException):
+            raise removed
+
+    # ---- the client's side ---------------------------------------------------------------
+
+    async def _near(self, asked: Request, caller: Caller, fds: Descriptors) -> Near:
+        """Which of the mechanisms asked for is taken, and the namespace it names."""
+        conn = asked.connection
+        chosen = mechanisms.acceptable(conn, asked.preferences, SUPPORTED)[0]
+        if chosen.type == mechanisms.VXLAN:
+            vxlan.address(chosen, mechanisms.SRC_IP)
+            return Near(chosen, None)
+        if not chosen.get(mechanisms.NAME):
+            chosen = chosen.with_(**{mechanisms.NAME: mechanisms.generate_name(conn.service)})
+        mechanisms.check_name(chosen.get(mechanisms.NAME), whose=f"the client of {conn.service!r}")
+        url = chosen.get(INODE_URL)
+        await fds.claim(caller.fds, url, FD_PATIENCE)
+        namespace = await self._namespace(url, fds, f"the client of {conn.service!r}")
+        return Near(chosen, namespace)
+
+    async def _namespace(self, url: str, fds: Descriptors, whose: str) -> Namespace:
+        fd = fds.get(url)
+        if fd is None:
+            raise InvalidError(
+                f"{whose} names its network namespace by {url[:100]!r}, which did not come"
+                " as a descriptor",
+                hint="connect to the manager over its unix socket and send the descriptor",
+            )
+        return await self._kernel.namespace(fd=fd, name=whose)
+
+    # ---- the endpoint's side -------------------------------------------------------------
+
+    async def _offers(
+        self, conn: Connection, fds: Descriptors, refused: list[tuple[str, NsmError]]
+    ) -> list[Offer]:
+        try:
+            return await self._discovery.offers(conn, fds)
+        except NotFoundError:
+            if refused:  # it was here, cannot be reached, and is not registered any more
+                return []
+            raise
+
+    def _url(self, offer: Offer, fds: Descriptors) -> str:
+        fd = fds.get(offer.endpoint.url)
+        return offer.endpoint.url if fd is None else self._sockets.keep(fd)
+
+    async def _join(
+        self,
+        target: Target,
+        conn: Connection,
+        near: Near,
+        held: Held[Crossing],
+        caller: Caller,
+        fds: Descriptors,
+        undo: Undo,
+    ) -> Established:
+        """Ask one endpoint and join it; on failure everything of it is taken back."""
+        async with Undo() as attempt:
+            with Descriptors() as far_fds:
+                local = target.url.startswith("unix:")
+                if near.namespace is None:
+                    if not local:
+                        raise UnsupportedError(
+                            f"endpoint {target.endpoint} is on a third node: {target.url}",
+                            hint="a tunnel must end on the endpoint's node; ask its own manager",
+                        )
+                    near, made, wire = await self._from_far(
+                        target, conn, near, caller, far_fds, attempt
+                    )
+                elif local:
+                    made, wire = await self._here(
+                        target, conn, near, near.namespace, caller, fds, far_fds, attempt
+                    )
+                else:
+                    made, wire = await self._to_far(
+                        target, conn, near, near.namespace, caller, fds, far_fds, attempt
+                    )
+            await self._settle(held, target, made, wire, attempt)
+        undo.absorb(attempt)
+        fds.send_all(caller.fds, (near.mechanism,))
+        shown = f"{near.mechanism.type}/{near.mechanism.get(mechanisms.NAME) or 'unknown'}"
+        assert made.mechanism is not None
+        far = f"{made.mechanism.type}/{made.mechanism.get(mechanisms.NAME) or 'unknown'}"
+        made = path.measured(made, client_interface=shown, server_interface=far)
+        return Established(replace(made, mechanism=near.mechanism), target.url)
+
+    async def _settle(
+        self,
+        held: Held[Crossing],
+        target: Target,
+        made: Connection,
+        wire: Wire,
+        attempt: Undo,
+    ) -> None:
+        """Remember what stands now; let go of what it replaced."""
+        before = held.memory
+        assert made.mechanism is not None
+        attempt.add("remember what was there before", self._unsettle, held, before, target.url)
+        self._sockets.again(target.url)
+        held.memory = Crossing(target.endpoint, target.payload, target.url, made.mechanism, wire)
+        self._recovery.settled(made.id)
+        if before:
+            if before.endpoint != target.endpoint and held.made:
+                await self._close_far(held.made, before)
+            self._sockets.release(before.url)
+
+    async def _unsettle(self, held: Held[Crossing], before: Crossing | None, url: str) -> None:
+        held.memory = before
+        if before is None or before.url != url:
+            self._sockets.release(url)
+
+    async def _here(
+        self,
+        target: Target,
+        conn: Connection,
+        near: Near,
+        namespace: Namespace,
+        caller: Caller,
+        fds: Descriptors,
+        far_fds: Descriptors,
+        attempt: Undo,
+    ) -> tuple[Connection, Wire]:
+        """Both on this node: a veth pair straight from one namespace to the other."""
+        made = await self._ask(target, conn, (_any_interface(),), caller, far_fds, attempt)
+        outgoing = _agreed(made, mechanisms.KERNEL, target)
+        url = outgoing.get(INODE_URL)
+        far = await self._namespace(url, far_fds, f"endpoint {target.endpoint}")
+        src_mac, dst_mac = crossconnect.macs(made)
+        wire = LocalWire(
+            made.id,
+            crossconnect.client_side(made, near.mechanism, namespace, dst_mac),
+            crossconnect.endpoint_side(made, outgoing, far, src_mac),
+        )
+        entries = {far: far_fds.get(url), namespace: fds.get(near.mechanism.get(INODE_URL))}
+        await self._ensure(wire, target.known, entries, attempt)
+        return made, wire
+
+    async def _to_far(
+        self,
+        target: Target,
+        conn: Connection,
+        near: Near,
+        namespace: Namespace,
+        caller: Caller,
+        fds: Descriptors,
+        far_fds: Descriptors,
+        attempt: Undo,
+    ) -> tuple[Connection, Wire]:
+        """The client here, the endpoint on another node: our half of the tunnel."""
+        if target.payload != mechanisms.ETHERNET:
+            raise UnsupportedError(
+                f"service {conn.service!r} carries {target.payload or 'IP'}, and endpoint"
+                f" {target.endpoint} is on another node: only ETHERNET goes between nodes here",
+                hint="register the service with payload ETHERNET",
+            )
+        node = await node_of(target.url)
+        local, mtu = await self._tunnels.local(node, mechanisms.VXLAN)
+        port = self._tunnels.vxlan_port
+        proposal = 0
+        for turn in range(ROUNDS):
+            offer = vxlan.offer(local, port, mtu, proposal)
+            made = await self._ask(target, conn, (offer,), caller, far_fds, attempt)
+            agreed = _agreed(made, mechanisms.VXLAN, target)
+            made = _lowered(made, mechanisms.number(agreed.get(mechanisms.MTU)), mtu)
+            tunnel = vxlan.requesters_tunnel(agreed, port, self._kernel.own)
+            side = crossconnect.client_side(made, near.mechanism, namespace, "")
+            wire = RemoteWire(made.id, "src", side, tunnel)
+            try:
+                entries = {namespace: fds.get(near.mechanism.get(INODE_URL))}
+                await self._ensure(wire, target.known, entries, attempt)
+                break
+            except VniTakenError:
+                # Upstream keeps identifiers apart only at the responder: two of
+                # them may give us the same. So we say which one is free here.
+                if turn == ROUNDS - 1:
+                    raise
+                await self._close(target.url, made)
+                proposal = await self._tunnels.free_vni(agreed, tunnel.local, tunnel.remote)
+                target = replace(target, known=None)
+        return made, wire
+
+    async def _from_far(
+        self,
+        target: Target,
+        conn: Connection,
+        near: Near,
+        caller: Caller,
+        far_fds: Descriptors,
+        attempt: Undo,
+    ) -> tuple[Near, Connection, Wire]:
+        """The endpoint here, the client on another node: our half of the tunnel."""
+        asked, port = near.mechanism, self._tunnels.vxlan_port
+        remote = vxlan.address(asked, mechanisms.SRC_IP)
+        local, mtu = await self._tunnels.local(remote, mechanisms.VXLAN)
+        own = asked.with_(**{mechanisms.DST_IP: str(local)})
+        held = self._standing_vni(conn.id, target.known, remote)
+        vni = mechanisms.vni(asked) or held
+        if not vni or (vni != held and not await self._tunnels.is_free(vni, local, remote)):
+            vni = await self._tunnels.free_vni(own, local, remote)
+        lowest = mechanisms.lowest_mtu(mechanisms.number(asked.get(mechanisms.MTU)), mtu)
+        made = await self._ask(
+            target, _lowered(conn, lowest), (_any_interface(),), caller, far_fds, attempt
+        )
+        made = _lowered(made, lowest)
+        outgoing = _agreed(made, mechanisms.KERNEL, target)
+        url = outgoing.get(INODE_URL)
+        far = await self._namespace(url, far_fds, f"endpoint {target.endpoint}")
+        side = crossconnect.endpoint_side(made, outgoing, far, "")
+        for turn in range(ROUNDS):
+            agreed = vxlan.answer(asked, local, port, mtu, vni)
+            tunnel = vxlan.responders_tunnel(agreed, port, self._kernel.own)
+            wire = RemoteWire(made.id, "dst", side, tunnel)
+            try:
+                await self._ensure(wire, target.known, {far: far_fds.get(url)}, attempt)
+                break
+            except VniTakenError:
+                if turn == ROUNDS - 1:
+                    raise
+                vni = await self._tunnels.free_vni(own, local, remote)
+        return Near(agreed, None), made, wire
+
+    def _standing_vni(self, id_: str, known: Crossing | None, remote: IPAddress) -> int:
+        """The network identifier this connection has now, be it from before a restart; or 0."""
+        if known is None:
+            return self._recovery.vni(id_)
+        wire = known.wire
+        same = isinstance(wire, RemoteWire) and wire.tunnel.remote == remote
+        return wire.tunnel.vni if same else 0  # type: ignore[union-attr] # same says it
+
+    async def _ensure(
+        self,
+        wire: Wire,
+        known: Crossing | None,
+        entries: Mapping[Namespace, int | None],
+        attempt: Undo,
+    ) -> None:
+        if known and _seats(known.wire) != _seats(wire):
+            await self._kernel.remove(wire.connection)  # it moved: nothing may stay where it was
+        fds = {space: fd for space, fd in entries.items() if fd is not None}
+        await self._kernel.ensure(wire, attempt, fds=fds)
+
+    # ---- calling -------------------------------------------------------------------------
+
+    async def _ask(
+        self,
+        target: Target,
+        conn: Connection,
+        preferences: tuple[Mechanism, ...],
+        caller: Caller,
+        far_fds: Descriptors,
+        attempt: Undo,
+    ) -> Connection:
+        """Request the connection from the next hop; the way back is added before."""
+        outgoing = target.known.outgoing.without(INODE_URL) if target.known else None
+        context = conn.context or Context()
+        conn = replace(
+            conn,
+            mechanism=outgoing,
+            endpoint=target.endpoint,
+            payload=target.payload,
+            context=replace(context, mtu=context.mtu or mechanisms.JUMBO_MTU),
+        )
+        if target.known is None:
+            # Before the call, not after: it may fail here and have worked there.
+            what = f"close {conn.id} at endpoint {target.endpoint}"
+            attempt.add(what, self._close, target.url, conn)
+        answer = await self._calls.request(
+            target.url,
+            Request(conn, preferences),
+            fds=far_fds,
+            within=caller.left() or LONGEST,
+            dial_timeout=self._dial_timeout,
+        )
+        made = answer.connection
+        if made.id != conn.id or made.index != conn.index or len(made.segments) <= conn.index:
+            raise PeerError(
+                f"endpoint {target.endpoint} at {target.url} answered for connection"
+                f" {made.id[:64]!r} when it was asked for {conn.id}",
+                code=InvalidError.code,
+            )
+        return _with_context(made)
+
+    async def _close(self, url: str, conn: Connection) -> None:
+        with Descriptors() as none:
+            await self._calls.close(url, conn, fds=none)
+
+    async def _close_far(self, conn: Connection, memory: Crossing | None) -> None:
+        if memory:
+            told = replace(conn, endpoint=memory.endpoint, mechanism=memory.outgoing)
+            await self._close(memory.url, replace(told, payload=memory.payload))
+            return
+        if not conn.endpoint:
+            return
+        with Descriptors() as fds:
+            for offer in await self._offers(conn, fds, []):
+                url = self._url(offer, fds)
+                try:
+                    await self._close(url, replace(conn, mechanism=None))
+                finally:
+                    self._sockets.release(url)
+
+
+def _any_interface() -> Mechanism:
+    """What we can do with an endpoint of this node: it names its interface and namespace."""
+    return Mechanism(mechanisms.LOCAL, mechanisms.KERNEL)
+
+
+def _agreed(made: Connection, type_: str, target: Target) -> Mechanism:
+    if made.mechanism is None or made.mechanism.type != type_:
+        got = made.mechanism.type if made.mechanism else "none"
+        raise UnsupportedError(
+            f"endpoint {target.endpoint} at {target.url} answered with mechanism {got}"
+            f" when {type_} was asked for"
+        )
+    return made.mechanism
+
+
+def _with_context(conn: Connection) -> Connection:
+    context = conn.context or Context()
+    return replace(conn, context=replace(context, ip=context.ip or IPContext()))
+
+
+def _lowered(conn: Connection, *mtus: int) -> Connection:
+    context = conn.context or Context()
+    return replace(conn, context=replace(context, mtu=mechanisms.lowest_mtu(context.mtu, *mtus)))
+
+
+def _seats(wire: Wire) -> list[tuple[Namespace, str]]:
+    def seat(interface: Interface) -> tuple[Namespace, str]:
+        return interface.namespace, interface.name
+
+    return [seat(interface) for _, interface in wire.sides]
+
+
+def _none_took(conn: Connection, refused: list[tuple[str, NsmError]]) -> NsmError:
+    if len(refused) == 1:
+        return refused[0][1]
+    tried = "; ".join(f"{name}: {reason}" for name, reason in refused)
+    if refused and all(isinstance(reason, DeniedError) for _, reason in refused):
+        return DeniedError(tried)
+    return UnavailableError(
+        f"all candidates have failed for connection {conn.id} to {conn.service!r}:"
+        f" {tried or 'nobody was left to try'}"
+    )

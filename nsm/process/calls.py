@@ -1,0 +1,24 @@
+"""One line for each call a process answered."""
+
+import structlog
+
+from nsm.errors import Code
+from nsm.rpc.server import Call
+
+log = structlog.get_logger(__name__)
+_QUIET = ("/grpc.health.v1.Health/",)  # probes, every few seconds
+
+
+def log_call(call: Call) -> None:
+    """Who asked for what, how long it took, and what came of it."""
+    facts = {
+        "method": call.method.strip("/"),
+        "caller": str(call.caller),
+        "code": call.code.name,
+        "ms": round(call.ms, 2),
+    }
+    if call.code == Code.OK:
+        write = log.debug if call.method.startswith(_QUIET) else log.info
+        write("call", **facts)
+    else:
+        log.warning("call", why=call.text, **facts)

@@ -1,0 +1,92 @@
+"""Which forwarders of this node may carry a request, best first (`wire.md` §7.3)."""
+
+import asyncio
+from contextlib import aclosing
+
+from nsm.caller import Caller
+from nsm.errors import NotFoundError
+from nsm.model import Connection, Service
+from nsm.rpc.registry_services import Store
+from nsm.selection import match_forwarders
+from nsmgr.registry import Local, Locals
+
+WAIT = 2.0  # seconds for a forwarder to appear: one that was restarted registers within that
+SPARE = 2.0  # seconds of the caller's time left for the request itself
+
+
+class Discovery:
+    """Matches a connection's service with the node's forwarders."""
+
+    def __init__(self, domain: Store, locals_: Locals, forwarder_service: str) -> None:
+        self._domain = domain
+        self._locals = locals_
+        self._forwarder_service = forwarder_service
+
+    async def candidates(self, conn: Connection, *, sticky: str, left: float | None) -> list[Local]:
+        """Forwarders to try in order; only the sticky one, where it is named.
+
+        left: seconds of the caller's deadline. Raises NotFoundError, in
+        upstream's words and with what was there.
+        """
+        if sticky:
+            return [await self._here(sticky, left)]
+        service = await self._service(conn)
+        await self._some(left)
+        forwarders = {one.endpoint.name: one for one in self._locals.of(self._forwarder_service)}
+        after = conn.segments[conn.index + 1 :]
+        fitting = match_forwarders(
+            service,
+            conn.labels,
+            [one.endpoint for one in forwarders.values()],
+            forwarder_service=self._forwarder_service,
+            prefer=after[0].name if after else "",
+        )
+        if not fitting:
+            raise NotFoundError(
+                f"no candidates found: none of the {len(forwarders)} forwarders of this node"
+                f" may carry {conn.service!r}",
+                hint="start a forwarder that registers here"
+                if not forwarders
+                else "compare the service's match metadata with the forwarders' NSM_LABELS",
+            )
+        return [forwarders[one.name] for one in fitting]
+
+    def known(self, name: str) -> Local | None:
+        """The forwarder called name, if it is registered now."""
+        return self._locals.get(name)
+
+    async def _service(self, conn: Connection, caller: Caller) -> Service:
+        query = Service(conn.service, conn.payload)
+        async with aclosing(self._domain.find_services(query, False, caller)) as found:
+            async for one in found:
+                if one.item.name == conn.service and not one.deleted:
+                    return one.item
+        with_payload = f" with payload {conn.payload}" if conn.payload else ""
+        raise NotFoundError(
+            f"network service {conn.service}{with_payload} is not found",
+            hint="see `nsmctl services` for those that are registered",
+        )
+
+    async def _here(self, name: str, left: float | None) -> Local:
+        try:
+            async with asyncio.timeout(_patience(left)):
+                while (local := self._locals.get(name)) is None:
+                    await self._locals.change()
+                return local
+        except TimeoutError:
+            raise NotFoundError(
+                f"forwarder {name} is not available",
+                hint="it carries this connection and has not registered again; is it running?",
+            ) from None
+
+    async def _some(self, left: float | None) -> None:
+        try:
+            async with asyncio.timeout(_patience(left)):
+                while not self._locals.of(self._forwarder_service):
+                    await self._locals.change()
+        except TimeoutError:
+            return  # the caller is told by candidates
+
+
+def _patience(left: float | None) -> float:
+    return WAIT if left is None else max(0.0, min(WAIT, left - SPARE))

@@ -1,0 +1,196 @@
+"""What this node's workloads see of the registry (`wire.md` §6.8).
+
+An endpoint registers at its node's manager with a socket nobody else can reach;
+the domain learns the manager's own URL instead. Asked by a workload of this
+node, the manager tells the socket itself; for anybody else it stands in front.
+What the domain still believes to be here, but is not, is hidden.
+"""
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
+
+from nsm.caller import Caller
+from nsm.errors import InvalidError, PreconditionError
+from nsm.model import SECOND, Endpoint, Found, Service
+from nsm.registration import Registration, RegistrationPath
+from nsm.rpc.registry_services import Store, claim_socket, send_socket
+
+PERIOD = 60 * SECOND  # a registration lives this long at most, and is renewed before
+FD_PATIENCE = 2.0  # seconds a registered socket may come after the call that names it
+
+
+@dataclass(slots=True)
+class Local:
+    """An endpoint of this node: url is where we reach it, fd its socket if it came as one."""
+
+    endpoint: Endpoint
+    url: str
+    fd: int | None
+    timer: asyncio.TimerHandle | None = None
+
+
+class Locals:
+    """The endpoints registered through this manager, by name."""
+
+    def __init__(self, gone: Callable[[str], None] = lambda _: None) -> None:
+        self._by_name: dict[str, Local] = {}
+        self._changed = asyncio.Event()
+        self._gone = gone  # told of every URL that is no longer anybody's
+
+    def put(self, endpoint: Endpoint, url: str, fd: int | None) -> None:
+        """Know endpoint until it expires, instead of an earlier one of its name."""
+        self.drop(endpoint.name)
+        local = self._by_name[endpoint.name] = Local(endpoint, url, fd)
+        delay = ((endpoint.expires or 0) - time.time_ns()) / SECOND
+        loop = asyncio.get_running_loop()
+        local.timer = loop.call_later(max(0.0, delay), self.drop, endpoint.name)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def drop(self, name: str) -> None:
+        """Forget the endpoint called name, and let go of its socket."""
+        if local := self._by_name.pop(name, None):
+            if local.timer:
+                local.timer.cancel()
+            self._gone(local.url)
+            if local.fd is not None:
+                os.close(local.fd)
+
+    def get(self, name: str) -> Local | None:
+        """The endpoint called name, if it is here."""
+        return self._by_name.get(name)
+
+    def of(self, service: str) -> list[Local]:
+        """The endpoints of this node that serve service, in the order they came."""
+        return [one for one in self._by_name.values() if service in one.endpoint.services]
+
+    async def change(self) -> None:
+        """Wait until one is put."""
+        await self._changed.wait()
+
+    def close(self) -> None:
+        """Let go of every socket."""
+        for name in list(self._by_name):
+            self.drop(name)
+
+
+class NodeRegistry(Store):
+    """The registry as this node's manager offers it.
+
+    public_url is told to the domain instead of an endpoint's own, and is set
+    once it is known; labels are added to each service's, never overwriting
+    (`wire.md` §6.7).
+    """
+
+    def __init__(self, upstream: Store, locals_: Locals, labels: Mapping[str, str]) -> None:
+        self.public_url = ""
+        self._upstream = upstream
+        self._locals = locals_
+        self._labels = labels
+
+    async def register_endpoint(
+        self, asked: Endpoint, by: Registration
+    ) -> tuple[Endpoint, RegistrationPath]:
+        """Register it under our URL; keep its own for those of this node."""
+        if not asked.url:
+            raise InvalidError(
+                f"endpoint {asked.name!r} of {by.owner} registers without a URL",
+                hint="say where it listens: unix:///path with the socket's descriptor, or tcp://…",
+            )
+        fd = await claim_socket(by.caller, asked.url, FD_PATIENCE)
+        url = asked.url if fd is None else f"unix:///proc/self/fd/{fd}"
+        try:
+            told = replace(
+                asked,
+                url=self.public_url,
+                labels=with_labels(asked.labels, self._labels),
+                expires=min(by.expires, time.time_ns() + PERIOD, asked.expires or by.expires),
+            )
+            registered, path = await self._upstream.register_endpoint(told, by)
+        except BaseException:
+            if fd is not None:
+                os.close(fd)
+            raise
+        self._locals.put(registered, url, fd)
+        return replace(registered, url=asked.url), path
+
+    async def unregister_endpoint(self, asked: Endpoint, by: Registration) -> None:
+        """Take it from the domain, if it came through us; else it is nothing of ours."""
+        if self._locals.get(asked.name):
+            await self._upstream.unregister_endpoint(replace(asked, url=self.public_url), by)
+            self._locals.drop(asked.name)
+
+    async def find_endpoints(
+        self, query: Endpoint, watch: bool, caller: Caller
+    ) -> AsyncGenerator[Found[Endpoint], None]:
+        """What the domain knows, with the sockets of this node's endpoints for its workloads."""
+        async for found in self._upstream.find_endpoints(query, watch, caller):
+            local = self._locals.get(found.item.name)
+            if local and caller.unix:
+                url = local.url
+                if local.fd is not None and not found.deleted:
+                    url = send_socket(caller, local.fd)
+                yield replace(found, item=replace(found.item, url=url))
+            elif local or found.deleted or found.item.url != self.public_url:
+                yield found
+
+    async def register_service(
+        self, asked: Service, by: Registration
+    ) -> tuple[Service, RegistrationPath]:
+        """Services belong to the domain: passed on as they are."""
+        return await self._upstream.register_service(asked, by)
+
+    async def unregister_service(self, asked: Service, by: Registration) -> None:
+        """Services belong to the domain: passed on as they are."""
+        await self._upstream.unregister_service(asked, by)
+
+    async def find_services(
+        self, query: Service, watch: bool, caller: Caller
+    ) -> AsyncGenerator[Found[Service], None]:
+        """Services belong to the domain: passed on as they are."""
+        async for found in self._upstream.find_services(query, watch, caller):
+            yield found
+
+
+def with_labels(
+    labels: Mapping[str, Mapping[str, str]], more: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """more added to each service's labels; what is there stays."""
+    return {service: {**more, **own} for service, own in labels.items()}
+
+
+async def public_url(listen_on: Iterable[str], registry_url: str) -> str:
+    """What other nodes are told: the first tcp:// URL, else the first of any kind (`wire.md` §6.8).
+
+    A tcp:// URL without a host means every address of ours; told is the one from
+    which the registry is reached, because others are on the same network.
+    """
+    listed = list(listen_on)
+    url = next((one for one in listed if one.startswith("tcp://")), listed[0] if listed else "")
+    parts = urlsplit(url)
+    if parts.scheme != "tcp" or parts.hostname not in (None, "", "0.0.0.0", "::"):  # noqa: S104
+        return url
+    own = await _address_towards(urlsplit(registry_url).hostname or "")
+    host = f"[{own}]" if ":" in own else own
+    return f"tcp://{host}:{parts.port}"
+
+
+async def _address_towards(host: str) -> str:
+    """Our address on the way to host; no packet is sent."""
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(host or "192.0.2.1", 9, type=socket.SOCK_DGRAM)
+        family, _, _, _, address = found[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)
+            return str(probe.getsockname()[0])
+    except OSError as failure:
+        raise PreconditionError(
+            f"no address of this node leads to {host or 'anywhere'}: {failure}",
+            hint="name one: NSM_LISTEN_ON=unix:///…,tcp://<this node's address>:5001",
+        ) from failure

@@ -1,0 +1,167 @@
+"""The manager's route: a request goes on to one of the node's forwarders (`wire.md` §3.5, §7.3)."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from nsm.caller import Caller, inode_url
+from nsm.connections import Held
+from nsm.descriptors import INODE_URL, Descriptors
+from nsm.errors import DeniedError, NsmError, UnavailableError
+from nsm.hop import Established
+from nsm.model import Connection, Context, IPContext, Mechanism, Request, State
+from nsm.rpc.calls import Calls
+from nsm.undo import Undo
+from nsmgr.discovery import Discovery
+from nsmgr.excluded import ExcludedPrefixes
+from nsmgr.namespaces import open_of_caller
+from nsmgr.registry import Local
+
+LONGEST = 60.0  # seconds for a caller without a deadline
+FD_PATIENCE = 2.0  # seconds a descriptor may come after the call that names it
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """Which forwarder a connection goes through, and where it was reached last."""
+
+    name: str
+    url: str
+
+
+class ManagerRoute:
+    """Passes a connection on to the first forwarder that takes it, and stays with that one."""
+
+    def __init__(
+        self,
+        discovery: Discovery,
+        calls: Calls,
+        excluded: ExcludedPrefixes,
+        labels: Mapping[str, str],
+        dial_timeout: float,
+    ) -> None:
+        self._discovery = discovery
+        self._calls = calls
+        self._excluded = excluded
+        self._labels = labels
+        self._dial_timeout = dial_timeout
+
+    async def establish(
+        self, asked: Request, held: Held[Next], caller: Caller, undo: Undo
+    ) -> Established:
+        """Find a forwarder, hand the workload's namespace on to it, return what it made."""
+        conn = self._filled_in(asked.connection)
+        known = held.memory
+        reselect = conn.state == State.RESELECT_REQUESTED
+        candidates = await self._discovery.candidates(
+            conn, sticky=known.name if known and not reselect else "", caller=caller
+        )
+        refused: list[tuple[Local, NsmError]] = []
+        for forwarder in candidates:
+            try:
+                made = await self._try(forwarder, replace(asked, connection=conn), held, caller)
+            except NsmError as reason:
+                if not reason.retry and len(candidates) == 1:
+                    raise
+                refused.append((forwarder, reason))
+                continue
+            if not known or known.name != forwarder.endpoint.name:
+                undo.add(f"close {conn.id} at {forwarder.url}", self._close, forwarder.url, made)
+            held.memory = Next(forwarder.endpoint.name, forwarder.url)
+            return Established(made, forwarder.url)
+        raise _none_took(conn, refused)
+
+    async def withdraw(self, conn: Connection, memory: Next | None, caller: Caller | None) -> None:
+        """Close it at its forwarder; after a restart, at the one its path names."""
+        name = memory.name if memory else ""
+        if not name and len(conn.segments) > conn.index + 1:
+            name = conn.segments[conn.index + 1].name
+        forwarder = self._discovery.known(name)
+        if forwarder:
+            await self._close(forwarder.url, conn)
+
+    async def _try(
+        self, forwarder: Local, asked: Request, held: Held[Next], caller: Caller
+    ) -> Connection:
+        conn = asked.connection
+        with Descriptors() as fds:
+            asked, restore = await self._take_files(asked, caller, fds)
+            async with Undo() as undo:
+                if not held.memory or held.memory.name != forwarder.endpoint.name:
+                    # Before the call, not after: it may fail here and have worked there.
+                    undo.add(
+                        f"close {conn.id} at {forwarder.url}", self._close, forwarder.url, conn
+                    )
+                answer = await self._calls.request(
+                    forwarder.url,
+                    asked,
+                    fds=fds,
+                    within=caller.left() or LONGEST,
+                    dial_timeout=self._dial_timeout,
+                )
+            made = answer.connection
+            if made.mechanism:
+                fds.send_all(caller.fds, (made.mechanism,))
+                made = replace(made, mechanism=_renamed(made.mechanism, restore))
+            return made
+
+    async def _take_files(
+        self, asked: Request, caller: Caller, fds: Descriptors
+    ) -> tuple[Request, Mapping[str, str]]:
+        """Own every file the request names; return it as it goes on, and names to give back.
+
+        A caller that cannot send descriptors may name its own namespace by path,
+        where the kernel says that the process at the socket is that process.
+        """
+        restore: dict[str, str] = {}
+        renamed: dict[str, str] = {}
+        conn = asked.connection
+        named = (*asked.preferences, *((conn.mechanism,) if conn.mechanism else ()))
+        await fds.claim_all(caller.fds, named, FD_PATIENCE)
+        for url in {one.get(INODE_URL) for one in named}:
+            if url.startswith("file:"):
+                fd = await open_of_caller(url, caller)
+                facts = os.fstat(fd)
+                inode = inode_url(facts.st_dev, facts.st_ino)
+                fds.adopt(inode, fd)
+                renamed[url], restore[inode] = inode, url
+        if renamed:
+            asked = replace(
+                asked,
+                preferences=tuple(_renamed(one, renamed) for one in asked.preferences),
+                connection=replace(
+                    conn, mechanism=conn.mechanism and _renamed(conn.mechanism, renamed)
+                ),
+            )
+        return asked, restore
+
+    async def _close(self, url: str, conn: Connection) -> None:
+        with Descriptors() as none:
+            await self._calls.close(url, conn, fds=none)
+
+    def _filled_in(self, conn: Connection) -> Connection:
+        """Labels, context and excluded prefixes: there for endpoints that take them as given."""
+        context = conn.context or Context()
+        ip = context.ip or IPContext()
+        excluded = tuple(dict.fromkeys((*ip.excluded_prefixes, *self._excluded.prefixes)))
+        return replace(
+            conn,
+            labels={**self._labels, **conn.labels},
+            context=replace(context, ip=replace(ip, excluded_prefixes=excluded)),
+        )
+
+
+def _renamed(mechanism: Mechanism, names: Mapping[str, str]) -> Mechanism:
+    url = mechanism.get(INODE_URL)
+    return mechanism.with_(**{INODE_URL: names[url]}) if url in names else mechanism
+
+
+def _none_took(conn: Connection, refused: list[tuple[Local, NsmError]]) -> NsmError:
+    tried = "; ".join(f"{one.endpoint.name}: {reason}" for one, reason in refused)
+    if all(isinstance(reason, DeniedError) for _, reason in refused):
+        return DeniedError(tried)
+    if len(refused) == 1:
+        return refused[0][1]
+    return UnavailableError(
+        f"all forwarders have failed for connection {conn.id} to {conn.service!r}: {tried}"
+    )

@@ -1,0 +1,94 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nsm import path
+from nsm.errors import InvalidError
+from nsm.model import Connection, Path, Segment
+
+
+def asked(*names: str, index: int = 0) -> Connection:
+    segments = tuple(Segment(name, f"id-{name}") for name in names)
+    return Connection(id=segments[index].id, path=Path(segments, index))
+
+
+def test_a_first_request_gains_the_hop_and_its_own_id():
+    conn, back = path.enter(asked("nsc"), "nsmgr")
+    assert back == 0
+    assert [s.name for s in conn.segments] == ["nsc", "nsmgr"]
+    assert conn.index == 1
+    assert conn.id == conn.segments[1].id != "id-nsc"
+
+
+def test_the_caller_gets_its_own_id_and_index_back_with_all_segments():
+    conn, back = path.enter(asked("nsc"), "nsmgr")
+    left = path.leave(conn, back)
+    assert (left.id, left.index, len(left.segments)) == ("id-nsc", 0, 2)
+
+
+def test_a_refresh_finds_its_segment_again():
+    conn, _ = path.enter(asked("nsc", "nsmgr", "forwarder"), "nsmgr")
+    assert conn.id == "id-nsmgr"
+    assert len(conn.segments) == 3
+
+
+def test_a_hop_that_was_replaced_gets_a_new_id_and_the_rest_stays_until_it_is_cut():
+    conn, _ = path.enter(asked("nsc", "nsmgr-old", "forwarder"), "nsmgr-new")
+    assert conn.segments[1].name == "nsmgr-new"
+    assert conn.segments[1].id not in ("id-nsmgr-old", "")
+    assert conn.segments[2].name == "forwarder"
+    assert [s.name for s in path.end(conn).segments] == ["nsc", "nsmgr-new"]
+
+
+def test_an_in_process_client_behind_a_server_adds_no_hop():
+    conn, back = path.enter(asked("nsc", "nsmgr", index=1), "nsmgr")
+    assert (conn.index, back, len(conn.segments)) == (1, 1, 2)
+
+
+def test_without_a_path_one_begins():
+    conn, back = path.enter(Connection(id="own"), "nsc")
+    assert (conn.id, conn.index, back, conn.segments[0].name) == ("own", 0, 0, "nsc")
+    assert path.enter(Connection(), "nsc")[0].id
+
+
+def test_an_index_behind_the_end_is_refused_in_upstreams_words():
+    with pytest.raises(InvalidError, match=r"Path.Index\+1==3 should be less or equal len\(Path"):
+        path.enter(Connection(id="x", path=Path((Segment("a", "x"),), 2)), "nsmgr")
+
+
+def test_an_id_that_is_not_the_segments_is_refused_in_upstreams_words():
+    with pytest.raises(InvalidError, match=r"Current PathSegment.Id=='id-nsc' should be equal"):
+        path.enter(Connection(id="other", path=asked("nsc").path), "nsmgr")
+
+
+def test_a_path_nobody_honest_sends_is_refused_before_it_is_walked():
+    with pytest.raises(InvalidError, match="10000 segments"):
+        path.enter(asked(*map(str, range(10_000))), "nsmgr")
+    with pytest.raises(InvalidError, match="more than 512 bytes"):
+        path.enter(asked("x" * 513), "nsmgr")
+
+
+def test_the_first_writer_of_a_metric_wins():
+    conn = path.measured(asked("nsc"), client_interface="KERNEL/nsm-1")
+    conn = path.measured(conn, client_interface="other", server_interface="VXLAN/x")
+    assert conn.segments[0].metrics == {
+        "client_interface": "KERNEL/nsm-1",
+        "server_interface": "VXLAN/x",
+    }
+
+
+@given(st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=8, unique=True))
+def test_through_any_hops_and_back_the_first_caller_has_what_it_came_with(names):
+    first = asked(names[0])
+    conn, backs = first, []
+    for name in names[1:]:
+        conn, back = path.enter(conn, name)
+        backs.append(back)
+    assert [s.name for s in conn.segments] == names
+    for back in reversed(backs):
+        conn = path.leave(conn, back)
+    assert (conn.id, conn.index) == (first.id, 0)
+    again = conn
+    for name in names[1:]:
+        again, _ = path.enter(again, name)
+    assert [s.id for s in again.segments] == [s.id for s in conn.segments]
