@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Annotated, Any, Literal, get_args
 
 
@@ -19,19 +20,19 @@ class Form:
     show: Callable[[Any], str] = str
 
 
-_UNITS = {
-    "ns": 1e-9,
-    "us": 1e-6,
-    "\N{MICRO SIGN}s": 1e-6,
-    "\N{GREEK SMALL LETTER MU}s": 1e-6,
-    "ms": 1e-3,
-    "s": 1.0,
-    "m": 60.0,
-    "h": 3600.0,
+_UNITS = {  # nanoseconds
+    "ns": 1,
+    "us": 10**3,
+    "\N{MICRO SIGN}s": 10**3,
+    "\N{GREEK SMALL LETTER MU}s": 10**3,
+    "ms": 10**6,
+    "s": 10**9,
+    "m": 60 * 10**9,
+    "h": 3600 * 10**9,
 }
 _PART = re.compile(rf"([0-9]+\.?[0-9]*|\.[0-9]+)({'|'.join(_UNITS)})")
 _DURATION = re.compile(rf"([-+]?)((?:{_PART.pattern})+|0)")
-_LONGEST = (1 << 63) / 1e9  # seconds, because Go counts nanoseconds in 64 bits
+_LONGEST = 1 << 63  # nanoseconds, because Go counts them in 64 bits
 
 
 def duration(text: str) -> float:
@@ -39,9 +40,10 @@ def duration(text: str) -> float:
     match = _DURATION.fullmatch(text)
     if match is None or len(text) > 64:
         raise ValueError(text)
-    seconds = sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(match[2]))
-    if seconds >= _LONGEST:
+    spent = sum(Decimal(number) * _UNITS[unit] for number, unit in _PART.findall(match[2]))
+    if spent >= _LONGEST:
         raise ValueError(text)
+    seconds = float(Decimal(spent) / 10**9)  # exact up to here: 0.1s + 0.2s is 0.3s
     return -seconds if match[1] == "-" else seconds
 
 
