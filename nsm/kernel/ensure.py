@@ -1,0 +1,593 @@
+"""Bringing a wire to its desired state: look, plan, do, look again.
+
+All of this blocks and runs in a worker thread, in one go: one thread hop, and what
+it opens in a workload's namespace is closed before it answers. `nsm.kernel.node`
+is the door from asyncio.
+
+Every step is written down before it is taken (`Journal`), so that a failure here,
+or of anything the caller does later, takes back exactly what was done.
+"""
+
+import errno
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from nsm.errors import InternalError, NsmError, TakenError, UnsupportedError
+from nsm.kernel import messages, owner
+from nsm.kernel.messages import Device
+from nsm.kernel.namespaces import Home, number
+from nsm.kernel.netlink import (
+    NamespaceGoneError,
+    NameTakenError,
+    Refusal,
+    RouteTakenError,
+    Socket,
+    VniTakenError,
+    explain,
+)
+from nsm.kernel.plan import Step, plan
+from nsm.kernel.state import (
+    Address,
+    End,
+    Interface,
+    Item,
+    LocalWire,
+    Namespace,
+    Neighbour,
+    RemoteWire,
+    Route,
+    Rule,
+    State,
+    Stub,
+    Sysctl,
+    Veth,
+    Vxlan,
+    Wire,
+    items,
+    member_of,
+    policies,
+)
+
+_ROUNDS = 3  # taking an address away can take others with it: then the second look finds them
+_ABSENT = {errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENXIO}
+_tables = threading.Lock()  # a free table number is free only until somebody takes it
+
+Seat = tuple[Namespace, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a device is: enough to ask for it and to delete it without entering anything."""
+
+    nsid: int
+    index: int
+
+
+@dataclass(slots=True)
+class Journal:
+    """What an attempt has done so far, oldest first."""
+
+    steps: list[Step] = field(default_factory=list)
+    places: dict[Seat, Place] = field(default_factory=dict)
+
+
+class Reach:
+    """Sockets in the namespaces of one wire, for one batch."""
+
+    def __init__(self, home: Home, fds: Mapping[Namespace, int]) -> None:
+        """fds are borrowed: ways into the namespaces that the caller has open."""
+        self._home = home
+        self._fds = dict(fds)
+        self._sockets: dict[Namespace, Socket] = {}
+        self._opened: dict[Namespace, int] = {}
+        self._stack = ExitStack()
+        self.index: dict[Seat, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def own(self) -> Namespace:
+        """The namespace this process runs in."""
+        return self._home.namespace
+
+    def number(self, where: Namespace, other: Namespace) -> int:
+        """The nsid under which one namespace knows another; OWN (-1) if it does not."""
+        return number(self.socket(where), self.fd(other), assign=False)
+
+    def fd(self, namespace: Namespace) -> int:
+        """A way into the namespace, ours for this batch."""
+        if namespace.own:
+            return self._home.fd
+        if namespace not in self._opened:
+            borrowed = self._fds.get(namespace)
+            made = (
+                self._home.find(namespace)
+                if borrowed is None
+                else self._home.opened(borrowed, str(namespace))
+            )
+            self._stack.callback(os.close, made)
+            self._opened[namespace] = made
+        return self._opened[namespace]
+
+    def socket(self, namespace: Namespace) -> Socket:
+        """The batch's socket in that namespace."""
+        if namespace not in self._sockets:
+            made = Socket.here() if namespace.own else self._home.socket(self.fd(namespace))
+            self._sockets[namespace] = self._stack.enter_context(made)
+        return self._sockets[namespace]
+
+    def device(self, namespace: Namespace, *, name: str = "", index: int = 0) -> Device | None:
+        """The device of that name or index, or None."""
+        try:
+            body = self.socket(namespace).ask(messages.get_link(name=name, index=index))
+        except Refusal as refusal:
+            if refusal.errno in _ABSENT:
+                return None
+            raise explain(refusal, f"ip link show {name or index}", namespace) from refusal
+        return messages.device(body)
+
+    def index_of(self, namespace: Namespace, name: str) -> int:
+        """The index of that device; 0 if there is none."""
+        if (namespace, name) not in self.index:
+            found = self.device(namespace, name=name)
+            if found is None:
+                return 0
+            self.index[namespace, name] = found.index
+        return self.index[namespace, name]
+
+    def read(self, wanted: Iterable[Sysctl]) -> Iterator[Sysctl]:
+        """The present values of settings; a device that is not there yet has the default's."""
+        for item in wanted:
+            with ExitStack() as stack:
+                if not item.namespace.own:
+                    stack.enter_context(self._home.inside(self.fd(item.namespace)))
+                value = _read(item.key)
+            if value is not None:
+                yield Sysctl(item.namespace, item.key, value)
+
+    def write(self, item: Sysctl) -> None:
+        """Set a kernel setting."""
+        with ExitStack() as stack:
+            if not item.namespace.own:
+                stack.enter_context(self._home.inside(self.fd(item.namespace)))
+            fd = os.open(f"/proc/sys/{item.key}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, item.value.encode())
+            finally:
+                os.close(fd)
+
+
+def _read(key: str) -> str | None:
+    parts = key.split("/")
+    default = "/".join([*parts[:3], "default", *parts[4:]])
+    for path in (key, default) if "/conf/" in key else (key,):
+        try:
+            fd = os.open(f"/proc/sys/{path}", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            return os.read(fd, 256).decode().strip()
+        finally:
+            os.close(fd)
+    return None
+
+
+# --- the whole of it -------------------------------------------------------------------------
+
+
+def ensure(reach: Reach, wire: Wire, group: int, journal: Journal) -> tuple[Step, ...]:
+    """Make the kernel hold the wire, and nothing else of ours for it; return what that took.
+
+    Raises NsmError with everything taken back, so that the kernel is as it was.
+    """
+    fixed = items(wire, group)
+    with_policies = any(interface.policies for _, interface in wire.sides)
+    with ExitStack() as stack:
+        if with_policies:
+            stack.enter_context(_tables)
+        try:
+            for _ in range(_ROUNDS):
+                desired, observed = _look(reach, wire, fixed)
+                steps = plan(desired, observed)
+                if not steps:
+                    return tuple(journal.steps)
+                do(reach, steps, journal)
+            _agree(wire, *_look(reach, wire, fixed))
+        except BaseException as failure:
+            for note in revert(reach, journal):
+                failure.add_note(note)
+            raise
+    return tuple(journal.steps)
+
+
+def _agree(wire: Wire, desired: State, observed: State) -> None:
+    if left := plan(desired, observed):
+        raise InternalError(
+            f"wire {wire.connection}: the kernel took every step and still lacks"
+            f" `{'`, `'.join(map(str, left[:3]))}` in {left[0].namespaces[0]}"
+        )
+
+
+def revert(reach: Reach, journal: Journal) -> list[str]:
+    """Take back what was done, newest first; harmless where it is gone. Says what did not work."""
+    created = {
+        end.seat
+        for step in journal.steps
+        if step.verb == "add" and isinstance(step.item, Veth | Vxlan)
+        for end in step.item.ends
+    }
+    notes = []
+    while journal.steps:
+        step = journal.steps.pop().reversed()
+        if step.verb == "del" and member_of(step.item) in created:
+            continue  # it goes with its device
+        try:
+            _do_one(reach, step, journal)
+        except NamespaceGoneError:
+            continue  # and what was in it went with it
+        except NsmError as failure:
+            notes.append(f"and could not take back: {failure}")
+    return notes
+
+
+def _do_one(reach: Reach, step: Step, journal: Journal) -> None:
+    if step.verb == "del" and isinstance(step.item, Veth | Vxlan | Stub):
+        _delete(reach, step.item, journal)
+        return
+    do(reach, (step,), Journal(places=journal.places))
+
+
+# --- looking ---------------------------------------------------------------------------------
+
+
+def _look(reach: Reach, wire: Wire, fixed: State) -> tuple[State, State]:
+    """What the wire needs now that tables are chosen, and what of it is there."""
+    desired: set[Item] = set(fixed)
+    observed: set[Item] = set()
+    seen: list[tuple[Interface, Device | None]] = []
+    for side, interface in wire.sides:
+        found = reach.device(interface.namespace, name=interface.name)
+        if found:
+            _ours(found, wire.connection, side, interface)
+            reach.index[interface.namespace, interface.name] = found.index
+        seen.append((interface, found))
+    observed.update(_devices(reach, wire, seen))
+    for interface, found in seen:
+        if found:
+            observed.update(_members(reach, interface, found))
+        if interface.policies or (found and (mark := owner.Mark.parse(found.alias)) and mark.rules):
+            wanted, there = _policies(reach, interface, found)
+            desired |= wanted
+            observed |= there
+    settings = [item for item in fixed if isinstance(item, Sysctl)]
+    present = set(reach.read(settings))
+    observed |= present
+    if missing := {(s.namespace, s.key) for s in settings} - {
+        (s.namespace, s.key) for s in present
+    }:
+        raise _no_setting(wire, *min(missing, key=str))
+    return frozenset(desired), frozenset(observed)
+
+
+def _no_setting(wire: Wire, namespace: Namespace, key: str) -> NsmError:
+    if "ipv6" in key:
+        return UnsupportedError(
+            f"wire {wire.connection} asks for IPv6 in {namespace}, and this kernel has no IPv6",
+            hint="boot without ipv6.disable=1, or give the service IPv4 prefixes only",
+        )
+    return UnsupportedError(
+        f"the running kernel has no setting {key.replace('/', '.')} in {namespace}"
+    )
+
+
+def _ours(found: Device, connection: str, side: str, interface: Interface) -> None:
+    """Raise NameTakenError unless the device under the wire's name is the wire's."""
+    mark = owner.Mark.parse(found.alias) if owner.is_ours(found.group) else None
+    if mark and (mark.connection, mark.side) == (connection, side):
+        return
+    if not found.alias and owner.is_ours(found.group):
+        return  # an attempt of ours died between making it and naming it
+    whose = f"is wire {mark.connection}" if mark else "is not a wire's"
+    raise NameTakenError(
+        f"wire {connection}: there is an interface {found.name} in {interface.namespace} already,"
+        f" which {whose}",
+        hint="choose another name in the NSURL, or remove that interface",
+    )
+
+
+def _devices(
+    reach: Reach, wire: Wire, seen: list[tuple[Interface, Device | None]]
+) -> Iterator[Veth | Vxlan | Stub]:
+    if isinstance(wire, LocalWire):
+        (a, first), (b, second) = seen
+        if first and second and _pair(first, second):
+            yield Veth(first.end(a.namespace), second.end(b.namespace))
+            return
+    for interface, found in seen:
+        if found:
+            yield _single(reach, wire, interface, found)
+
+
+def _pair(a: Device, b: Device) -> bool:
+    return a.kind == b.kind == "veth" and (a.peer, b.peer) == (b.index, a.index)
+
+
+def _single(reach: Reach, wire: Wire, interface: Interface, found: Device) -> Vxlan | Stub:
+    end = found.end(interface.namespace)
+    if found.kind == "vxlan" and found.local and found.remote:
+        for underlay in _underlays(reach, wire):
+            if _stands_on(reach, interface.namespace, underlay, found):
+                return Vxlan(end, found.vni, found.local, found.remote, found.port, underlay)
+    return Stub(end, found.kind)
+
+
+def _underlays(reach: Reach, wire: Wire) -> Iterator[Namespace]:
+    if isinstance(wire, RemoteWire):
+        yield wire.tunnel.underlay
+    if not isinstance(wire, RemoteWire) or not wire.tunnel.underlay.own:
+        yield reach.own
+
+
+def _stands_on(reach: Reach, where: Namespace, underlay: Namespace, found: Device) -> bool:
+    """Whether the device's socket is in that underlay, by the workload's own numbering."""
+    if found.far is None:
+        return where == underlay
+    return reach.number(where, underlay) == found.far
+
+
+def _members(reach: Reach, interface: Interface, found: Device) -> Iterator[Item]:
+    where, link, index = interface.namespace, interface.name, found.index
+    sock = reach.socket(where)
+    yield from messages.seen_addresses(
+        sock.dump(messages.dump_addresses(index)), where, link, index
+    )
+    yield from messages.seen_routes(sock.dump(messages.dump_routes(index)), where, link, index)
+    neighbours = sock.dump(messages.dump_neighbours(index))
+    yield from messages.seen_neighbours(neighbours, where, link, index)
+
+
+def _policies(
+    reach: Reach, interface: Interface, found: Device | None
+) -> tuple[set[Item], set[Item]]:
+    where, link = interface.namespace, interface.name
+    sock = reach.socket(where)
+    rules = list(messages.seen_rules(sock.dump(messages.dump_rules()), where))
+    routes = sock.dump(messages.dump_routes())
+    full = messages.tables(routes)
+    here = {
+        route.table
+        for route in (messages.seen_routes(routes, where, link, found.index) if found else ())
+    }
+    mine = {
+        Rule(where, link, rule.family, rule.selector, rule.table, rule.priority)
+        for rule, ours in rules
+        # a rule of ours that leads nowhere is what a wire left that died with its device
+        if ours and (rule.table in here or rule.table not in full)
+    }
+    busy = full | {rule.table for rule, _ in rules}
+    taken = {rule.priority for rule, _ in rules}
+    return set(policies(interface, mine, busy, taken)), set(mine)
+
+
+# --- doing -----------------------------------------------------------------------------------
+
+
+def do(reach: Reach, steps: Iterable[Step], journal: Journal) -> None:
+    """Take the steps in order, one batch a namespace where the order allows.
+
+    Raises the first refusal; the journal then holds what was done, and nothing that was not.
+    """
+    waiting = _Waiting(reach, journal)
+    for step in steps:
+        item = step.item
+        if isinstance(item, Veth | Vxlan | Stub):
+            if step.verb != "set":
+                waiting.send()
+            _link(reach, step, journal, waiting)
+        elif isinstance(item, Sysctl):
+            waiting.send()
+            journal.steps.append(step)
+            try:
+                reach.write(item)
+            except OSError as failure:
+                journal.steps.pop()
+                raise explain(failure, str(step), item.namespace) from failure
+        else:
+            waiting.add(item.namespace, step, _member(reach, step, item))
+    waiting.send()
+
+
+class _Waiting:
+    """Messages that wait to be sent together, by namespace."""
+
+    def __init__(self, reach: Reach, journal: Journal) -> None:
+        self._reach = reach
+        self._journal = journal
+        self._batches: dict[Namespace, list[tuple[Step, bytearray]]] = {}
+
+    def add(self, where: Namespace, step: Step, message: bytearray | None) -> None:
+        if message is not None:
+            self._batches.setdefault(where, []).append((step, message))
+
+    def send(self) -> None:
+        batches, self._batches = self._batches, {}
+        for where, batch in batches.items():
+            steps = [step for step, _ in batch]
+            # a set or an add of a device is in the journal already, or stands there once
+            fresh = list(dict.fromkeys(s for s in steps if not _creates(s)))
+            self._journal.steps.extend(fresh)
+            results = self._reach.socket(where).do([message for _, message in batch])
+            first: tuple[Step, Refusal] | None = None
+            for step, refusal in zip(steps, results, strict=True):
+                if refusal is None or self._forgiven(where, step, refusal):
+                    continue
+                if step in fresh and step.verb != "set":
+                    self._journal.steps.remove(step)
+                first = first or (step, refusal)
+            if first:
+                raise _explained(self._reach, *first, where)
+
+    def _forgiven(self, where: Namespace, step: Step, refusal: Refusal) -> bool:
+        """Whether the refusal means that it is so already, or that the step works another way."""
+        item = step.item
+        if step.verb == "del" and refusal.errno in _ABSENT:
+            return True
+        if refusal.errno != errno.EEXIST or step.verb != "add":
+            return False
+        if isinstance(item, Address):
+            self._journal.steps.remove(step)  # somebody was quicker; it is not ours to take back
+            return True
+        if isinstance(item, Route) and _shared(self._reach, item):
+            index = self._reach.index_of(where, item.link)
+            (again,) = self._reach.socket(where).do(
+                [messages.route("add", item, index, append=True)]
+            )
+            return again is None
+        return False
+
+
+def _creates(step: Step) -> bool:
+    return step.verb == "add" and isinstance(step.item, Veth | Vxlan)
+
+
+def _shared(reach: Reach, item: Route) -> bool:
+    """Whether the routes to that prefix are other wires' of ours: then ours may stand by them."""
+    routes = reach.socket(item.namespace).dump(messages.dump_routes())
+    holders = messages.holders(routes, item)
+    return bool(holders) and holders <= {owner.PROTOCOL}
+
+
+def _explained(reach: Reach, step: Step, refusal: Refusal, where: Namespace) -> NsmError:
+    if refusal.errno == errno.EEXIST and isinstance(step.item, Route):
+        return RouteTakenError(
+            f"`{step}` in {where}: there is a route to {step.item.to} already that is not a wire's",
+            hint=f"see ip route show {step.item.to}; remove it, or let the endpoint give another",
+        )
+    return explain(refusal, str(step), where)
+
+
+def _member(reach: Reach, step: Step, item: Address | Route | Neighbour | Rule) -> bytearray | None:
+    verb: messages.Verb = "del" if step.verb == "del" else "add"
+    if isinstance(item, Rule):
+        return messages.rule(verb, item)
+    index = reach.index_of(item.namespace, item.link)
+    if not index:
+        if verb == "del":
+            return None  # it went with its device
+        raise explain(Refusal(errno.ENODEV), str(step), item.namespace)
+    if isinstance(item, Address):
+        return messages.address(verb, item, index)
+    if isinstance(item, Route):
+        return messages.route(verb, item, index)
+    return messages.neighbour(verb, item, index)
+
+
+def _link(reach: Reach, step: Step, journal: Journal, waiting: _Waiting) -> None:
+    item = step.item
+    assert isinstance(item, Veth | Vxlan | Stub)
+    if step.verb == "del":
+        journal.steps.append(step)
+        _delete(reach, item, journal)
+    elif step.verb == "set":
+        assert isinstance(step.before, Veth | Vxlan | Stub)
+        tunnel = _retargeted(item, step.before)
+        for after, before in zip(item.ends, step.before.ends, strict=True):
+            index = reach.index_of(after.namespace, after.name)
+            waiting.add(after.namespace, step, messages.set_link(index, before, after, tunnel))
+    else:
+        if isinstance(item, Stub):  # taking back its deletion: its far end is nowhere to be found
+            raise InternalError(f"`{step}` in {item.end.namespace}: its far end is gone")
+        journal.steps.append(step)
+        try:
+            _create(reach, item, step)
+        except NsmError:
+            journal.steps.remove(step)
+            raise
+        for end in item.ends:
+            index = reach.index[end.seat]
+            journal.places[end.seat] = Place(end.namespace.nsid, index)
+            down = isinstance(item, Veth) and end is item.dst
+            born = End(end.namespace, end.name, end.mac, end.mtu, end.group, "", not down)
+            waiting.add(end.namespace, step, messages.set_link(index, born, end))
+
+
+def _retargeted(item: Veth | Vxlan | Stub, before: Veth | Vxlan | Stub) -> Vxlan | None:
+    if not (isinstance(item, Vxlan) and isinstance(before, Vxlan)):
+        return None
+    return item if (item.local, item.remote) != (before.local, before.remote) else None
+
+
+def _create(reach: Reach, item: Veth | Vxlan, step: Step) -> None:
+    """Make the device, under the index it had before if it had one."""
+    indexes = [reach.index.get(end.seat) or messages.fresh_index() for end in item.ends]
+    for _ in range(3):
+        if isinstance(item, Veth):
+            maker = item.src.namespace
+            far = reach.fd(item.dst.namespace)
+            message = messages.create_veth(item.src, indexes[0], item.dst, indexes[1], far)
+        else:
+            maker = item.underlay
+            message = messages.create_vxlan(item, indexes[0], reach.fd(item.end.namespace))
+        (refusal,) = reach.socket(maker).do([message])
+        if refusal is None:
+            reach.index.update({end.seat: n for end, n in zip(item.ends, indexes, strict=True)})
+            return
+        if refusal.errno != errno.EBUSY:
+            raise _not_created(reach, item, step, refusal)
+        indexes = [messages.fresh_index() for _ in item.ends]
+    raise explain(Refusal(errno.EBUSY), str(step), item.ends[0].namespace)
+
+
+def _not_created(reach: Reach, item: Veth | Vxlan, step: Step, refusal: Refusal) -> NsmError:
+    where = item.underlay if isinstance(item, Vxlan) else item.src.namespace
+    if refusal.errno == errno.EEXIST:
+        for end in item.ends:
+            if reach.device(end.namespace, name=end.name):
+                return NameTakenError(
+                    f"`{step}`: there is an interface {end.name} in {end.namespace} already",
+                    hint="choose another name in the NSURL, or remove that interface",
+                )
+        if isinstance(item, Vxlan):
+            return VniTakenError(
+                f"VNI {item.vni} is in use on UDP port {item.port} in {item.underlay}",
+                hint="agree on another VNI",
+            )
+    if refusal.errno == errno.EADDRINUSE and isinstance(item, Vxlan):
+        return TakenError(
+            f"`{step}` in {where}: UDP port {item.port} is held by another program",
+            hint=f"ss -lunp sport = {item.port}; stop it, or set another VXLAN port",
+        )
+    return explain(refusal, str(step), where)
+
+
+def _delete(reach: Reach, item: Veth | Vxlan | Stub, journal: Journal) -> None:
+    """Delete the device; from outside by its number where the way in is gone."""
+    for end in item.ends:
+        refusal: Refusal | None = None
+        place = journal.places.get(end.seat)
+        if place is not None:
+            with Socket.here() as own:
+                (refusal,) = own.do([messages.delete_link(place.index, place.nsid)])
+        else:
+            with suppress(NamespaceGoneError):
+                index = reach.index_of(end.namespace, end.name)
+                if not index:
+                    continue
+                (refusal,) = reach.socket(end.namespace).do([messages.delete_link(index)])
+        # EINVAL: the number belongs to no namespace any more
+        if refusal and refusal.errno not in _ABSENT | {errno.EINVAL}:
+            raise explain(refusal, f"ip link del {end.name}", end.namespace)

@@ -1,0 +1,399 @@
+"""The kernel of this node, as asyncio code uses it.
+
+    async with Kernel("forwarder-1") as kernel:
+        client = await kernel.namespace(fd=fd, name="alpine")
+        async with Undo() as undo:
+            wire = LocalWire(id, Interface(client, "nsm-1"), Interface(…))
+            made = await kernel.ensure(wire, undo, fds={client: fd})
+
+Nothing here blocks the loop: creating runs in two threads (more would wait for the
+same lock in the kernel), deleting in many (each waits some 18 ms for the kernel's
+grace periods, and those overlap). Nothing here remembers what must be known: the
+index of wires is a hint, believed only after the kernel confirmed it.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import ParamSpec, Self, TypeVar
+
+from nsm.errors import InternalError, InvalidError, PreconditionError
+from nsm.kernel import ensure as ensuring
+from nsm.kernel import messages, owner, sweep
+from nsm.kernel.ensure import Journal, Place, Reach
+from nsm.kernel.messages import Counters
+from nsm.kernel.namespaces import Home
+from nsm.kernel.netlink import NamespaceGoneError, Refusal, Socket, explain
+from nsm.kernel.plan import Step
+from nsm.kernel.state import OWN, VXLAN_PORT, IPAddress, Namespace, Wire
+from nsm.kernel.sweep import Found
+from nsm.undo import Undo
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_CHUNK = 24  # answers that surely fit into a socket's buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Ensured:
+    """What an ensure took, and where the wire's devices are."""
+
+    steps: tuple[Step, ...]
+    places: Mapping[owner.SideName, Place]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How an underlay reaches an address: from which address, over which device of which MTU."""
+
+    source: IPAddress
+    device: str
+    mtu: int
+
+
+class Kernel:
+    """Wires in the kernel of this node; see the module."""
+
+    def __init__(self, instance: str = "vwire", *, creating: int = 2, deleting: int = 32) -> None:
+        """instance names who owns what is made: two forwarders of one machine differ in it.
+
+        creating and deleting are the numbers of threads; they start when first needed.
+        """
+        self.group = owner.group(instance)
+        self._home = Home()
+        self._creating = ThreadPoolExecutor(creating, "kernel-create")
+        self._deleting = ThreadPoolExecutor(deleting, "kernel-delete")
+        self._hints: dict[str, dict[owner.SideName, tuple[Namespace, Place]]] = {}
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self._home.__enter__)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Waits for what is under way; the kernel's state stays as it is."""
+        for pool in (self._creating, self._deleting):
+            await asyncio.to_thread(pool.shutdown)
+        await asyncio.to_thread(self._home.__exit__)
+
+    @property
+    def own(self) -> Namespace:
+        """The namespace this process runs in: the underlay."""
+        return self._home.namespace
+
+    # --- namespaces --------------------------------------------------------------------------
+
+    async def namespace(
+        self,
+        *,
+        fd: int | None = None,
+        pid: int | None = None,
+        path: str = "",
+        nsid: int | None = None,
+        name: str = "",
+    ) -> Namespace:
+        """Get to know a namespace by exactly one of fd (borrowed, maybe O_PATH), pid, path, nsid.
+
+        It gets a number (nsid) if it has none, which keeps nothing alive. Raises
+        InvalidError for what is not a network namespace, NamespaceGoneError, DeniedError.
+        """
+        whose = name or path or (f"process {pid}" if pid is not None else f"nsid {nsid}")
+        with _Borrowed({} if fd is None else {self.own: fd}) as kept:
+
+            def work() -> Namespace:
+                if fd is not None:
+                    opened = self._home.opened(kept.fds[self.own], whose)
+                elif pid is not None:
+                    opened = self._home.opened_pid(pid, whose)
+                elif path:
+                    opened = self._home.opened_path(path, whose)
+                elif nsid is not None and nsid != OWN:
+                    opened = self._home.find_number(nsid, whose)
+                else:
+                    return self.own
+                try:
+                    return self._home.known(opened, name)
+                finally:
+                    os.close(opened)
+
+            return await self._run(self._creating, kept, work)
+
+    async def within(
+        self, namespace: Namespace, function: Callable[[], T], *, fd: int | None = None
+    ) -> T:
+        """Run a short blocking function in a worker thread that is in that namespace.
+
+        For probes and labs. What it opens there it must close: it would keep the workload's
+        namespace alive. Sockets it returns stay in that namespace.
+        """
+        with _Borrowed({} if fd is None else {namespace: fd}) as kept:
+
+            def work() -> T:
+                with Reach(self._home, kept.fds) as reach:
+                    if namespace.own:
+                        return function()
+                    with self._home.inside(reach.fd(namespace)):
+                        return function()
+
+            return await self._run(self._deleting, kept, work)
+
+    # --- wires -------------------------------------------------------------------------------
+
+    async def ensure(
+        self, wire: Wire, undo: Undo, *, fds: Mapping[Namespace, int] | None = None
+    ) -> Ensured:
+        """Make the kernel hold exactly this wire; called again it changes only what differs.
+
+        fds are borrowed ways into the namespaces, copied before this returns to the loop; a
+        namespace without one is looked up again (`Home.find`). If the block of undo fails
+        later, the kernel is put back to what it was. On failure here it already is.
+
+        Raises NameTakenError, VniTakenError, RouteTakenError (all TakenError), InvalidError,
+        NamespaceGoneError, UnsupportedError, DeniedError, PreconditionError, InternalError.
+        """
+        journal = Journal()
+        with _Borrowed(fds or {}) as kept:
+
+            def work() -> tuple[tuple[Step, ...], dict[owner.SideName, Place]]:
+                with Reach(self._home, kept.fds) as reach:
+                    steps = ensuring.ensure(reach, wire, self.group, journal)
+                    return steps, {
+                        side: Place(end.namespace.nsid, reach.index[end.namespace, end.name])
+                        for side, end in wire.sides
+                    }
+
+            running = self._submit(self._creating, kept, work)
+            undo.add(f"take back wire {wire.connection}", self._take_back, running, journal)
+            steps, places = await asyncio.wrap_future(running)
+        hints = self._hints.setdefault(wire.connection, {})
+        hints.update({side: (end.namespace, places[side]) for side, end in wire.sides})
+        return Ensured(steps, places)
+
+    async def _take_back(self, running: "Future[T]", journal: Journal) -> None:
+        # cancelling a coroutine does not stop its thread: let it come to its end first
+        with suppress(BaseException):
+            await asyncio.wait([asyncio.wrap_future(running)])
+        if not journal.steps:
+            return
+
+        def work() -> list[str]:
+            with Reach(self._home, {}) as reach:
+                return ensuring.revert(reach, journal)
+
+        if notes := await self._run(self._deleting, None, work):
+            raise InternalError("; ".join(notes))
+
+    async def find(self) -> tuple[Found, ...]:
+        """Every device of ours in every namespace ever numbered, from the kernel alone.
+
+        After a restart this is what there is. `Found.mark` is None for a device whose maker
+        died before naming it: remove it.
+        """
+        found = await self._run(self._creating, None, sweep.find, self.group)
+        for item in found:
+            if item.mark:
+                hints = self._hints.setdefault(item.mark.connection, {})
+                known = hints.get(item.mark.side)
+                space = known[0] if known else Namespace(0, item.place.nsid)
+                hints[item.mark.side] = (space, item.place)
+        return found
+
+    async def remove(self, connection: str) -> int:
+        """Take a wire away, all of it that is on this node; how many devices that were.
+
+        Answers when the devices are gone; closing what is not there is no error. Works
+        without any fd: devices are deleted by number, from here.
+        """
+        hints = self._hints.pop(connection, {})
+        found = await self._run(
+            self._creating, None, sweep.located, self.group, connection, list(hints.values())
+        )
+        await self.remove_found(found, spaces=[space for space, _ in hints.values()])
+        return len(found)
+
+    async def remove_found(
+        self, found: Iterable[Found], *, spaces: Iterable[Namespace] = ()
+    ) -> None:
+        """Delete devices `find` named, those still ours; answers when they are gone."""
+        wanted = list(found)
+        known = {space.nsid: space for space in spaces if space.cookie}
+        if wanted:
+            deleting = [self._deleting.submit(sweep.delete, item, self.group) for item in wanted]
+            gone = self._deleting.submit(sweep.wait_gone, wanted, deleting)
+            await asyncio.wrap_future(gone)
+        for nsid in {item.place.nsid for item in wanted if item.mark and item.mark.rules}:
+            await self._run(self._deleting, None, self._sweep_rules, nsid, known.get(nsid))
+
+    def _sweep_rules(self, nsid: int, known: Namespace | None) -> None:
+        try:
+            fd = self._home.find(known) if known else self._home.find_number(nsid)
+        except NamespaceGoneError:
+            return
+        try:
+            with self._home.socket(fd) as sock:
+                sweep.rules(sock)
+        finally:
+            os.close(fd)
+
+    async def remove_all(self) -> int:
+        """Remove everything this instance ever made, by link group, namespace by namespace."""
+        found = await self.find()
+        rules = {item.place.nsid for item in found if item.mark and item.mark.rules}
+        spaces = {item.place.nsid for item in found}
+        async with asyncio.TaskGroup() as group:
+            for nsid in spaces:
+                group.create_task(
+                    self._run(self._deleting, None, sweep.delete_group, nsid, self.group)
+                )
+        for nsid in rules:
+            await self._run(self._deleting, None, self._sweep_rules, nsid, None)
+        self._hints.clear()
+        return len(found)
+
+    async def counters(self, places: Sequence[Place]) -> list[Counters | None]:
+        """What went through each device so far; None for one that is gone. About 10 us each."""
+
+        def work() -> list[Counters | None]:
+            with Socket.here() as own:
+                result: list[Counters | None] = []
+                for start in range(0, len(places), _CHUNK):
+                    asked = [
+                        messages.get_link(index=place.index, nsid=place.nsid, stats=True)
+                        for place in places[start : start + _CHUNK]
+                    ]
+                    result += [
+                        None if isinstance(answer, Refusal) else messages.counters(answer)
+                        for answer in own.ask_all(asked)
+                    ]
+                return result
+
+        return await self._run(self._creating, None, work)
+
+    # --- the underlay ------------------------------------------------------------------------
+
+    async def vni_free(
+        self,
+        vni: int,
+        local: IPAddress,
+        remote: IPAddress,
+        *,
+        port: int = VXLAN_PORT,
+        underlay: Namespace | None = None,
+    ) -> bool:
+        """Whether a tunnel with that VNI could be made now, says the kernel: it holds for the
+        underlay and port, whoever made the tunnels and wherever their devices are."""
+
+        def question(sock: Socket) -> bool:
+            (refusal,) = sock.do([messages.probe_vni(vni, port, local, remote)])
+            return sweep.free(refusal, vni, underlay or self.own)
+
+        return await self._asked(underlay, question)
+
+    async def way_to(self, remote: IPAddress, *, underlay: Namespace | None = None) -> Way:
+        """Source address, device and MTU towards a far node; PreconditionError without a route."""
+        where = underlay or self.own
+
+        def question(sock: Socket) -> Way:
+            try:
+                index, source = messages.way(sock.ask(messages.get_route(remote)))
+                device = messages.device(sock.ask(messages.get_link(index=index)))
+            except Refusal as refusal:
+                raise explain(refusal, f"ip route get {remote}", where) from refusal
+            if source is None:
+                raise PreconditionError(
+                    f"the route to {remote} in {where} has no source address",
+                    hint=f"give {device.name} an address, or set the tunnel IP",
+                )
+            return Way(source, device.name, device.mtu)
+
+        return await self._asked(underlay, question)
+
+    async def default_address(
+        self, family: int = 4, *, underlay: Namespace | None = None
+    ) -> IPAddress:
+        """The address from which the default route leaves; PreconditionError if there is none."""
+        where = underlay or self.own
+
+        def question(sock: Socket) -> IPAddress:
+            return sweep.default_address(sock, family, where)
+
+        return await self._asked(underlay, question)
+
+    async def _asked(self, underlay: Namespace | None, question: Callable[[Socket], T]) -> T:
+        def work() -> T:
+            with Reach(self._home, {}) as reach:
+                return question(reach.socket(underlay or self.own))
+
+        return await self._run(self._creating, None, work)
+
+    # --- threads -----------------------------------------------------------------------------
+
+    def _submit(
+        self, pool: ThreadPoolExecutor, kept: "_Borrowed | None", work: Callable[[], T]
+    ) -> "Future[T]":
+        def whole() -> T:
+            try:
+                return work()
+            except Refusal as refusal:  # one nobody had words for
+                raise explain(refusal, "netlink", "the kernel") from refusal
+            finally:
+                if kept:
+                    kept.close()
+
+        running = pool.submit(whole)
+        if kept:
+            kept.given_to(running)
+        return running
+
+    async def _run(
+        self,
+        pool: ThreadPoolExecutor,
+        kept: "_Borrowed | None",
+        work: Callable[P, T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        return await asyncio.wrap_future(self._submit(pool, kept, lambda: work(*args, **kwargs)))
+
+
+class _Borrowed:
+    """Copies of a caller's fds, closed by the thread that uses them.
+
+    Copies, because a cancelled caller closes its own while the thread still runs, and
+    the number may be another file's by then.
+    """
+
+    def __init__(self, fds: Mapping[Namespace, int]) -> None:
+        self.fds: dict[Namespace, int] = {}
+        try:
+            for namespace, fd in fds.items():
+                self.fds[namespace] = os.dup(fd)
+        except OSError as failure:
+            self.close()
+            raise InvalidError(f"a namespace's file descriptor is closed: {failure}") from None
+        self._given = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._given:
+            self.close()
+
+    def given_to(self, running: "Future[T]") -> None:
+        """The thread closes them; or nobody does if it never starts, so that we do."""
+        self._given = True
+        running.add_done_callback(lambda done: self.close() if done.cancelled() else None)
+
+    def close(self) -> None:
+        fds, self.fds = self.fds, {}
+        for fd in fds.values():
+            os.close(fd)

@@ -1,0 +1,92 @@
+"""What is ours in the kernel, and how everybody can tell.
+
+Four marks. The link *group* goes into the message that creates a device, into a
+veth peer's too, so that no moment exists in which a device of ours is unmarked.
+The *alias* follows in the same batch and says whose it is: the connection id and
+the side; people read it in `ip link`, and a restarted forwarder finds its wires
+by it. Routes carry our *protocol number*, rules that and a *priority range*.
+What has no mark is somebody else's and is never touched.
+"""
+
+import hashlib
+import zlib
+from dataclasses import dataclass
+from typing import Literal, cast
+from urllib.parse import quote, unquote
+
+from nsm.errors import InvalidError
+
+PROTOCOL = 78
+"""rtm_protocol and FRA_PROTOCOL of every route and rule that is ours."""
+
+RULES = range(7800, 8800)
+"""Priorities of our rules: before main (32766), after local (0)."""
+
+_GROUPS = 0x4E53_0000  # "NS": the upper half says vwire, the lower half which instance
+_LONGEST = 255  # IFALIASZ - 1, in bytes
+
+SideName = Literal["src", "dst"]
+"""src is the client's side of a wire and dst the endpoint's, as in `nsm.model`."""
+
+
+def group(instance: str) -> int:
+    """The link group of everything the instance of that name makes.
+
+    Two instances that meet in one namespace leave each other's devices alone;
+    two names may share a group (1 in 65,536), the alias still tells whose wire it is.
+    """
+    return _GROUPS | (zlib.crc32(instance.encode()) & 0xFFFF)
+
+
+def is_ours(number: int) -> bool:
+    """Whether a link group belongs to any instance of ours."""
+    return number & 0xFFFF_0000 == _GROUPS
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Whose a device is: read from and written to its alias.
+
+    rules says that policy routing rules hang on the device. They outlive it, so
+    whoever removes the device must know without having it any more.
+    """
+
+    connection: str
+    side: SideName
+    rules: bool = False
+
+    def __str__(self) -> str:
+        return f"nsm:{quote(self.connection, safe='')}:{self.side}" + (
+            ":rules" if self.rules else ""
+        )
+
+    @classmethod
+    def parse(cls, alias: str) -> "Mark | None":
+        """The mark an alias holds, or None if it is not one of ours."""
+        parts = alias.split(":")
+        if len(parts) < 3 or parts[0] != "nsm" or parts[2] not in ("src", "dst"):
+            return None
+        return cls(unquote(parts[1]), cast("SideName", parts[2]), "rules" in parts[3:])
+
+
+def mark(connection: str, side: SideName, *, rules: bool = False) -> Mark:
+    """The mark of one end; InvalidError where the id does not fit into an alias."""
+    made = Mark(connection, side, rules)
+    if not connection or len(str(made).encode()) > _LONGEST:
+        raise InvalidError(
+            f"connection id {connection[:40]!r}… does not fit into a link alias of {_LONGEST} bytes"
+            if connection
+            else "a wire needs a connection id",
+            hint="use ids of at most 80 characters, a uuid for example",
+        )
+    return made
+
+
+def mac(connection: str, side: SideName) -> str:
+    """The MAC of that end: the same at every refresh and on both nodes.
+
+    Given at creation, because a MAC left to the kernel is rewritten by udev's
+    MACAddressPolicy seconds later, under the far end's permanent neighbour entry.
+    """
+    digest = hashlib.sha256(f"{side} {connection}".encode()).digest()
+    return ":".join(f"{byte:02x}" for byte in b"\x02" + digest[:5])

@@ -1,0 +1,145 @@
+"""From what is to what should be, in an order the kernel accepts. Nothing here does I/O.
+
+Add before delete, so that a refresh never leaves a wire without an address; delete
+in reverse order of dependence. Only what stands in the way of something new goes
+first: a device under the same name, or with the same VNI.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from nsm.kernel.state import (
+    Address,
+    End,
+    Item,
+    Link,
+    Namespace,
+    Neighbour,
+    Route,
+    Rule,
+    State,
+    Stub,
+    Sysctl,
+    Veth,
+    Vxlan,
+    member_of,
+)
+
+_ORDER = (Veth, Vxlan, Stub, Sysctl, Address, Route, Neighbour, Rule)  # later stands on earlier
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One change; reads as the `ip` command that would do it.
+
+    `before` is what a "set" replaces, so that every step can be taken back.
+    """
+
+    verb: Literal["add", "del", "set"]
+    item: Item
+    before: Item | None = None
+
+    def __str__(self) -> str:
+        if isinstance(self.item, Sysctl):
+            return f"sysctl -w {self.item}"
+        if self.verb == "set" and isinstance(self.item, Veth | Vxlan):
+            return "; ".join(_set(self.item, self.before)) or f"ip {self.item}"
+        if self.verb == "del" and isinstance(self.item, Veth | Vxlan | Stub):
+            return f"ip link del {self.item.ends[0].name}"
+        kind, rest = str(self.item).split(" ", 1)
+        family = "-6 " if getattr(self.item, "family", 4) == 6 else ""
+        return f"ip {family}{kind} {self.verb} {rest}"
+
+    @property
+    def namespaces(self) -> tuple[Namespace, ...]:
+        """Where it happens; where the device is seen first, then where its far end is."""
+        if isinstance(self.item, Veth | Vxlan | Stub):
+            return tuple(end.namespace for end in self.item.ends)
+        return (self.item.namespace,)
+
+    def reversed(self) -> "Step":
+        """The step that takes this one back."""
+        if self.verb == "set":
+            assert self.before is not None
+            return Step("set", self.before, self.item)
+        return Step("del" if self.verb == "add" else "add", self.item)
+
+
+def plan(desired: State, observed: State) -> tuple[Step, ...]:
+    """What to do, in this order, to get from observed to desired."""
+    want, have = _links(desired), _links(observed)
+    cores = {link.core: link for link in want}
+    changed = [(link, cores[link.core]) for link in have if link.core in cores]
+    gone = [link for link in have if link.core not in cores]
+    fresh = [link for link in want if link.core not in {old.core for old in have}]
+    blocking = [link for link in gone if any(_collide(link, new) for new in fresh)]
+    leaving = [link for link in gone if link not in blocking]
+
+    first = _with_members(blocking, observed)
+    last = _with_members(leaving, observed)
+    steps = [Step("del", item) for item in sorted(first, key=_rank, reverse=True)]
+    left = observed - first - last
+
+    steps += [Step("add", link) for link in sorted(fresh, key=_rank)]
+    steps += [Step("set", new, old) for old, new in changed if old != new]
+    settings = {(item.namespace, item.key): item for item in left if isinstance(item, Sysctl)}
+    rest = [item for item in desired - left if not isinstance(item, Veth | Vxlan | Stub)]
+    for item in sorted(rest, key=_rank):
+        old = settings.get((item.namespace, item.key)) if isinstance(item, Sysctl) else None
+        steps.append(Step("set", item, old) if old else Step("add", item))
+    surplus = [
+        item for item in left - desired if not isinstance(item, Veth | Vxlan | Stub | Sysctl)
+    ]
+    steps += [Step("del", item) for item in sorted(surplus, key=_rank, reverse=True)]
+    steps += [Step("del", item) for item in sorted(last, key=_rank, reverse=True)]
+    return tuple(steps)
+
+
+def _links(state: State) -> list[Link]:
+    return [item for item in state if isinstance(item, Veth | Vxlan | Stub)]
+
+
+def _collide(old: Link, new: Link) -> bool:
+    if {end.seat for end in old.ends} & {end.seat for end in new.ends}:
+        return True
+    return isinstance(old, Vxlan) and isinstance(new, Vxlan) and old.claim == new.claim
+
+
+def _with_members(links: Iterable[Link], state: State) -> frozenset[Item]:
+    """The links and all that goes with them, so that taking it back can bring all of it."""
+    seats = {end.seat for link in links for end in link.ends}
+    return frozenset(links) | {item for item in state if member_of(item) in seats}
+
+
+def _rank(item: Item) -> tuple[int, int, str, str]:
+    # metric and table aside, a neighbour before a route would do as well; rules come last because
+    # a rule that leads to an empty table is what a crashed attempt leaves, and is swept
+    priority = item.priority if isinstance(item, Rule) else 0
+    where = item.ends[0].namespace if isinstance(item, Veth | Vxlan | Stub) else item.namespace
+    return (_ORDER.index(type(item)), priority, str(where.cookie), str(item))
+
+
+def _set(new: Link, old: Item | None) -> Iterable[str]:
+    assert isinstance(old, Veth | Vxlan | Stub)
+    for after, before in zip(new.ends, old.ends, strict=True):
+        words = [f"{word} {value}" for word, value in _differences(after, before)]
+        if words:
+            yield f"ip link set {after.name} {' '.join(words)}"
+    if not (isinstance(new, Vxlan) and isinstance(old, Vxlan)):
+        return
+    if (new.local, new.remote) != (old.local, old.remote):
+        yield f"ip link set {new.end.name} type vxlan local {new.local} remote {new.remote}"
+
+
+def _differences(after: End, before: End) -> Iterable[tuple[str, object]]:
+    for word, attribute in (
+        ("address", "mac"),
+        ("mtu", "mtu"),
+        ("group", "group"),
+        ("alias", "alias"),
+    ):
+        if getattr(after, attribute) != getattr(before, attribute):
+            yield word, getattr(after, attribute)
+    if after.up != before.up:
+        yield ("up" if after.up else "down"), ""
