@@ -1,0 +1,106 @@
+"""Whether a process is still the one we mean: pid and start time, held by a pidfd.
+
+A number alone may be somebody else's by now. Signals go through the pidfd, so
+that they reach that very process or nobody.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+
+def started(pid: int) -> int:
+    """When a process started, in clock ticks since boot; 0 if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            text = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    fields = text.rpartition(b")")[2].split()  # a name may hold spaces and brackets
+    return 0 if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A process as it was noted."""
+
+    pid: int
+    start: int
+
+    @property
+    def alive(self) -> bool:
+        """Whether that very process still runs."""
+        return self.pid > 0 and started(self.pid) == self.start != 0
+
+
+@contextlib.contextmanager
+def held(marks: Sequence[Mark]) -> Iterator[dict[Mark, int]]:
+    """A pidfd for each of marks that is alive; closed at the end."""
+    fds: dict[Mark, int] = {}
+    try:
+        for mark in marks:
+            with contextlib.suppress(ProcessLookupError):
+                fd = os.pidfd_open(mark.pid)
+                fds[mark] = fd
+                if not mark.alive:  # looked at after opening: now the fd cannot be another's
+                    os.close(fds.pop(mark))
+        yield fds
+    finally:
+        for fd in fds.values():
+            os.close(fd)
+
+
+def stop(marks: Sequence[Mark], patience: float) -> int:
+    """Ask processes to end, wait up to patience seconds, then kill. How many had to be killed."""
+    with held(marks) as fds:
+        _send(fds.values(), signal.SIGTERM)
+        stubborn = _wait(fds.values(), patience)
+        _send(stubborn, signal.SIGKILL)
+        _wait(stubborn, 5.0)
+        return len(stubborn)
+
+
+def kill(marks: Sequence[Mark]) -> None:
+    """End processes at once."""
+    with held(marks) as fds:
+        _send(fds.values(), signal.SIGKILL)
+        _wait(fds.values(), 5.0)
+
+
+def inside(inodes: Sequence[int]) -> list[Mark]:
+    """All processes in network namespaces, by the namespaces' inodes, but ourselves."""
+    wanted = set(inodes)
+    device = os.stat("/proc/self/ns/net").st_dev
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or int(name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            there = os.stat(f"/proc/{name}/ns/net")
+            if there.st_dev == device and there.st_ino in wanted:
+                found.append(Mark(int(name), started(int(name))))
+    return [mark for mark in found if mark.start]
+
+
+def _send(fds: Iterable[int], number: signal.Signals) -> None:
+    for fd in fds:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(fd, number)
+
+
+def _wait(fds: Iterable[int], patience: float) -> list[int]:
+    """Those that did not end in time; a pidfd is readable when its process has ended."""
+    left = set(fds)
+    poll = select.poll()
+    for fd in left:
+        poll.register(fd, select.POLLIN)
+    end = time.monotonic() + patience
+    while left and (rest := end - time.monotonic()) > 0:
+        for fd, _ in poll.poll(rest * 1000):
+            poll.unregister(fd)
+            left.discard(fd)
+    return list(left)

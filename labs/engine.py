@@ -1,0 +1,509 @@
+"""Bringing a lab up, and taking it down from what is written about it.
+
+Up and down share no memory: down works from the state on disk alone, after a crash
+as after a good day. So there is one way of cleaning up, and it is used every time.
+"""
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from labs import alive, processes, state
+from labs.alive import Mark
+from labs.lab import Lab, matching, parse
+from labs.paths import ROOT, Paths
+from labs.processes import Process, Stage
+from labs.state import State
+from nsm.errors import (
+    DeadlineError,
+    InternalError,
+    NotFoundError,
+    PreconditionError,
+    TakenError,
+    UnavailableError,
+    UnsupportedError,
+)
+from nsm.kernel import topology
+from nsm.kernel.namespaces import create_named, delete_named, list_named
+from nsm.kernel.topology import Plug
+
+Report = Callable[[str], None]
+"""Told what is being done, in a few words, whenever that changes."""
+
+READY: Final = 15.0  # seconds a process may take; a client asks for up to 15 s itself
+CLIENT_READY: Final = 40.0
+POLITE: Final = 5.0  # seconds a process may take to end
+_STAGES: Final = {
+    Stage.ISSUER: "issuers",
+    Stage.REGISTRY: "registries",
+    Stage.MANAGER: "managers",
+    Stage.FORWARDER: "forwarders",
+    Stage.ENDPOINT: "endpoints",
+    Stage.CLIENT: "clients",
+    Stage.PROGRAM: "programs",
+}
+
+
+class ProcessFailedError(UnavailableError):
+    """A process of the lab ended, or said no, before it was ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class Up:
+    """A lab that is up, and how long each part of that took, in seconds."""
+
+    lab: Lab
+    paths: Paths
+    seconds: Mapping[str, float]
+    cleaned: bool  # something of a crashed engine was in the way
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A lab taken down: how long it took in seconds, who had to be killed, what is left."""
+
+    seconds: float
+    killed: int
+    left: tuple[str, ...]
+
+
+def silent(_: str) -> None:
+    """A report to nobody."""
+
+
+# --- up --------------------------------------------------------------------------------------
+
+
+def up(
+    lab: Lab,
+    text: str,
+    file: str,
+    *,
+    replace_it: bool = False,
+    report: Report = silent,
+    root: str = ROOT,
+    modules: Mapping[Stage, str] = processes.MODULES,
+) -> Up:
+    """Bring a lab up; the caller holds its lock. All of it, or nothing of it.
+
+    text is the lab file's. Raises TakenError if it is up already, ProcessFailedError
+    with the process and its last words if one does not come up.
+    """
+    paths = Paths(lab.name, root)
+    cleaned = _cleared(paths, replace_it=replace_it, report=report)
+    check_machine(lab)
+    try:
+        return _made(lab, text, file, paths, modules, cleaned, report)
+    except BaseException:
+        report("taking it back")
+        down(paths, report=silent)
+        raise
+
+
+def _cleared(paths: Paths, *, replace_it: bool, report: Report) -> bool:
+    """Make room: refuse a lab that is up, take away what a crash left. Whether it did."""
+    old = state.read(paths)
+    if old is None:
+        return False
+    if old.phase == "up" and not replace_it:
+        raise TakenError(_is_up(paths, old), hint=f"`nsmctl lab down {paths.lab}` or --replace")
+    report("taking the old one down" if old.phase == "up" else "clearing what a crash left")
+    gone = down(paths, report=silent, keep_folder=True)
+    if gone.left:
+        raise PreconditionError(f"lab {paths.lab}: cannot clear {', '.join(gone.left)}")
+    return old.phase != "up"
+
+
+def _is_up(paths: Paths, old: State) -> str:
+    when = time.strftime("%H:%M", time.localtime(old.since))
+    nodes, whole = 0, 0
+    with contextlib.suppress(FileNotFoundError):
+        lab = saved(paths)
+        health = node_health(lab, paths)
+        nodes, whole = len(health), sum(health.values())
+    return f"lab {paths.lab} is up since {when}, {whole} of {nodes} nodes"
+
+
+def check_machine(lab: Lab) -> None:
+    """Raises UnsupportedError where this machine cannot hold the lab."""
+    if sys.platform != "linux":
+        raise UnsupportedError("labs need Linux's network namespaces", hint="use a Linux VM")
+    wants = any(cluster.underlay == "ipv6" for cluster in lab.clusters.values())
+    wants = wants or any(":" in p for e in lab.endpoints.values() for p in e.prefixes)
+    if wants and not os.path.exists("/proc/sys/net/ipv6"):
+        raise UnsupportedError(
+            f"lab {lab.name} uses IPv6, and this kernel has it switched off",
+            hint="boot without ipv6.disable=1, or use an IPv4 lab: one-node",
+        )
+
+
+def _made(
+    lab: Lab,
+    text: str,
+    file: str,
+    paths: Paths,
+    modules: Mapping[Stage, str],
+    cleaned: bool,
+    report: Report,
+) -> Up:
+    seconds: dict[str, float] = {}
+    plan = processes.plan(lab, paths)
+    wanted = [paths.namespace(place) for place in lab.places]
+    if taken := sorted(set(wanted) & set(list_named())):
+        raise TakenError(
+            f"network namespace {taken[0]} exists already, and is not of lab {lab.name}",
+            hint=f"`ip netns del {taken[0]}` if nobody needs it, or --name ANOTHER",
+        )
+    now = State(lab.name, file, "making", time.time(), state.me(), dict.fromkeys(wanted, 0))
+    state.write(paths, now)
+    with open(paths.text, "w") as out:
+        out.write(text)
+    for folder in paths.folders(tuple(lab.nodes), tuple(lab.clusters)):
+        os.makedirs(folder, exist_ok=True)
+    with _clock(seconds, "imports"), Nursery(paths, tuple(modules.values())) as nursery:
+        with _clock(seconds, "network"):
+            report(f"network: {len(wanted)} namespaces, {len(lab.links)} links")
+            inodes = _network(lab, paths)
+        now = replace(now, namespaces=inodes)
+        state.write(paths, now)
+        _entries(lab, paths, plan)
+        report("imports")
+        nursery.warm()
+        for stage in Stage:
+            todo = [replace(p, module=modules[stage]) if p.module else p for p in plan.of(stage)]
+            if todo:
+                report(f"{_STAGES[stage]}: {len(todo)}")
+                with _clock(seconds, _STAGES[stage]):
+                    nursery.bear(todo)
+        state.write(paths, replace(now, phase="up", since=time.time()))
+    seconds["imports"] -= sum(v for k, v in seconds.items() if k != "imports")
+    return Up(lab, paths, seconds, cleaned)
+
+
+@contextlib.contextmanager
+def _clock(seconds: dict[str, float], what: str) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    seconds[what] = time.monotonic() - start
+
+
+def _network(lab: Lab, paths: Paths) -> dict[str, int]:
+    """Namespaces, cables, bridges, addresses; the inode of each namespace."""
+    inodes = {}
+    for place in lab.places:
+        create_named(paths.namespace(place))
+        inodes[paths.namespace(place)] = topology.inode_named(paths.namespace(place))
+    for link in lab.links:
+        a, b = (Plug(paths.namespace(end.node), end.interface) for end in link.ends)
+        topology.cable(a, b, link.mtu)
+    ends = [end for link in lab.links for end in link.ends]
+    for node in lab.nodes.values():
+        here = [end.interface for end in ends if end.node == node.name]
+        if node.kind == "switch":
+            topology.bridge(paths.namespace(node.name), "bridge", here)
+        for interface in here if node.kind == "node" else ():
+            topology.configure(paths.namespace(node.name), interface, node.addresses)
+    return inodes
+
+
+def _entries(lab: Lab, paths: Paths, plan: processes.Plan) -> None:
+    for cluster in lab.clusters:
+        with open(paths.cluster(cluster, "entries.json"), "w") as out:
+            json.dump(processes.entries(plan, cluster), out, indent=1)
+
+
+# --- the nursery, from outside ---------------------------------------------------------------
+
+
+class Nursery:
+    """The parent of a lab's processes; see labs/nursery.py. Left alone, it stays with them."""
+
+    def __init__(self, paths: Paths, modules: Sequence[str]) -> None:
+        self._paths = paths
+        self._modules = modules
+        self._process: subprocess.Popen[bytes] | None = None
+        self._heard = b""
+        self._known: dict[str, Process] = {}
+        self._log = f"{paths.folder}/log/nursery"
+
+    def __enter__(self) -> "Nursery":
+        # the same code as ours, wherever that lies
+        here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        with open(self._log, "ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "labs.nursery", self._paths.lab,
+                 self._paths.processes, *self._modules],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd="/",
+                start_new_session=True, env={"PATH": processes.PATH, "PYTHONPATH": here},
+            )  # fmt: skip
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        process = self._started
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        process.stdout.close()
+        process.returncode = 0  # it outlives us on purpose; down finds it in the journal
+
+    @property
+    def _started(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None, "a nursery is used inside its block"
+        return self._process
+
+    def warm(self) -> None:
+        """Wait until all programs are imported. Raises ProcessFailedError with why not."""
+        for event in self._events(time.monotonic() + 60.0):
+            if event["event"] == "born":
+                return
+        raise ProcessFailedError(f"the lab's programs cannot be imported: {_tail(self._log)}")
+
+    def bear(self, todo: Sequence[Process]) -> None:
+        """Start processes and wait until all of them are ready."""
+        stdin = self._started.stdin
+        assert stdin is not None
+        self._known |= {process.name: process for process in todo}
+        for process in todo:
+            stdin.write(json.dumps(process.order()).encode() + b"\n")
+        stdin.flush()
+        waiting = {process.name: process for process in todo}
+        patience = CLIENT_READY if todo[0].stage == Stage.CLIENT else READY
+        if todo[0].stage == Stage.PROGRAM:
+            self._programs(waiting)
+            return
+        for event in self._events(time.monotonic() + patience):
+            if event["event"] == "ready":
+                waiting.pop(event["name"], None)
+            elif event["event"] == "ended":  # also one of a stage before: without it, no lab
+                raise self._failed(self._known[event["name"]], event["status"])
+            if not waiting:
+                return
+        name, late = next(iter(waiting.items()))
+        raise DeadlineError(
+            f"{name} is not ready after {patience:.0f} s; its log ends: {_tail(late.log)}"
+            + self._refusal(late),
+            hint=f"{len(waiting)} of {len(todo)} are missing",
+        )
+
+    def _programs(self, waiting: Mapping[str, Process]) -> None:
+        """Programs say nothing: those with a port are ready when something listens there."""
+        end = time.monotonic() + READY
+        for process in waiting.values():
+            while process.tcp and not _listens(process.namespace, process.tcp):
+                if time.monotonic() > end:
+                    raise DeadlineError(
+                        f"{process.name}: nothing listens on TCP port {process.tcp} after"
+                        f" {READY:.0f} s; its log ends: {_tail(process.log)}"
+                    )
+                gone = state.born(self._paths).get(process.name)
+                if gone and gone.ended is not None:
+                    raise self._failed(process, gone.ended)
+                time.sleep(0.02)
+
+    def _failed(self, process: Process, status: int) -> ProcessFailedError:
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        return ProcessFailedError(
+            f"{process.name} {how} before it was ready: {_tail(process.log)}"
+            + self._refusal(process)
+        )
+
+    def _refusal(self, process: Process) -> str:
+        """What the mesh told a client, from its status file."""
+        if process.stage != Stage.CLIENT:
+            return ""
+        client = process.name.rpartition("/")[2]
+        errors = [line["error"] for line in statuses(self._paths, client) if line.get("error")]
+        return f"; the mesh said: {errors[-1]}" if errors else ""
+
+    def _events(self, end: float) -> Iterator[dict[str, Any]]:
+        """What the nursery tells, until the end (of the loop's clock) or its own end."""
+        out = self._started.stdout
+        assert out is not None
+        while True:
+            while b"\n" in self._heard:
+                line, _, self._heard = self._heard.partition(b"\n")
+                yield json.loads(line)
+            patience = end - time.monotonic()
+            if patience <= 0 or not select.select([out], [], [], patience)[0]:
+                return
+            data = os.read(out.fileno(), 1 << 16)
+            if not data:
+                return
+            self._heard += data
+
+
+def _listens(namespace: str, port: int) -> bool:
+    """Whether something listens on a TCP port, as the kernel's table says."""
+    inode = topology.inode_named(namespace)
+    for mark in alive.inside([inode]):
+        with contextlib.suppress(OSError):
+            for table in ("tcp", "tcp6"):
+                with open(f"/proc/{mark.pid}/net/{table}") as file:
+                    rows = [line.split() for line in file][1:]
+                if any(r[3] == "0A" and int(r[1].rpartition(":")[2], 16) == port for r in rows):
+                    return True
+            return False
+    return False
+
+
+def _tail(log: str, lines: int = 3) -> str:
+    """The last words of a log, on one line."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return "(no log)"
+    return " | ".join(line.strip() for line in text.strip().splitlines()[-lines:]) or "(empty log)"
+
+
+# --- down ------------------------------------------------------------------------------------
+
+
+def down(paths: Paths, *, report: Report = silent, keep_folder: bool = False) -> Gone:
+    """Take a lab down, whatever state it is in; the caller holds its lock.
+
+    First whoever has something to take back politely, last what can simply go.
+    """
+    start = time.monotonic()
+    now = state.read(paths)
+    if now is not None:
+        state.write(paths, replace(now, phase="going", engine=state.me()))
+    children = state.born(paths)
+    killed = 0
+    for what, group in _goodbyes(paths, children):
+        report(f"{what}: {len(group)}")
+        killed += alive.stop(group, POLITE)
+    if "nursery" in children:
+        alive.stop([children["nursery"].mark], POLITE)
+    namespaces = now.namespaces if now else {}
+    inodes = _inodes(namespaces)
+    alive.kill(alive.inside(inodes))
+    report(f"namespaces: {len(namespaces)}")
+    there = set(list_named())
+    for name in namespaces:
+        if name in there:
+            delete_named(name)
+    left = _left(paths, namespaces, inodes)
+    if not left:
+        if keep_folder:
+            _empty(paths)
+        else:
+            state.remove(paths)
+            left = [paths.folder] if os.path.exists(paths.folder) else []
+    return Gone(time.monotonic() - start, killed, tuple(left))
+
+
+def _goodbyes(paths: Paths, children: Mapping[str, state.Born]) -> Iterator[tuple[str, list[Mark]]]:
+    """Who is stopped together: clients and programs, then endpoints, then the rest."""
+    groups: dict[str, list[Mark]] = {"clients": [], "endpoints": [], "the mesh": []}
+    lab = None
+    with contextlib.suppress(FileNotFoundError):
+        lab = saved(paths)
+    for name, child in children.items():
+        if name == "nursery" or not child.mark.alive:
+            continue
+        who = name.partition("/")[2].partition(".")[0]
+        if lab and who in lab.endpoints:
+            groups["endpoints"].append(child.mark)
+        elif lab and who in lab.clients:
+            groups["clients"].append(child.mark)
+        else:
+            groups["the mesh"].append(child.mark)
+    yield from ((what, group) for what, group in groups.items() if group)
+
+
+def _inodes(namespaces: Mapping[str, int]) -> list[int]:
+    found = []
+    for name, inode in namespaces.items():
+        with contextlib.suppress(FileNotFoundError):
+            # the name's own: one that was made, but not yet noted, counts as well
+            found.append(inode or topology.inode_named(name))
+    return found
+
+
+def _left(paths: Paths, namespaces: Mapping[str, int], inodes: Sequence[int]) -> list[str]:
+    there = set(list_named())
+    left = [f"namespace {name}" for name in namespaces if name in there]
+    left += [f"process {mark.pid}" for mark in alive.inside(inodes)]
+    born = state.born(paths).values()
+    left += [f"process {child.mark.pid} ({child.name})" for child in born if child.mark.alive]
+    return left
+
+
+def _empty(paths: Paths) -> None:
+    """Remove what is in the folder, but not the folder, whose lock we hold."""
+    for entry in os.scandir(paths.folder):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            os.unlink(entry.path)
+
+
+# --- looking ---------------------------------------------------------------------------------
+
+
+def saved(paths: Paths) -> Lab:
+    """The lab that is there, from the copy of its file. Raises FileNotFoundError."""
+    with open(paths.text) as file:
+        return parse(file.read(), paths.text, name=paths.lab)
+
+
+def running(name: str, root: str = ROOT) -> tuple[Lab, Paths]:
+    """A lab that is up. Raises NotFoundError with those that are."""
+    paths = Paths(name, root)
+    now = state.read(paths)
+    if now is None or now.phase != "up":
+        there = [n for n in state.labs(root) if n != name]
+        also = f"; up are {', '.join(there)}" if there else ""
+        how = "is not up" if now is None else f"is {now.phase}"
+        raise NotFoundError(f"lab {name} {how}{also}", hint=f"nsmctl lab up {name}")
+    return saved(paths), paths
+
+
+def node_health(lab: Lab, paths: Paths) -> dict[str, bool]:
+    """Of each node that runs something: whether all of it is alive and ready."""
+    children = state.born(paths)
+    health = {name: True for name, node in lab.nodes.items() if node.kind == "node"}
+    for process in processes.plan(lab, paths).processes:
+        child = children.get(process.name)
+        ready = child is not None and (child.ready is not None or not process.module)
+        node = process.name.partition("/")[0]
+        health[node] = health[node] and ready and child is not None and child.mark.alive
+    return health
+
+
+def statuses(paths: Paths, client: str) -> list[dict[str, Any]]:
+    """The newest line of each wire a client told of."""
+    newest: dict[str, dict[str, Any]] = {}
+    with contextlib.suppress(FileNotFoundError), open(paths.status(client)) as file:
+        for line in file:
+            with contextlib.suppress(ValueError):  # a line being written
+                told = json.loads(line)
+                newest[told["id"]] = told
+    return list(newest.values())
+
+
+def log_files(paths: Paths, asked: str = "") -> list[str]:
+    """The logs a person means by NODE, NODE/PROC or a glob of those; all without."""
+    lab = saved(paths)
+    names = tuple(p.name for p in processes.plan(lab, paths).processes)
+    wanted = matching(asked, names) or matching(f"{asked}/*", names) if asked else names
+    wanted = wanted or tuple(n for n in names if n.partition("/")[2] == asked)
+    if not wanted:
+        raise NotFoundError(f"lab {lab.name} has no process {asked!r}", hint=", ".join(names))
+    return [paths.log(name) for name in wanted]
+
+
+def unexpected(failure: OSError) -> InternalError:
+    """An error of the machine nobody foresaw, as a sentence."""
+    return InternalError(f"{failure.filename or 'the machine'}: {failure.strerror}")

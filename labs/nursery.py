@@ -1,0 +1,240 @@
+"""The parent of a lab's processes: imports once, forks each in milliseconds.
+
+    python -P -m labs.nursery LAB JOURNAL MODULE...
+
+It reads orders (one JSON object a line) from its standard input and tells what
+happens on its standard output: born, ready, ended. At a fork it holds no thread, no
+loop and no socket, only imports, so that a child is what `python -P -m MODULE` would
+have been. It stays as long as it has children, because somebody must reap them and
+keep their logs within bounds; it needs nobody who gives orders for that.
+
+A child is written to the journal before it is let go: whoever finds a lab whose
+engine was killed finds every process of it by pid and start time.
+"""
+
+import contextlib
+import fcntl
+import gc
+import importlib
+import json
+import os
+import resource
+import runpy
+import select
+import shutil
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+from labs import become
+from labs.alive import started
+from nsm.errors import NsmError
+from nsm.kernel.topology import enter_named
+
+READY_FD: Final = 3
+LARGEST_LOG: Final = 4 << 20  # bytes of one; as much again in the one before it
+LOOK_AT_LOGS: Final = 2.0  # seconds
+_HIGH: Final = 100  # above every fd a child is given
+
+
+@dataclass(slots=True)
+class Child:
+    """A process we bore and have not yet reaped."""
+
+    name: str
+    pid: int
+    pidfd: int
+    ready: int  # the pipe it says "ready" on; -1 once it has
+    log: str
+    born: float
+
+
+class Nursery:
+    """Bears, listens and reaps, until there is nobody left."""
+
+    def __init__(self, journal: int) -> None:
+        self._journal = journal
+        self._children: dict[int, Child] = {}
+        self._orders = b""
+        self._listening = True
+        self._poll = select.poll()
+
+    def run(self) -> None:
+        """Until standard input is closed and the last child has ended."""
+        self._note(event="born", name="nursery", pid=os.getpid(), start=started(os.getpid()))
+        self._poll.register(0, select.POLLIN)
+        while self._listening or self._children:
+            patience = LOOK_AT_LOGS * 1000 if self._children else None
+            for fd, _ in self._poll.poll(patience):
+                if fd == 0:
+                    self._read_orders()
+                else:
+                    self._look_at(fd)
+            self._bound_logs()
+
+    # -- orders -----------------------------------------------------------------------------
+
+    def _read_orders(self) -> None:
+        data = os.read(0, 1 << 16)
+        if not data:
+            self._poll.unregister(0)
+            self._listening = False
+            return
+        *lines, self._orders = (self._orders + data).split(b"\n")
+        for line in lines:
+            self._bear(json.loads(line))
+
+    def _bear(self, order: dict[str, Any]) -> None:
+        check_clean()
+        ready, ready_end = os.pipe()
+        go_end, go = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            # because until the journal has its name, nobody could find it
+            os.close(go)
+            os.close(ready)
+            if not os.read(go_end, 1):
+                os._exit(0)
+            be_child(order, ready_end)
+        os.close(ready_end)
+        os.close(go_end)
+        child = Child(order["name"], pid, os.pidfd_open(pid), ready, order["log"], time.monotonic())
+        self._note(event="born", name=child.name, pid=pid, start=started(pid))
+        os.write(go, b"\n")
+        os.close(go)
+        self._children[child.pidfd] = self._children[ready] = child
+        self._poll.register(child.pidfd, select.POLLIN)
+        self._poll.register(ready, select.POLLIN)
+
+    # -- children ---------------------------------------------------------------------------
+
+    def _look_at(self, fd: int) -> None:
+        child = self._children.get(fd)
+        if child is None:
+            return  # it ended in the same round
+        if fd == child.ready:
+            self._hear(child)
+        else:
+            self._reap(child)
+
+    def _hear(self, child: Child) -> None:
+        """Its word, or the end of its pipe; never both, because only the first line counts."""
+        line = os.read(child.ready, 4096)
+        seconds = round(time.monotonic() - child.born, 4)
+        if line:
+            said = line.decode(errors="replace").strip()
+            self._note(event="ready", name=child.name, says=said, seconds=seconds)
+        self._forget(child.ready)
+        child.ready = -1
+
+    def _reap(self, child: Child) -> None:
+        if child.ready >= 0:
+            self._hear(child)
+        _, status = os.waitpid(child.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        self._note(event="ended", name=child.name, pid=child.pid, status=code)
+        self._forget(child.pidfd)
+
+    def _forget(self, fd: int) -> None:
+        self._poll.unregister(fd)
+        del self._children[fd]
+        os.close(fd)
+
+    def _bound_logs(self) -> None:
+        for log in {child.log for child in self._children.values()}:
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(log).st_size > LARGEST_LOG:
+                    # copied and emptied, not renamed: its writers keep the file, in append mode
+                    shutil.copyfile(log, f"{log}.1")
+                    os.truncate(log, 0)
+
+    # -- what is told -----------------------------------------------------------------------
+
+    def _note(self, **event: object) -> None:
+        line = json.dumps({**event, "time": time.time_ns()}).encode() + b"\n"
+        os.write(self._journal, line)
+        with contextlib.suppress(BrokenPipeError):  # nobody listens any more: the lab is up
+            os.write(1, line)
+
+
+def check_clean() -> None:
+    """Only imports may have happened: a thread, loop or socket would be shared with children."""
+    threads = os.listdir("/proc/self/task")
+    if len(threads) != 1:
+        raise RuntimeError(f"{len(threads)} threads run in the nursery; an import started them")
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            target = os.readlink(f"/proc/self/fd/{name}")
+            if target.startswith(("socket:", "anon_inode:[eventpoll]")):
+                raise RuntimeError(f"an import opened {target} in the nursery")
+
+
+def be_child(order: dict[str, Any], ready: int) -> NoReturn:
+    """Become the process of an order: in its namespace, as its group, with its fds only."""
+    try:
+        os.setsid()
+        enter_named(order["namespace"])
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        log = fcntl.fcntl(os.open(order["log"], flags, 0o644), fcntl.F_DUPFD, _HIGH)
+        ready = fcntl.fcntl(ready, fcntl.F_DUPFD, _HIGH)
+        os.dup2(os.open("/dev/null", os.O_RDWR), 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.dup2(ready, READY_FD)
+        os.closerange(READY_FD + 1, 1 << 20)
+        become.default_signals()
+        os.umask(0o022)
+        os.chdir(order["folder"])
+        become.group(order["gid"])
+        if not order["privileged"]:
+            become.powerless()
+        become.environment(order["environment"])
+    except (OSError, NsmError) as failure:
+        sys.stderr.write(f"{order['name']} could not be started: {failure!r}\n")
+        sys.stderr.flush()
+        os._exit(70)
+    if order["argv"]:
+        become.program(order["argv"], order["environment"], order["name"])
+    become.titled(order["module"], order["environment"].get("VWIRE_LAB", order["name"]))
+    run_module(order["module"])
+
+
+def run_module(module: str) -> NoReturn:
+    """What the interpreter does for `-m MODULE`, with its imports already there."""
+    name = module
+    if hasattr(sys.modules[module], "__path__"):
+        name = f"{module}.__main__"
+    # runpy makes it anew, as `__main__`; what it imports is warm
+    sys.modules.pop(name, None)
+    sys.argv = [module]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    sys.exit(0)
+
+
+def warm(modules: list[str]) -> None:
+    """Import programs with all they stand on."""
+    for module in modules:
+        package = importlib.import_module(module)
+        if hasattr(package, "__path__"):
+            importlib.import_module(f"{module}.__main__")
+    gc.collect()
+    gc.freeze()  # children share these pages as long as no collection writes to them
+
+
+def main() -> int:
+    """Warm up, say so, and bear whom one is told to."""
+    lab, journal, *modules = sys.argv[1:]
+    become.titled("labs.nursery", lab)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the engine's matter
+    warm(modules)
+    fd = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    nursery = Nursery(fd)
+    nursery.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

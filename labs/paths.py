@@ -1,0 +1,66 @@
+"""Where a lab keeps what: everything below one folder, so that one removal takes all of it."""
+
+import os
+from dataclasses import dataclass
+from typing import Final
+
+ROOT: Final = "/run/vwire/labs"
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """The files of one lab. Nothing here looks at the machine."""
+
+    lab: str
+    root: str = ROOT
+
+    @property
+    def folder(self) -> str:
+        """Holds everything of the lab."""
+        return os.path.join(self.root, self.lab)
+
+    @property
+    def state(self) -> str:
+        """What was made and by whom; written before it is made."""
+        return os.path.join(self.folder, "state.json")
+
+    @property
+    def text(self) -> str:
+        """The lab file, as it was when the lab came up."""
+        return os.path.join(self.folder, "lab.yaml")
+
+    @property
+    def processes(self) -> str:
+        """One JSON line for each birth, readiness and end of a process."""
+        return os.path.join(self.folder, "processes.jsonl")
+
+    def log(self, process: str) -> str:
+        """The log of process NODE/PROC."""
+        return os.path.join(self.folder, "log", process.replace("/", "."))
+
+    def status(self, client: str) -> str:
+        """Where a client tells of its wires."""
+        return os.path.join(self.folder, "status", client)
+
+    def node(self, node: str, *more: str) -> str:
+        """Something of a node."""
+        return os.path.join(self.folder, "node", node, *more)
+
+    def cluster(self, cluster: str, *more: str) -> str:
+        """Something of a cluster."""
+        return os.path.join(self.folder, "cluster", cluster, *more)
+
+    def namespace(self, place: str) -> str:
+        """The name of a place's network namespace."""
+        return f"{self.lab}-{place}"
+
+    def folders(self, nodes: tuple[str, ...], clusters: tuple[str, ...]) -> tuple[str, ...]:
+        """Every folder of the lab but the first, parents before children."""
+        return (
+            os.path.join(self.folder, "log"),
+            os.path.join(self.folder, "status"),
+            os.path.join(self.folder, "node"),
+            os.path.join(self.folder, "cluster"),
+            *(path for node in nodes for path in (self.node(node), self.node(node, "tmp"))),
+            *(self.cluster(cluster) for cluster in clusters),
+        )

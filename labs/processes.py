@@ -1,0 +1,303 @@
+"""Which processes a lab is made of: their settings, identities and order. Pure.
+
+Each gets a group id of its own, and with its network namespace that is who it is:
+the cluster's issuer gives each (namespace, group) its SPIFFE id. So a process of a
+lab proves itself as one on a real node does, and no two share an identity.
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Final
+
+from labs.lab import Client, Cluster, Endpoint, Lab, Node, Program
+from labs.paths import Paths
+from nsm.kernel.namespaces import NAMED
+
+FIRST_GID: Final = 61_000  # above what distributions give out; the namespace tells two labs apart
+REGISTRY_PORT: Final = 5002
+MANAGER_PORT: Final = 5001
+PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+READY_FD: Final = 3
+RESERVED: Final = ("issuer", "registry", "nsmgr", "forwarder", "nsmctl")
+
+
+class Stage(IntEnum):
+    """The order of starting; stopping goes the other way."""
+
+    ISSUER = 0
+    REGISTRY = 1
+    MANAGER = 2
+    FORWARDER = 3
+    ENDPOINT = 4
+    CLIENT = 5
+    PROGRAM = 6
+
+
+MODULES: Final[Mapping[Stage, str]] = {
+    Stage.ISSUER: "nsm.process.issuer",
+    Stage.REGISTRY: "registry",
+    Stage.MANAGER: "nsmgr",
+    Stage.FORWARDER: "forwarder",
+    Stage.ENDPOINT: "endpoints.responder",
+    Stage.CLIENT: "nsm.process.client",
+}
+_PRIVILEGED: Final = (Stage.ISSUER, Stage.MANAGER, Stage.FORWARDER)
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process: which program, where, as whom, told what."""
+
+    name: str  # NODE/PROC
+    stage: Stage
+    namespace: str
+    gid: int
+    environment: Mapping[str, str] = field(repr=False)
+    log: str
+    folder: str
+    module: str = ""
+    argv: tuple[str, ...] = ()  # a program of the lab's author, instead of a module
+    privileged: bool = False
+    tcp: int = 0  # it is ready when something listens there; 0: it says so itself
+
+    def order(self) -> dict[str, Any]:
+        """What the nursery is told."""
+        return {
+            "name": self.name,
+            "namespace": self.namespace,
+            "gid": self.gid,
+            "environment": dict(self.environment),
+            "log": self.log,
+            "folder": self.folder,
+            "module": self.module,
+            "argv": list(self.argv),
+            "privileged": self.privileged,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Who a process is: its SPIFFE id, by namespace and group id."""
+
+    cluster: str
+    spiffe_id: str
+    namespace: str
+    gid: int
+    dns: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All processes of a lab, and all identities of each cluster."""
+
+    processes: tuple[Process, ...]
+    entries: tuple[Entry, ...]
+
+    def of(self, stage: Stage) -> tuple[Process, ...]:
+        """The processes of one stage."""
+        return tuple(p for p in self.processes if p.stage == stage)
+
+
+def plan(lab: Lab, paths: Paths) -> Plan:
+    """Everything a lab starts, in the order of the file."""
+    return _Planner(lab, paths).plan()
+
+
+def ctl_gid(lab: Lab, node: str) -> int:
+    """The group under which `nsmctl` asks on a node."""
+    return FIRST_GID + len(lab.places) * 8 + list(lab.nodes).index(node)
+
+
+def host(address: str, port: int) -> str:
+    """`tcp://ADDRESS:PORT`, with brackets where IPv6 wants them."""
+    return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
+
+
+class _Planner:
+    def __init__(self, lab: Lab, paths: Paths) -> None:
+        self._lab = lab
+        self._paths = paths
+        self._gid = FIRST_GID
+        self._processes: list[Process] = []
+        self._entries: list[Entry] = []
+
+    def plan(self) -> Plan:
+        for cluster in self._lab.clusters.values():
+            self._issuer(cluster)
+            self._registry(cluster)
+        for node in self._lab.nodes.values():
+            if node.kind == "node":
+                self._manager(node)
+                self._forwarder(node)
+                gid = ctl_gid(self._lab, node.name)
+                self._entry(node.cluster, f"node/{node.name}/nsmctl", node.name, gid)
+        for endpoint in self._lab.endpoints.values():
+            self._endpoint(endpoint)
+        for client in self._lab.clients.values():
+            self._client(client)
+        owners: list[Endpoint | Client] = [*self._lab.endpoints.values()]
+        owners += self._lab.clients.values()
+        for owner in owners:
+            for program in owner.run:
+                self._program(owner, program)
+        return Plan(tuple(self._processes), tuple(self._entries))
+
+    # -- each kind --------------------------------------------------------------------------
+
+    def _issuer(self, cluster: Cluster) -> None:
+        name = f"{cluster.registry_on}/issuer"
+        settings = {
+            "NSM_NAME": f"issuer-{cluster.name}",
+            "NSM_TRUST_DOMAIN": cluster.trust_domain,
+            "NSM_LISTEN_ON": f"unix://{self._paths.cluster(cluster.name, 'spiffe.sock')}",
+            "NSM_ENTRIES": self._paths.cluster(cluster.name, "entries.json"),
+            "NSM_ISSUER_DIR": self._paths.cluster(cluster.name, "authority"),
+        }
+        self._process(name, Stage.ISSUER, cluster.registry_on, settings)
+
+    def _registry(self, cluster: Cluster) -> None:
+        settings = {
+            "NSM_NAME": f"registry-{cluster.name}",
+            "NSM_LISTEN_ON": self._registry_url(cluster.name),
+            "NSM_STORE": self._paths.cluster(cluster.name, "registry.sqlite"),
+        }
+        on = cluster.registry_on
+        self._identified(f"{on}/registry", Stage.REGISTRY, on, f"node/{on}/registry", settings)
+
+    def _manager(self, node: Node) -> None:
+        address = node.address(self._lab.clusters[node.cluster].underlay)
+        settings = {
+            "NSM_NAME": f"nsmgr-{node.name}",
+            "NSM_LISTEN_ON": f"{self._door(node.name)},{host(address, MANAGER_PORT)}",
+            "NSM_REGISTRY_URL": self._registry_url(node.cluster),
+        }
+        id_ = f"node/{node.name}/nsmgr"
+        self._identified(f"{node.name}/nsmgr", Stage.MANAGER, node.name, id_, settings)
+
+    def _forwarder(self, node: Node) -> None:
+        settings = {
+            "NSM_NAME": f"forwarder-{node.name}",
+            "NSM_CONNECT_TO": self._door(node.name),
+            "NSM_LISTEN_ON": f"unix://{self._paths.node(node.name, 'forwarder.sock')}",
+            "NSM_TUNNEL_IP": node.address(self._lab.clusters[node.cluster].underlay),
+            "NSM_STATE_DIR": self._paths.node(node.name, "forwarder"),
+        }
+        id_ = f"node/{node.name}/forwarder"
+        self._identified(f"{node.name}/forwarder", Stage.FORWARDER, node.name, id_, settings)
+
+    def _endpoint(self, endpoint: Endpoint) -> None:
+        # one pool for each prefix: a wire gets addresses of every one (`wire.md` §10.1)
+        pools = ",".join(f"[{prefix}]" for prefix in endpoint.prefixes)
+        settings = {
+            "NSM_NAME": endpoint.name,
+            "NSM_CONNECT_TO": self._door(endpoint.on),
+            "NSM_SERVICE_NAMES": endpoint.service,
+            "NSM_PAYLOAD": endpoint.payload.upper(),
+            "NSM_CIDR_PREFIX": pools if len(endpoint.prefixes) > 1 else endpoint.prefixes[0],
+        }
+        if endpoint.labels:
+            settings["NSM_LABELS"] = ",".join(f"{k}:{v}" for k, v in endpoint.labels.items())
+        name = f"{endpoint.on}/{endpoint.name}"
+        id_ = f"endpoint/{endpoint.name}"
+        self._identified(name, Stage.ENDPOINT, endpoint.name, id_, settings)
+
+    def _client(self, client: Client) -> None:
+        if client.netns_only:
+            return
+        settings = {
+            "NSM_NAME": client.name,
+            "NSM_CONNECT_TO": self._door(client.on),
+            "NSM_NETWORK_SERVICES": ",".join(client.connect),
+            "NSM_LOCAL_DNS_SERVER_ENABLED": "false",
+            "NSM_STATUS_FILE": self._paths.status(client.name),
+        }
+        name = f"{client.on}/{client.name}"
+        self._identified(name, Stage.CLIENT, client.name, f"client/{client.name}", settings)
+
+    def _program(self, owner: Endpoint | Client, program: Program) -> None:
+        self._process(
+            f"{owner.on}/{owner.name}.{program.name}",
+            Stage.PROGRAM,
+            owner.name,
+            {},
+            argv=shlex.split(program.exec),
+            tcp=program.tcp,
+        )
+
+    # -- what they share --------------------------------------------------------------------
+
+    def _door(self, node: str) -> str:
+        return f"unix://{self._paths.node(node, 'nsm.io.sock')}"
+
+    def _registry_url(self, cluster: str) -> str:
+        of = self._lab.clusters[cluster]
+        return host(self._lab.nodes[of.registry_on].address(of.underlay), REGISTRY_PORT)
+
+    def _identified(
+        self, name: str, stage: Stage, place: str, id_: str, settings: Mapping[str, str]
+    ) -> None:
+        cluster = self._lab.node_of(place).cluster
+        socket = f"unix://{self._paths.cluster(cluster, 'spiffe.sock')}"
+        gid = self._process(name, stage, place, {**settings, "SPIFFE_ENDPOINT_SOCKET": socket})
+        self._entry(cluster, id_, place, gid)
+
+    def _entry(self, cluster: str, id_: str, place: str, gid: int) -> None:
+        domain = self._lab.clusters[cluster].trust_domain
+        spiffe_id = f"spiffe://{domain}/{id_}"
+        dns = ".".join((*reversed(id_.split("/")[1:]), domain))
+        self._entries.append(Entry(cluster, spiffe_id, self._paths.namespace(place), gid, dns))
+
+    def _process(
+        self,
+        name: str,
+        stage: Stage,
+        place: str,
+        settings: Mapping[str, str],
+        argv: Sequence[str] = (),
+        tcp: int = 0,
+    ) -> int:
+        node = self._lab.node_of(place)
+        environment = {
+            "PATH": PATH,
+            "HOME": "/root",
+            "LANG": "C.UTF-8",
+            "TMPDIR": self._paths.node(node.name, "tmp"),
+            "VWIRE_LAB": f"{self._lab.name}/{name}",
+            "NODE_NAME": node.name,
+            "CLUSTER_NAME": node.cluster,
+        }
+        if not argv:
+            environment |= {"NSM_LOG_LEVEL": "INFO", "NSM_READY_FD": str(READY_FD), **settings}
+        self._gid += 1
+        self._processes.append(
+            Process(
+                name,
+                stage,
+                self._paths.namespace(place),
+                self._gid,
+                environment,
+                self._paths.log(name),
+                self._paths.folder,
+                "" if argv else MODULES[stage],
+                tuple(argv),
+                stage in _PRIVILEGED or bool(argv),
+                tcp,
+            )
+        )
+        return self._gid
+
+
+def entries(plan_: Plan, cluster: str) -> list[dict[str, Any]]:
+    """A cluster's registration entries, as its issuer reads them."""
+    return [
+        {
+            "id": entry.spiffe_id,
+            "netns": f"{NAMED}/{entry.namespace}",
+            "gid": entry.gid,
+            "dns": [entry.dns],
+        }
+        for entry in plan_.entries
+        if entry.cluster == cluster
+    ]

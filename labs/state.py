@@ -1,0 +1,175 @@
+"""What a lab has made, on disk before it is made, so that anybody can take it back.
+
+The engine may be killed at any moment, the machine may lose power. Whoever comes
+next finds in /run/vwire/labs/NAME which namespaces and processes there are or could
+be, and holds the folder's lock while changing any of it.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final
+
+from labs.alive import Mark, started
+from labs.paths import ROOT, Paths
+from nsm.errors import DeniedError, InternalError, TakenError
+
+SCHEMA: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """One lab, as its newest engine left it."""
+
+    lab: str
+    file: str
+    phase: str  # making, up, going
+    since: float  # seconds since 1970
+    engine: Mark
+    namespaces: Mapping[str, int] = field(default_factory=dict)  # inode; 0: not known to be made
+    schema: int = SCHEMA
+
+    @property
+    def crashed(self) -> bool:
+        """Whether whoever was making or removing it is gone."""
+        return self.phase != "up" and not self.engine.alive
+
+
+@dataclass(frozen=True, slots=True)
+class Born:
+    """A process of a lab, from its journal."""
+
+    name: str
+    mark: Mark
+    ready: str | None  # what it said; None if it has not said it yet
+    seconds: float  # from its birth until it was ready
+    ended: int | None  # exit status; negative: the signal
+
+
+def me() -> Mark:
+    """This process."""
+    return Mark(os.getpid(), started(os.getpid()))
+
+
+def write(paths: Paths, state: State) -> None:
+    """Replace the state in one step."""
+    fresh = f"{paths.state}.new"
+    with open(fresh, "w") as file:
+        json.dump(asdict(state), file, indent=1)
+    os.replace(fresh, paths.state)
+
+
+def read(paths: Paths) -> State | None:
+    """The state of a lab, or None if there is none (yet).
+
+    Raises InternalError for one of a newer version.
+    """
+    try:
+        with open(paths.state) as file:
+            data: dict[str, Any] = json.load(file)
+    except FileNotFoundError:
+        return None
+    if data.get("schema") != SCHEMA:
+        raise InternalError(
+            f"{paths.state} is of version {data.get('schema')}, this one knows {SCHEMA}",
+            hint="use the version that made the lab",
+        )
+    return State(**{**data, "engine": Mark(**data["engine"])})
+
+
+def born(paths: Paths) -> dict[str, Born]:
+    """All processes of a lab by name, the newest of each; a broken last line is left out."""
+    found: dict[str, Born] = {}
+    with contextlib.suppress(FileNotFoundError), open(paths.processes) as file:
+        for line in file:
+            if not line.endswith("\n"):
+                break
+            event = json.loads(line)
+            name = event["name"]
+            match event["event"]:
+                case "born":
+                    mark = Mark(event["pid"], event["start"])
+                    found[name] = Born(name, mark, None, 0.0, None)
+                case "ready":
+                    found[name] = replace(
+                        found[name], ready=event["says"], seconds=event["seconds"]
+                    )
+                case "ended":
+                    found[name] = replace(found[name], ended=event["status"])
+    return found
+
+
+def labs(root: str = ROOT) -> list[str]:
+    """The names of all labs there are."""
+    try:
+        return sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    except FileNotFoundError:
+        return []
+
+
+@contextlib.contextmanager
+def locked(paths: Paths, *, create: bool) -> Iterator[bool]:
+    """Hold a lab's folder. Yields whether there is one; create makes it.
+
+    The lock is the folder's own, so that none is left when it is removed. Raises
+    TakenError while somebody else holds it, DeniedError without the rights.
+    """
+    fd = _lock(paths, create=create)
+    if fd is None:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        os.close(fd)
+
+
+def _lock(paths: Paths, *, create: bool) -> int | None:
+    while True:
+        try:
+            if create:
+                os.makedirs(paths.folder, mode=0o755, exist_ok=True)
+            fd = os.open(paths.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if create:
+                continue  # removed by somebody between the two calls
+            return None
+        except PermissionError:
+            raise DeniedError(f"may not write {paths.folder}", hint="labs need root") from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as busy:
+            os.close(fd)
+            if busy.errno != errno.EWOULDBLOCK:
+                raise
+            raise _busy(paths) from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), os.stat(paths.folder)):
+                return fd
+        os.close(fd)  # the folder we hold was removed meanwhile; another may be there
+
+
+def _busy(paths: Paths) -> TakenError:
+    state = read(paths)
+    if state is None:
+        return TakenError(f"lab {paths.lab} is being made by somebody else", hint="wait for it")
+    doing = {"making": "brought up", "up": "used", "going": "taken down"}[state.phase]
+    when = time.strftime("%H:%M:%S", time.localtime(state.since))
+    return TakenError(
+        f"lab {paths.lab} is being {doing} by pid {state.engine.pid} since {when}",
+        hint="wait for it, stop that process, or take another name with --name",
+    )
+
+
+def remove(paths: Paths) -> None:
+    """Remove all files of a lab, and the folder of labs if it was the last."""
+    shutil.rmtree(paths.folder, ignore_errors=True)
+    for folder in (paths.root, os.path.dirname(paths.root)):
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
