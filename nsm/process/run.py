@@ -42,6 +42,7 @@ from nsm.errors import (
 )
 from nsm.process import log as logs
 from nsm.process.config import Common, strangers
+from nsm.process.forms import LogLevel
 from nsm.process.health import Health
 from nsm.process.loopguard import LoopGuard
 from nsm.process.tasks import Tasks, tasks
@@ -105,18 +106,24 @@ class Process:
         """Ask the process to stop, as the first SIGTERM does; return at once."""
         if self._stop.is_set():
             return
-        starting = "process" in self.health.missing
-        self.health.lost("process", "stopping")
+        is_starting = "process" in self.health.missing
+        self.ending()
+        if is_starting:
+            self._main.cancel()
+        else:
+            asyncio.get_running_loop().call_later(self._config.stop_grace, self._force)
+
+    def ending(self) -> None:
+        """Say that it ends, and from now on bound how long that may take."""
+        if self._stop.is_set():
+            return
         self._stop.set()
+        self.health.lost("process", "stopping")
         if self._guard:
             self._guard.disarm()
         _notify(self._config.notify_socket, "STOPPING=1\n")
-        loop = asyncio.get_running_loop()
-        if starting:
-            self._main.cancel()
-        else:
-            loop.call_later(self._config.stop_grace, self._force)
-        loop.call_later(self._config.stop_grace + PATIENCE, self._give_up)
+        patience = self._config.stop_grace + PATIENCE
+        asyncio.get_running_loop().call_later(patience, self._give_up)
 
     def heard(self, number: signal.Signals) -> None:
         """Obey a signal that asks for the end: the first in order, the second by force."""
@@ -174,18 +181,23 @@ async def _supervised(kind: str, config: C, serve: Callable[[C, Process], Awaita
             process = Process(kind, config, group, main, guard)
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, process.heard, number)
-            loop.add_signal_handler(signal.SIGUSR1, logs.set_level, "TRACE")
-            loop.add_signal_handler(signal.SIGUSR2, logs.set_level, config.log_level)
+            loop.add_signal_handler(signal.SIGUSR1, _set_level, "TRACE")
+            loop.add_signal_handler(signal.SIGUSR2, _set_level, config.log_level)
             try:
                 await serve(config, process)
             finally:
-                process.stop()
+                process.ending()
     except asyncio.CancelledError:
         if process is None or not (process.signals or process.forced):
             raise
     except Exception as error:  # noqa: BLE001 - the last place that can say what went wrong
         return _report(error)
     return process.exit_code
+
+
+def _set_level(level: LogLevel) -> None:
+    logs.set_level(level)
+    log.warning("the log level changed", to=level)
 
 
 def exit_code(error: BaseException) -> int:

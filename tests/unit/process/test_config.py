@@ -184,8 +184,14 @@ def test_all_problems_are_told_at_once_with_variable_given_and_expected() -> Non
     assert caught.value.problems == (
         "NSM_LOG_LEVEL is 'LOUD'; expected TRACE, DEBUG, INFO, WARN or ERROR",
         "NSM_DIAL_TIMEOUT is '5'; expected a duration above zero such as 750ms or 10m",
-        "NSM_LISTEN_ON is 'unix:///fine,tcp://nowhere'; expected a list, separated by commas, of: a URL: tcp://host:port, unix:///path or host:port",  # noqa: E501
-        "NSM_LABELS is 'app:x,app:y'; expected key:value pairs, separated by commas; each value text",
+        (
+            "NSM_LISTEN_ON is 'unix:///fine,tcp://nowhere'; expected a list, separated by commas,"
+            " of: a URL: tcp://host:port, unix:///path or host:port"
+        ),
+        (
+            "NSM_LABELS is 'app:x,app:y'; expected key:value pairs, separated by commas;"
+            " each value text"
+        ),
         "NSM_ISOLATION is 'maybe'; expected one of auto, in-place, hop",
         "NSM_PORT is '70000'; expected a port: 0 to 65535",
         "NSM_REGISTER is 'yes'; expected true or false",
