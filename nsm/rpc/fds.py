@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 ROOM = 64  # descriptors one read has room for; one more and the kernel drops the rest
 _SPACE = socket.CMSG_SPACE(ROOM * array.array("i").itemsize)
+_RETRY_FULL = 0.005  # seconds between attempts at a unix socket whose backlog is full
 _HARD = 6  # a running call keeps unclaimed descriptors alive this many times longer
 
 Key = tuple[int, int]  # st_dev, st_ino
@@ -58,11 +59,6 @@ class FdSocket(socket.socket):
         self.arrived: Callable[[int], None] = os.close
         self.closed: Callable[[], None] | None = None
         self._queue: deque[tuple[int, Key]] = deque()
-
-    def credentials(self) -> Credentials:
-        """The process at the other end, by SO_PEERCRED."""
-        raw = self.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        return Credentials(*array.array("i", raw))
 
     def queue(self, fd: int, limit: int) -> Key:
         """Let a duplicate of fd ride on the next bytes; at most limit wait at once."""
@@ -130,6 +126,30 @@ class FdSocket(socket.socket):
         if self.closed:
             closed, self.closed = self.closed, None
             closed()
+
+
+async def connect(path: str) -> FdSocket:
+    """A non-blocking connection to the unix socket at path. Raises OSError."""
+    sock = FdSocket()
+    try:
+        sock.setblocking(False)
+        while True:
+            try:
+                sock.connect(path)
+            except BlockingIOError:  # the backlog is full; a unix socket cannot wait for a place
+                await asyncio.sleep(_RETRY_FULL)
+            else:
+                return sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+def credentials_of(sock: socket.socket) -> Credentials:
+    """The process at the other end of a unix socket, by SO_PEERCRED."""
+    return Credentials(
+        *array.array("i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    )
 
 
 @dataclass(slots=True)

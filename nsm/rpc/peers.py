@@ -13,6 +13,7 @@ connection per wire there, closed with `release`.
 
 import asyncio
 import logging
+import os
 import socket
 import ssl
 import time
@@ -29,7 +30,7 @@ from nsm.identity.tokens import format_instant, issue
 from nsm.model import SECOND
 from nsm.rpc import addresses
 from nsm.rpc.background import background
-from nsm.rpc.fds import CallFds, FdSocket
+from nsm.rpc.fds import CallFds, connect
 from nsm.rpc.grpclib_private import ClientHttp2, Limits, LinkChannel
 from nsm.rpc.sockets import watch_for_death
 from nsm.rpc.status import error_of, status_of
@@ -38,7 +39,6 @@ from nsm.rpc.tls import Contexts
 log = logging.getLogger(__name__)
 
 DIAL_TIMEOUT = 0.75  # seconds, as upstream's manager and forwarder have it
-_RETRY_FULL = 0.005  # seconds between attempts at a unix socket whose backlog is full
 _ATTEMPT_DELAY = 0.1  # seconds before the next address of a name is tried beside the first
 _SHUTDOWN = 1.0  # seconds a TLS goodbye may take
 
@@ -225,7 +225,7 @@ class Peers:
         self, url: str, target: addresses.Unix | addresses.Tcp, private: str, patience: float
     ) -> _Connection:
         unix = isinstance(target, addresses.Unix)
-        async with _bounded(patience, url):
+        async with bounded(patience, url):
             while True:
                 own = (url, private if unix and url in self._keeping else "")
                 found = self._find(own, private if unix else "")
@@ -314,7 +314,7 @@ class Peers:
     ) -> _Connection | NsmError:
         url = key[0]
         try:
-            async with _bounded(patience, url):
+            async with bounded(patience, url):
                 protocol = await dial(url, target, self._contexts, self._limits, patience)
         except NsmError as error:
             return error
@@ -361,7 +361,7 @@ async def dial(
             protocol = await _dial_tcp(url, target, identity, context, limits, patience)
         await protocol.ready
     except OSError as error:  # ssl.SSLError and TimeoutError are such
-        raise _cannot_connect(error, url) from error
+        raise cannot_connect(error, url) from error
     except BaseException:
         if protocol is not None:
             protocol.abort()
@@ -381,18 +381,7 @@ async def _dial_unix(
     limits: Limits,
     patience: float,
 ) -> ClientHttp2:
-    sock = FdSocket()
-    try:
-        sock.setblocking(False)
-        while True:
-            try:
-                sock.connect(path)
-                break
-            except BlockingIOError:  # the backlog is full; a unix socket cannot wait for a place
-                await asyncio.sleep(_RETRY_FULL)
-    except BaseException:
-        sock.close()
-        raise
+    sock = await connect(path)
     make = partial(ClientHttp2, identity=identity, limits=limits, sock=sock, whose=url)
     _, protocol = await asyncio.get_running_loop().create_connection(
         make,
@@ -432,7 +421,8 @@ async def _dial_tcp(
 
 
 @asynccontextmanager
-async def _bounded(patience: float, url: str) -> AsyncIterator[None]:
+async def bounded(patience: float, url: str) -> AsyncIterator[None]:
+    """Raises UnavailableError if the block, which connects to url, takes longer (seconds)."""
     try:
         async with asyncio.timeout(patience) as limit:
             yield
@@ -445,7 +435,8 @@ async def _bounded(patience: float, url: str) -> AsyncIterator[None]:
         ) from error
 
 
-def _cannot_connect(error: OSError, url: str) -> NsmError:
+def cannot_connect(error: OSError, url: str) -> NsmError:
+    """Why a dial failed, as one of ours."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return error_of(error, url)
     if isinstance(error, ssl.SSLError):
@@ -456,9 +447,8 @@ def _cannot_connect(error: OSError, url: str) -> NsmError:
         )
     if isinstance(error, socket.gaierror):
         return UnavailableError(f"cannot connect to {url}: its name is not known: {error.strerror}")
-    return UnavailableError(
-        f"cannot connect to {url}: {error.strerror or error}", hint="is its process running?"
-    )
+    why = os.strerror(error.errno) if error.errno else str(error)
+    return UnavailableError(f"cannot connect to {url}: {why}", hint="is its process running?")
 
 
 def _named(error: UnauthenticatedError, url: str) -> UnauthenticatedError:

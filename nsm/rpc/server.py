@@ -30,7 +30,7 @@ from nsm.identity.spiffe import SpiffeId
 from nsm.identity.tokens import parse_instant
 from nsm.rpc import addresses
 from nsm.rpc.background import background
-from nsm.rpc.fds import FdSocket
+from nsm.rpc.fds import FdSocket, credentials_of
 from nsm.rpc.grpclib_private import Limits, Method, ServerHttp2, method, stream_of
 from nsm.rpc.holders import holder_of_port
 from nsm.rpc.sockets import watch_for_death
@@ -222,7 +222,7 @@ class Server:
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.ETIMEDOUT):  # those: alive and busy
                     raise self._cannot_listen(url, error) from error
-            pid = FdSocket(fileno=os.dup(probe.fileno())).credentials().pid
+            pid = credentials_of(probe).pid
         raise TakenError(
             f"cannot listen on {url}: {_process(pid)} answers there",
             hint=f"stop it or set {self._variable} to another path",
@@ -327,7 +327,7 @@ class Server:
         if listener.path:
             raw = sock = FdSocket(fileno=accepted.detach())
             sock.setblocking(False)
-            whose = f"pid {sock.credentials().pid} on {listener.url}"
+            whose = f"pid {credentials_of(sock).pid} on {listener.url}"
         else:
             watch_for_death(accepted)
             whose = _peer_of(accepted)

@@ -211,9 +211,7 @@ async def test_calls_that_outlive_the_grace_are_told_unavailable(listen: str) ->
         await asyncio.Event().wait()
 
     async with served(listen, Echo(forever), grace=0.1) as (server, channel):
-        running = networkservice_pb2_grpc.NetworkServiceStub(channel).Request(
-            request(), timeout=20
-        )
+        running = networkservice_pb2_grpc.NetworkServiceStub(channel).Request(request(), timeout=20)
         waiting = asyncio.ensure_future(running)
         await started.wait()
         await server.stop()
