@@ -7,17 +7,17 @@ from contextlib import asynccontextmanager
 
 import structlog
 
-from nsm.errors import Code
 from nsm.identity.workload import workload_source
 from nsm.model import SECOND
 from nsm.offers import Offers
+from nsm.process.calls import log_call
 from nsm.process.config import read
 from nsm.process.run import Process, run
 from nsm.registrar import Keeper, Registrar
 from nsm.registration import SERVER_POLICIES
 from nsm.rpc.health import Health
 from nsm.rpc.registry_services import HEALTHY, handlers
-from nsm.rpc.server import Call, serve
+from nsm.rpc.server import serve
 from registry.config import Config
 from registry.store import Loaded, open_store
 
@@ -56,7 +56,7 @@ async def registry(config: Config, process: Process) -> None:
             record_bytes=config.max_record,
         )
         async with serve(
-            config.listen_on, [*services, Health(*HEALTHY)], source, on_call=_log
+            config.listen_on, [*services, Health(*HEALTHY)], source, on_call=log_call
         ) as server:
             process.ready(
                 server.urls,
@@ -74,21 +74,6 @@ async def _kept(path: str) -> AsyncIterator[tuple[Keeper | None, Loaded]]:
         return
     async with open_store(path) as (store, loaded):
         yield store, loaded
-
-
-def _log(call: Call) -> None:
-    """One line a call; health checks, which come every few seconds, only when they fail."""
-    ok = call.code == Code.OK
-    if ok and call.method.startswith("/grpc.health."):
-        return
-    write = log.info if ok or call.code == Code.CANCELLED else log.warning
-    write(
-        call.method.rpartition(".")[2],
-        caller=str(call.caller),
-        ms=round(call.ms, 2),
-        outcome=call.code.name,
-        **({"text": call.text} if call.text else {}),
-    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,215 @@
+"""A registry at work: watch streams, expiry in time, and answers that wait for the store."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+
+import pytest
+
+from nsm.caller import Caller
+from nsm.errors import ExhaustedError, UnavailableError, UnsupportedError
+from nsm.identity.authority import Authority
+from nsm.identity.source import Handshake
+from nsm.identity.spiffe import SpiffeId
+from nsm.model import SECOND, Endpoint, Found, Service
+from nsm.offers import Limits, Offers
+from nsm.registrar import Change, Gone, Registrar
+from nsm.registration import Registration, RegistrationPath
+from tests.support.wait import until
+
+TD = Authority.create("td")
+OWN = TD.issue(SpiffeId("td", "/r"))
+PEER = TD.issue(SpiffeId("td", "/a"))
+CALLER = Caller(Handshake(OWN, PEER.id, PEER.leaf, PEER.not_after))
+
+
+def by(owner: str = "spiffe://td/a", *, seconds: float = 600) -> Registration:
+    path = RegistrationPath(("t1", "t2", "stale"), 1)
+    expires = time.time_ns() + int(seconds * SECOND)
+    return Registration(CALLER, path, (owner, "spiffe://td/r"), expires)
+
+
+def endpoint(name: str = "nse-1") -> Endpoint:
+    return Endpoint(name=name, services=("icmp",))
+
+
+@contextlib.asynccontextmanager
+async def running(registrar: Registrar) -> AsyncGenerator[None, None]:
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(registrar.run())
+        yield
+        task.cancel()
+
+
+async def test_the_answer_is_the_endpoint_as_held_and_the_path_that_ends_here() -> None:
+    registrar = Registrar(Offers())
+    asked = replace(endpoint(), path_ids=("spiffe://td/a", "x", "stale"))
+    held, path = await registrar.register_endpoint(asked, by())
+    assert held.path_ids == ("spiffe://td/a", "spiffe://td/r")
+    assert path == RegistrationPath(("t1", "t2"), 1)
+    assert held.expires is not None
+    assert 59 < (held.expires - time.time_ns()) / SECOND <= 60
+
+
+async def test_an_endpoint_ends_with_its_callers_token() -> None:
+    registrar = Registrar(Offers())
+    held, _ = await registrar.register_endpoint(endpoint(), by(seconds=7))
+    assert held.expires is not None
+    assert 6 < (held.expires - time.time_ns()) / SECOND <= 7
+
+
+async def test_an_endpoint_is_forgotten_when_its_time_has_come() -> None:
+    registrar = Registrar(Offers(), period=SECOND // 5)
+    async with running(registrar):
+        await asyncio.sleep(0)  # it waits by now, for nothing
+        await registrar.register_endpoint(endpoint("later"), by())
+        await registrar.register_endpoint(
+            replace(endpoint(), expires=time.time_ns() + SECOND // 20), by()
+        )
+        await until(lambda: len(registrar.offers.endpoints) == 1, "the first to end", bar=0.1)
+        await until(lambda: len(registrar.offers.endpoints) == 0, "the second to end", bar=0.3)
+
+
+async def test_a_watch_begins_with_what_is_there_and_goes_on() -> None:
+    registrar = Registrar(Offers())
+    await registrar.register_endpoint(endpoint(), by())
+    seen = registrar.find_endpoints(Endpoint(services=("icmp",)), True, CALLER)
+    async with contextlib.aclosing(seen):
+        assert (await anext(seen)).item.name == "nse-1"
+        await registrar.register_endpoint(endpoint("nse-2"), by())
+        await registrar.unregister_endpoint(endpoint(), by())
+        assert (await anext(seen)).item.name == "nse-2"
+        last = await anext(seen)
+        assert (last.item.name, last.deleted) == ("nse-1", True)
+        assert last.item.services == ("icmp",)
+    assert registrar.offers.endpoints.watching == 0
+
+
+async def test_without_watch_a_find_ends() -> None:
+    registrar = Registrar(Offers())
+    await registrar.register_service(Service("icmp"), by())
+    found = [one async for one in registrar.find_services(Service(), False, CALLER)]
+    assert found == [Found(Service("icmp", "IP", path_ids=by().ids))]
+
+
+async def test_a_slow_watcher_is_cut_with_a_sentence_and_others_are_not() -> None:
+    registrar = Registrar(Offers(), behind=10)
+    slow = registrar.find_endpoints(Endpoint(), True, CALLER)
+    quick = registrar.find_endpoints(Endpoint(), True, CALLER)
+    async with contextlib.aclosing(slow), contextlib.aclosing(quick):
+        for n in range(25):
+            _, heard = await asyncio.gather(
+                registrar.register_endpoint(endpoint(f"nse-{n}"), by()), anext(quick)
+            )
+            assert heard.item.name == f"nse-{n}"
+            if n == 0:
+                assert (await anext(slow)).item.name == "nse-0"
+        with pytest.raises(ExhaustedError) as cut:
+            await anext(slow)
+    assert str(cut.value) == "watcher too slow: 24 updates behind; watch again"
+
+
+async def test_only_so_many_may_watch() -> None:
+    registrar = Registrar(Offers(Limits(watchers=1)))
+    await registrar.register_service(Service("icmp"), by())
+    first = registrar.find_services(Service(), True, CALLER)
+    second = registrar.find_services(Service(), True, CALLER)
+    async with contextlib.aclosing(first), contextlib.aclosing(second):
+        await anext(first)
+        with pytest.raises(ExhaustedError, match="NSM_MAX_WATCHERS"):
+            await anext(second)
+    assert [f async for f in registrar.find_services(Service(), False, CALLER)]
+
+
+async def test_a_long_listing_lets_others_have_their_turn() -> None:
+    registrar = Registrar(Offers())
+    for n in range(5000):
+        await registrar.register_endpoint(endpoint(f"nse-{n}"), by())
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as group:
+        counting = group.create_task(count())
+        found = [f async for f in registrar.find_endpoints(Endpoint(), False, CALLER)]
+        counting.cancel()
+    assert len(found) == 5000
+    assert turns >= 9
+
+
+@pytest.mark.parametrize(
+    ("proxy", "says"),
+    [
+        ("", "has nobody to ask there; .*NSM_PROXY_REGISTRY_URL is not set"),
+        ("tcp://proxy:5005", "passing that on to tcp://proxy:5005 is not yet there"),
+    ],
+)
+async def test_names_of_other_domains_are_refused(proxy: str, says: str) -> None:
+    registrar = Registrar(Offers(), proxy=proxy)
+    with pytest.raises(UnsupportedError, match=f"'nse@far' is of another domain.*{says}"):
+        await registrar.register_endpoint(endpoint("nse@far"), by())
+    with pytest.raises(UnsupportedError, match=says):
+        await registrar.register_endpoint(replace(endpoint(), services=("x@far",)), by())
+    with pytest.raises(UnsupportedError, match=says):
+        await registrar.unregister_service(Service("x@far"), by())
+    with pytest.raises(UnsupportedError, match=says):
+        await anext(registrar.find_services(Service("x@far"), False, CALLER))
+    with pytest.raises(UnsupportedError, match=says):
+        await anext(registrar.find_endpoints(Endpoint(services=("x@far",)), True, CALLER))
+
+
+class Broken:
+    """A store on a disk that is full for a while."""
+
+    def __init__(self) -> None:
+        self.kept: list[Change] = []
+        self.full = False
+
+    async def keep(self, *changes: Change) -> None:
+        await asyncio.sleep(0)
+        if self.full:
+            raise UnavailableError("the disk is full")
+        self.kept.extend(changes)
+
+
+async def test_what_cannot_be_kept_is_refused_and_not_served() -> None:
+    broken = Broken()
+    registrar = Registrar(Offers(), keeper=broken)
+    first, _ = await registrar.register_endpoint(endpoint(), by())
+    await registrar.register_service(Service("icmp"), by())
+    broken.full = True
+    with pytest.raises(UnavailableError):
+        await registrar.register_endpoint(replace(endpoint(), url="tcp://1:1"), by())
+    with pytest.raises(UnavailableError):
+        await registrar.unregister_endpoint(endpoint(), by())
+    with pytest.raises(UnavailableError):
+        await registrar.register_endpoint(endpoint("nse-2"), by())
+    with pytest.raises(UnavailableError):
+        await registrar.unregister_service(Service("icmp"), by())
+    with pytest.raises(UnavailableError):
+        await registrar.register_service(Service("vpn"), by())
+    assert list(registrar.offers.endpoints) == [first]
+    assert [s.name for s in registrar.offers.services] == ["icmp"]
+    broken.full = False
+    await registrar.unregister_endpoint(endpoint(), by())
+    await registrar.unregister_endpoint(endpoint(), by())  # not there: fine, nothing to keep
+    assert broken.kept[-1] == Gone(Endpoint, "nse-1")
+    assert len(broken.kept) == 3
+
+
+async def test_expiry_goes_on_when_the_store_does_not() -> None:
+    broken = Broken()
+    registrar = Registrar(Offers(), period=SECOND // 20, keeper=broken)
+    await registrar.register_endpoint(endpoint(), by())
+    broken.full = True
+    async with running(registrar):
+        await until(lambda: len(registrar.offers.endpoints) == 0, "the first to end", bar=0.1)
+        broken.full = False
+        await registrar.register_endpoint(endpoint("nse-2"), by())
+        await until(lambda: Gone(Endpoint, "nse-2") in broken.kept, "the second to end", bar=0.1)
