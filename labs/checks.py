@@ -1,0 +1,286 @@
+"""The checks of a lab, asked of the network itself; each ends as one row of a table."""
+
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+from labs import lab as labfile
+from labs import units
+from labs.hands import FailedError, Hands
+from labs.lab import Check, Lab, matching
+from labs.paths import Paths
+from labs.wires import Wire, between, of_family, wires
+
+PATIENCE: Final = 1.0  # seconds for the last echo
+TRANSFER_PATIENCE: Final = 10.0  # seconds without progress
+MARK: Final = "vwire lab payload "
+_TOLD: Final = 5  # faults named in one row
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Whether a check holds, in one sentence, and what it measured."""
+
+    name: str
+    holds: bool
+    says: str
+    seconds: float
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a kind of check found: all faults (none: it holds), and a line for when it holds."""
+
+    faults: Sequence[str]
+    fine: str
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Checks:
+    """Runs the checks of a lab that is up."""
+
+    def __init__(self, lab: Lab, paths: Paths, hands: Hands) -> None:
+        self._lab = lab
+        self._paths = paths
+        self._hands = hands
+
+    def run(self, check: Check) -> Result:
+        """One check. What the network refuses is a check that does not hold, not an error."""
+        start = time.monotonic()
+        try:
+            found = self._found(check)
+        except FailedError as refusal:
+            found = Verdict([str(refusal)], "")
+        told = [*found.faults[:_TOLD]]
+        if len(found.faults) > _TOLD:
+            told.append(f"and {len(found.faults) - _TOLD} more")
+        says = "; ".join(told) or found.fine
+        seconds = time.monotonic() - start
+        return Result(check.name, not found.faults, says, seconds, found.figures)
+
+    def _found(self, check: Check) -> Verdict:
+        match check.what:
+            case labfile.Ping():
+                return self._ping(check.what)
+            case labfile.Transfer():
+                return self._transfer(check.what)
+            case labfile.Exec():
+                return self._exec(check.what)
+            case labfile.Capture():
+                return self._capture(check.what)
+            case labfile.WireFacts():
+                return self._wire(check.what)
+
+    # -- who with whom ----------------------------------------------------------------------
+
+    def _pairs(self, source: str, target: str, service: str) -> list[tuple[str, str, list[Wire]]]:
+        """From, to, and the wires between; for an outsider those it must not reach into."""
+        ends = (*self._lab.clients, *self._lab.endpoints)
+        there = wires(self._lab, self._paths)
+        found = []
+        for a in matching(source, ends):
+            for b in matching(target, ends):
+                client = self._lab.clients.get(a)
+                if client and client.netns_only:
+                    of = [w for w in there if b in (w.client, w.endpoint)]
+                    of = [w for w in of if fnmatchcase(w.service, service)]
+                else:
+                    of = between(there, a, b, service)
+                if of:
+                    found.append((a, b, of))
+        return found
+
+    def _addresses(self, a: str, b: str, wire: Wire) -> tuple[str, ...]:
+        """b's addresses on a wire, for a: its far end, or b's own if a has no part in it."""
+        if a in (wire.client, wire.endpoint):
+            return wire.far(a)
+        return wire.far(wire.endpoint if b == wire.client else wire.client)
+
+    def _nobody(self, source: str, target: str, service: str) -> list[str]:
+        what = "" if service == "*" else f" of {service}"
+        return [f"no wire{what} joins {source} and {target}"]
+
+    # -- ping -------------------------------------------------------------------------------
+
+    def _ping(self, asked: labfile.Ping) -> Verdict:
+        faults: list[str] = []
+        todo: dict[str, list[tuple[str, str, int]]] = {}
+        pairs = self._pairs(asked.source, asked.target, asked.service)
+        for a, b, of in pairs:
+            for wire in of:
+                addresses = self._addresses(a, b, wire)
+                faults += _missing(f"{a} -> {b}: {wire.id}", addresses, asked)
+                size = asked.size if asked.size > 0 else wire.mtu - asked.size
+                for address in of_family(addresses, asked.families):
+                    todo.setdefault(a, []).append((b, address, size))
+        if not pairs:
+            return Verdict(self._nobody(asked.source, asked.target, asked.service), "")
+        told = self._hands.ask(
+            {
+                self._paths.namespace(a): {
+                    "do": "ping",
+                    "targets": [{"address": x, "size": size} for _, x, size in rows],
+                    "count": asked.count,
+                    "patience": PATIENCE,
+                }
+                for a, rows in todo.items()
+            }
+        )
+        sent = lost = 0
+        best: list[float] = []
+        for a, rows in todo.items():
+            for (b, address, _), row in zip(rows, told[self._paths.namespace(a)], strict=True):
+                sent, lost = sent + row["sent"], lost + row["lost"]
+                best += [row["ms"]] if row["ms"] is not None else []
+                faults += _lost(f"{a} -> {b} {address}", row, asked.lost)
+        if isinstance(asked.lost, int) and lost > asked.lost > 0:
+            faults.append(f"{lost} of {sent} lost, expected at most {asked.lost}")
+        fine = f"{sent - lost} of {sent} answered"
+        fine += f", {min(best):.2f} to {max(best):.2f} ms" if best else ""
+        figures = {"sent": sent, "lost": lost, "best_ms": min(best, default=None)}
+        return Verdict(faults, fine, figures)
+
+    # -- tcp --------------------------------------------------------------------------------
+
+    def _transfer(self, asked: labfile.Transfer) -> Verdict:
+        faults: list[str] = []
+        rates: list[float] = []
+        pairs = self._pairs(asked.source, asked.target, asked.service)
+        for a, b, of in pairs:
+            for wire in of:
+                addresses = self._addresses(a, b, wire)
+                faults += _missing(f"{a} -> {b}: {wire.id}", addresses, asked)
+                for address in of_family(addresses, asked.families):
+                    try:
+                        rates.append(self._one_transfer(a, b, address, asked.octets))
+                    except FailedError as failure:
+                        faults.append(f"{a} -> {b} {address}: {failure}")
+        if not pairs:
+            faults = self._nobody(asked.source, asked.target, asked.service)
+        size = units.people(asked.octets)
+        fine = f"{len(rates)} x {size}, same SHA-256"
+        fine += f", {min(rates):.0f} Mbit/s at least" if rates else ""
+        return Verdict(faults, fine, {"mbit_s": [round(rate) for rate in rates]})
+
+    def _one_transfer(self, a: str, b: str, address: str, octets: int) -> float:
+        """Send from a to b; Mbit/s. Raises FailedError."""
+        source, target = self._paths.namespace(a), self._paths.namespace(b)
+        port = self._hands.ask({target: {"do": "listen", "address": address}})[target]["port"]
+        self._hands.tell(target, {"do": "receive", "port": port, "patience": TRANSFER_PATIENCE})
+        order = {"do": "send", "address": address, "port": port, "octets": octets,
+                 "patience": TRANSFER_PATIENCE, "mark": MARK}  # fmt: skip
+        self._hands.tell(source, order)
+        failed: FailedError | None = None
+        sent: dict[str, Any] = {}
+        got: dict[str, Any] = {}
+        try:
+            sent = self._hands.hear(source)
+        except FailedError as failure:
+            failed = failure
+        try:
+            got = self._hands.hear(target)
+        except FailedError as failure:
+            failed = failed or failure
+        if failed:
+            raise failed
+        if not sent["sha256"] == got["sha256"] == sent["echo"] or got["octets"] != octets:
+            raise FailedError(f"{got['octets']} of {octets} bytes arrived, with another SHA-256")
+        return float(octets * 8 / sent["seconds"] / 1e6)
+
+    # -- exec -------------------------------------------------------------------------------
+
+    def _exec(self, asked: labfile.Exec) -> Verdict:
+        namespace = self._paths.namespace(asked.place)
+        argv = shlex.split(asked.command)
+        order = {"do": "exec", "argv": argv, "patience": asked.timeout}
+        done = self._hands.ask({namespace: order})[namespace]
+        faults = []
+        if done["status"] != asked.exit:
+            words = _last_words(done["err"]) or _last_words(done["out"])
+            faults.append(
+                f"{argv[0]} ended with status {done['status']}, expected {asked.exit}"
+                + (f": {words}" if words else "")
+            )
+        if asked.output and asked.output not in done["out"]:
+            faults.append(f"{asked.output!r} is not in its output: {_last_words(done['out'])!r}")
+        return Verdict(faults, f"ended with status {done['status']}")
+
+    # -- capture ----------------------------------------------------------------------------
+
+    def _capture(self, asked: labfile.Capture) -> Verdict:
+        during = next(c for c in self._lab.checks if c.name == asked.during)
+        where = self._paths.namespace(asked.port.node)
+        start = {"do": "capture", "interface": asked.port.interface, "marks": [MARK]}
+        self._hands.ask({where: start})
+        try:
+            meanwhile = self.run(during)
+        finally:
+            got = self._hands.ask({where: {"do": "captured"}})[where]
+        seen: Mapping[str, int] = got["kinds"]
+        faults = []
+        if not meanwhile.holds:
+            faults.append(f"{during.name!r} does not hold: {meanwhile.says}")
+        if got["dropped"]:
+            faults.append(f"{got['dropped']} frames were not seen: the capture was too slow")
+        passing = [kind for kind in asked.never if seen.get(kind)]
+        faults += [f"{seen[k]} packets of {k} pass {asked.port}, expected none" for k in passing]
+        absent = [kind for kind in asked.sees if not seen.get(kind)]
+        faults += [f"no packet of {kind} passes {asked.port}" for kind in absent]
+        counted = ", ".join(f"{count} {kind}" for kind, count in sorted(seen.items()))
+        return Verdict(faults, f"{got['packets']} frames: {counted}", {"seen": dict(seen)})
+
+    # -- wire -------------------------------------------------------------------------------
+
+    def _wire(self, asked: labfile.WireFacts) -> Verdict:
+        faults = []
+        of = [
+            wire
+            for wire in wires(self._lab, self._paths)
+            if fnmatchcase(wire.client, asked.client) and fnmatchcase(wire.service, asked.service)
+        ]
+        if not of:
+            faults = [f"{asked.client} has no wire"]
+        for wire in of:
+            if not wire.mechanism:
+                faults.append(f"{wire.client} has no interface {wire.interface}")
+                continue
+            if asked.mechanism and wire.mechanism != asked.mechanism:
+                faults.append(
+                    f"{wire.client}'s {wire.interface} is a {wire.mechanism},"
+                    f" expected {asked.mechanism}"
+                )
+            if asked.mtu and wire.mtu != asked.mtu:
+                faults.append(
+                    f"{wire.client}'s {wire.interface} has MTU {wire.mtu}, expected {asked.mtu}"
+                )
+        kinds = sorted({f"{wire.mechanism} mtu {wire.mtu}" for wire in of})
+        return Verdict(faults, f"{len(of)} wires: {', '.join(kinds)}")
+
+
+def _lost(who: str, row: Mapping[str, Any], allowed: int | str) -> list[str]:
+    sent, lost = row["sent"], row["lost"]
+    if allowed == "all":
+        answered = sent - lost
+        return [f"{who}: {answered} of {sent} answered, expected none"] if answered else []
+    if allowed != 0 or not lost:
+        return []
+    why = f" ({row['refused']})" if row["refused"] else ""
+    return [f"{who}: {lost} of {sent} lost{why}"]
+
+
+def _missing(
+    what: str, addresses: Sequence[str], asked: labfile.Ping | labfile.Transfer
+) -> list[str]:
+    """The families a wire must have and has not."""
+    wanted = asked.families if asked.strict else ()
+    absent = [family for family in wanted if not of_family(addresses, (family,))]
+    return [f"{what} has no {family} address" for family in absent]
+
+
+def _last_words(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1][:200] if lines else ""

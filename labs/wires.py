@@ -1,0 +1,136 @@
+"""A lab's wires: what its clients say of them, what the kernel says, and how they answer."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from labs import engine
+from labs.hands import Hands
+from labs.lab import Family, Lab
+from labs.paths import Paths
+from nsm.kernel import topology
+
+_ECHOES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """One wire. mechanism and mtu are the kernel's words, the rest is the client's."""
+
+    id: str
+    client: str
+    service: str
+    endpoint: str
+    nodes: tuple[str, str]
+    interface: str
+    mechanism: str  # veth, vxlan; "" where there is no such device
+    mtu: int
+    client_addresses: tuple[str, ...]
+    endpoint_addresses: tuple[str, ...]
+    ms: float  # from the client's request to its answer
+    stages: Mapping[str, float] = field(default_factory=dict)  # in ms
+
+    def far(self, place: str) -> tuple[str, ...]:
+        """The addresses at the other end, seen from a client or endpoint."""
+        return self.endpoint_addresses if place == self.client else self.client_addresses
+
+    def joins(self, a: str, b: str) -> bool:
+        """Whether it is between those two."""
+        return {a, b} == {self.client, self.endpoint}
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """How a wire answered, from both ends: round trips in ms (the best), echoes sent and lost."""
+
+    there_ms: float | None
+    back_ms: float | None
+    sent: int
+    lost: int
+
+
+def wires(lab: Lab, paths: Paths) -> list[Wire]:
+    """All wires that are up, in the order of clients."""
+    return [wire for client in lab.clients for wire in _of(lab, paths, client)]
+
+
+def _of(lab: Lab, paths: Paths, client: str) -> Iterator[Wire]:
+    for told in engine.statuses(paths, client):
+        if told.get("event") != "up":
+            continue
+        interface = str(told.get("interface", ""))
+        device = topology.device(paths.namespace(client), interface) if interface else None
+        endpoint = whose(lab, str(told.get("endpoint", "")))
+        far = lab.endpoints[endpoint].on if endpoint in lab.endpoints else "?"
+        yield Wire(
+            str(told["id"]),
+            client,
+            str(told.get("service", "")),
+            endpoint,
+            (lab.clients[client].on, far),
+            interface,
+            device.kind if device else "",
+            device.mtu if device else 0,
+            _bare(told.get("src", [])),
+            _bare(told.get("dst", [])),
+            float(told.get("ms", 0.0)),
+            {str(k): float(v) for k, v in told.get("stages", {}).items()},
+        )
+
+
+def whose(lab: Lab, registered: str) -> str:
+    """The lab's name of an endpoint: a registry may have put something behind it."""
+    if registered in lab.endpoints:
+        return registered
+    near = [name for name in lab.endpoints if registered.startswith(f"{name}-")]
+    return max(near, key=len, default=registered)
+
+
+def of_family(addresses: Sequence[str], families: Sequence[Family]) -> list[str]:
+    """Those of the wanted families."""
+    return [a for a in addresses if ("ipv6" if ":" in a else "ipv4") in families]
+
+
+def between(all_: Sequence[Wire], a: str, b: str, service: str) -> list[Wire]:
+    """The wires of a service (a glob) that join two places."""
+    return [w for w in all_ if w.joins(a, b) and fnmatchcase(w.service, service)]
+
+
+def answers(all_: Sequence[Wire], paths: Paths, hands: Hands) -> dict[str, Answers]:
+    """Ping every wire from both ends, all at once; by wire id."""
+    todo: dict[str, list[tuple[Wire, str, str]]] = {}
+    for wire in all_:
+        for place, direction in ((wire.client, "there"), (wire.endpoint, "back")):
+            for address in wire.far(place):
+                todo.setdefault(place, []).append((wire, direction, address))
+    orders = {
+        paths.namespace(place): {
+            "do": "ping",
+            "targets": [{"address": address, "size": 64} for _, _, address in rows],
+            "count": _ECHOES,
+            "patience": 1.0,
+        }
+        for place, rows in todo.items()
+    }
+    told = hands.ask(orders)
+    results: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for place, rows in todo.items():
+        for (wire, direction, _), result in zip(rows, told[paths.namespace(place)], strict=True):
+            results.setdefault((wire.id, direction), []).append(result)
+    return {wire.id: _answers(wire, results) for wire in all_}
+
+
+def _answers(wire: Wire, results: Mapping[tuple[str, str], list[dict[str, Any]]]) -> Answers:
+    there, back = results.get((wire.id, "there"), []), results.get((wire.id, "back"), [])
+    both = (*there, *back)
+    return Answers(
+        min((r["ms"] for r in there if r["ms"] is not None), default=None),
+        min((r["ms"] for r in back if r["ms"] is not None), default=None),
+        sum(r["sent"] for r in both),
+        sum(r["lost"] for r in both),
+    )
+
+
+def _bare(addresses: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(address).partition("/")[0] for address in addresses)
