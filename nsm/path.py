@@ -33,8 +33,7 @@ def enter(conn: Connection, name: str) -> tuple[Connection, int]:
     here = index + 1
     if here > len(segments):
         raise InvalidError(
-            f"Path.Index+1=={here} should be less or equal"
-            f" len(Path.PathSegments)=={len(segments)}",
+            f"Path.Index+1=={here} should be less or equal len(Path.PathSegments)=={len(segments)}",
             hint="the index of the path points behind its last segment",
         )
     if segments[index].id != conn.id:

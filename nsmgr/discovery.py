@@ -22,16 +22,15 @@ class Discovery:
         self._locals = locals_
         self._forwarder_service = forwarder_service
 
-    async def candidates(self, conn: Connection, *, sticky: str, left: float | None) -> list[Local]:
+    async def candidates(self, conn: Connection, *, sticky: str, caller: Caller) -> list[Local]:
         """Forwarders to try in order; only the sticky one, where it is named.
 
-        left: seconds of the caller's deadline. Raises NotFoundError, in
-        upstream's words and with what was there.
+        Raises NotFoundError, in upstream's words and with what was there.
         """
         if sticky:
-            return [await self._here(sticky, left)]
-        service = await self._service(conn)
-        await self._some(left)
+            return [await self._here(sticky, caller.left())]
+        service = await self._service(conn, caller)
+        await self._some(caller.left())
         forwarders = {one.endpoint.name: one for one in self._locals.of(self._forwarder_service)}
         after = conn.segments[conn.index + 1 :]
         fitting = match_forwarders(
