@@ -68,8 +68,9 @@ def check_trust_domain(name: str) -> str:
 def _check_path(path: str, whose: SpiffeId) -> None:
     if not path:
         return
-    for segment in path.removeprefix("/").split("/"):
-        if segment in (".", "..") or not _SEGMENT.fullmatch(segment):
+    first, *segments = path.split("/")
+    for segment in segments or [first]:
+        if first or segment in (".", "..") or not _SEGMENT.fullmatch(segment):
             raise InvalidError(
                 f"the path of {str(whose)[:MAX_ID]!r} has a segment {segment[:64]!r} "
                 "that no SPIFFE id may have",
