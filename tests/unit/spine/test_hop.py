@@ -1,0 +1,275 @@
+import asyncio
+import contextlib
+import time
+from dataclasses import replace
+
+import pytest
+
+from nsm.errors import (
+    AbortedError,
+    DeadlineError,
+    DeniedError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+)
+from nsm.hop import Established, Hop
+from nsm.model import (
+    SECOND,
+    Connection,
+    EventType,
+    Path,
+    Request,
+    Segment,
+    Selector,
+    State,
+)
+from tests.support.wait import until
+
+ASKED = Connection(id="c0", service="vpn", path=Path((Segment("nsc", "c0"),)))
+
+
+class Route:
+    """Writes down what is asked of it, and does what the test says."""
+
+    def __init__(self):
+        self.log = []
+        self.fail = None
+        self.hang = False
+        self.next_url = ""
+        self.entered = asyncio.Event()
+
+    async def establish(self, asked, held, caller, undo):
+        conn = asked.connection
+        undo.add("take back", self.take_back)
+        self.log.append("establish")
+        self.entered.set()
+        if self.hang:
+            await asyncio.Event().wait()
+        if self.fail:
+            raise self.fail
+        held.memory = "memory"
+        return Established(conn, self.next_url)
+
+    async def take_back(self):
+        await asyncio.sleep(0)
+        self.log.append("take back")
+
+    async def withdraw(self, conn, memory, caller):
+        self.log.append(f"withdraw {memory} {'caller' if caller else 'lease'}")
+
+
+class World:
+    def __init__(self, mesh):
+        self.mesh = mesh
+        self.route = Route()
+        self.tasks = []
+        self.hop = Hop("hop", self.route, lifetime=600 * SECOND, spawn=self.spawn)
+
+    def spawn(self, coro, name):
+        self.tasks.append(asyncio.create_task(coro, name=name))
+        return self.tasks[-1]
+
+    async def request(self, conn=ASKED, who="nsc", **call):
+        return await self.hop.request(Request(conn), self.mesh.call(who, **call))
+
+
+@pytest.fixture
+async def world(mesh):
+    world = World(mesh)
+    yield world
+    world.hop.stop()
+    await asyncio.gather(*world.tasks, return_exceptions=True)
+
+
+async def test_an_answer_is_at_the_callers_segment_and_every_segment_vouches(world):
+    made = await world.request()
+    assert (made.id, made.index, made.state) == ("c0", 0, State.UP)
+    assert [s.name for s in made.segments] == ["nsc", "hop"]
+    assert all(s.token and s.expires for s in made.segments)
+    assert len(world.hop.connections) == 1
+    assert len(world.hop.leases) == 1
+
+
+async def test_a_path_that_ends_here_is_cut_behind_us(world):
+    stale = (Segment("nsc", "c0"), Segment("hop", "h"), Segment("gone", "g"))
+    made = await world.request(Connection(id="c0", path=Path(stale)))
+    assert [s.name for s in made.segments] == ["nsc", "hop"]
+
+
+async def test_a_path_that_goes_on_keeps_what_the_next_hops_added(world):
+    world.route.next_url = "unix:next"
+    stale = (Segment("nsc", "c0"), Segment("hop", "h"), Segment("next", "n"))
+    made = await world.request(Connection(id="c0", path=Path(stale)))
+    assert len(made.segments) == 3
+
+
+async def test_a_refused_request_takes_back_what_it_did_and_holds_nothing(world):
+    world.route.fail = NotFoundError("no endpoint")
+    with pytest.raises(NotFoundError):
+        await world.request()
+    assert world.route.log == ["establish", "take back"]
+    assert (len(world.hop.connections), len(world.hop.leases)) == (0, 0)
+
+
+async def test_a_failed_refresh_keeps_the_connection(world):
+    made = await world.request()
+    world.route.fail = UnavailableError("gone")
+    with pytest.raises(UnavailableError):
+        await world.request(made)
+    assert len(world.hop.connections.established()) == 1
+    assert len(world.hop.leases) == 1
+
+
+async def test_cancelled_twice_it_still_takes_everything_back(world):
+    world.route.hang = True
+    task = asyncio.create_task(world.request())
+    await world.route.entered.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+    assert world.route.log == ["establish", "take back"]
+    assert len(world.hop.connections) == 0
+
+
+async def test_close_takes_down_what_was_made_and_may_be_repeated(world):
+    made = await world.request()
+    await world.hop.close(made, world.mesh.call("nsc"))
+    await world.hop.close(made, world.mesh.call("nsc"))
+    assert world.route.log == ["establish", "withdraw memory caller", "withdraw None caller"]
+    assert (len(world.hop.connections), len(world.hop.leases)) == (0, 0)
+
+
+async def test_a_close_ends_the_request_that_is_under_way(world):
+    world.route.hang = True
+    task = asyncio.create_task(world.request())
+    await world.route.entered.wait()
+    inside = Segment("hop", next(iter(world.hop.connections._held)))
+    closing = Connection(id="c0", service="vpn", path=Path((Segment("nsc", "c0"), inside)))
+    await world.hop.close(closing, world.mesh.call("nsc"))
+    with pytest.raises(AbortedError, match="closed by spiffe://td/nsc"):
+        await task
+    assert world.route.log[:2] == ["establish", "take back"]
+    assert len(world.hop.connections) == 0
+
+
+async def test_a_request_ends_at_its_callers_deadline(world):
+    world.route.hang = True
+    soon = asyncio.get_running_loop().time() + 0.05
+    with pytest.raises(DeadlineError, match="of 'vpn' was not there"):
+        await world.request(deadline=soon)
+    assert world.route.log == ["establish", "take back"]
+
+
+async def test_reselecting_lets_go_of_the_old_endpoint_before_it_asks_for_a_new_one(world):
+    made = await world.request()
+    await world.request(replace(made, state=State.RESELECT_REQUESTED))
+    assert world.route.log == ["establish", "withdraw memory caller", "establish"]
+
+
+async def test_what_nobody_refreshes_is_taken_down_when_the_token_before_us_ends(world):
+    await world.request(lifetime=SECOND + SECOND // 2)
+    await until(lambda: "withdraw memory lease" in world.route.log, "a lease to end", bar=1.0)
+    assert len(world.hop.connections) == 0
+
+
+async def test_those_who_watch_hear_up_down_and_gone(world):
+    seen = world.hop.events.watch(Selector(), world.mesh.svid("nsc").id)
+    assert (await anext(seen)).connections == {}
+    made = await world.request()
+    assert (await anext(seen)).type == EventType.UPDATE
+    await world.hop.close(made, world.mesh.call("nsc"))
+    assert (await anext(seen)).type == EventType.DELETE
+    await seen.aclose()
+
+
+# ---- who may ---------------------------------------------------------------------------------
+
+
+async def test_without_a_token_nothing_happens(world):
+    with pytest.raises(DeniedError, match=r"no sufficient privileges$"):
+        await world.request(token=False)
+    assert world.route.log == []
+    assert len(world.hop.connections) == 0
+
+
+async def test_an_expired_token_is_refused(world):
+    with pytest.raises(DeniedError, match=r"no sufficient privileges$"):
+        await world.request(lifetime=-60 * SECOND)
+
+
+async def test_a_token_made_for_another_hop_is_refused(world):
+    call = world.mesh.call("nsc")
+    stolen = world.mesh.call("nsc", to="elsewhere")
+    replayed = replace(call, token=stolen.token)
+    with pytest.raises(DeniedError, match=r"no sufficient privileges$"):
+        await world.hop.request(Request(ASKED), replayed)
+
+
+async def test_a_token_somebody_else_signed_is_refused(world):
+    theirs = world.mesh.call("nsc").token
+    with pytest.raises(DeniedError, match=r"no sufficient privileges$"):
+        await world.hop.request(Request(ASKED), replace(world.mesh.call("mallory"), token=theirs))
+
+
+async def test_somebody_elses_connection_id_opens_nothing(world):
+    made = await world.request()
+    guessed = Connection(
+        id="m0", service="vpn", path=Path((Segment("mallory", "m0"), made.segments[1]))
+    )
+    with pytest.raises(DeniedError, match="was asked for by spiffe://td/nsc, not by"):
+        await world.request(guessed, who="mallory")
+    with pytest.raises(DeniedError, match="was asked for by spiffe://td/nsc, not by"):
+        await world.hop.close(guessed, world.mesh.call("mallory"))
+    assert len(world.hop.connections.established()) == 1
+    assert world.route.log == ["establish"]
+
+
+async def test_the_recorded_previous_hop_may_close_though_the_rest_of_the_path_is_stale(world):
+    long_ago = time.time_ns() - 60 * SECOND
+    nsc = world.mesh.call("nsc", to="nsmgr")
+    path = Path((Segment("nsc", "c0", nsc.token, nsc.token_expires), Segment("nsmgr", "m0")), 1)
+    made = await world.request(Connection(id="m0", path=path), who="nsmgr")
+    stale = world.mesh.call("nsc", to="nsmgr", lifetime=-60 * SECOND)
+    segments = (replace(made.segments[0], token=stale.token, expires=long_ago), *made.segments[1:])
+    closing = replace(made, path=Path(segments, 1))
+    with pytest.raises(DeniedError):
+        await world.request(closing, who="nsmgr")
+    await world.hop.close(closing, world.mesh.call("nsmgr"))
+    assert len(world.hop.connections) == 0
+
+
+async def test_a_replaced_manager_may_take_over_what_begins_at_the_same_workload(world):
+    def through(manager):
+        nsc = world.mesh.call("nsc", to=manager)
+        first = Segment("nsc", "c0", nsc.token, nsc.token_expires)
+        return Connection(
+            id=f"{manager}-0", path=Path((first, Segment(manager, f"{manager}-0")), 1)
+        )
+
+    made = await world.request(through("nsmgr-old"), who="nsmgr-old")
+    again = through("nsmgr-new")
+    again = replace(again, path=Path((*again.segments, made.segments[2]), 1))
+    refreshed = await world.request(again, who="nsmgr-new")
+    assert refreshed.segments[2].id == made.segments[2].id
+    assert len(world.hop.connections) == 1
+
+
+async def test_a_caller_that_says_not_until_when_is_refused_and_nothing_stays(world):
+    call = replace(world.mesh.call("nsc"), token_expires=None)
+    body = Segment("nsc", "c0", call.token, None)
+    with pytest.raises(InvalidError, match="expiration for the previous path segment"):
+        await world.hop.request(Request(Connection(id="c0", path=Path((body,)))), call)
+    assert world.route.log == ["establish", "take back"]
+    assert len(world.hop.connections) == 0
+
+
+async def test_no_token_stands_in_what_a_connection_prints(world):
+    made = await world.request()
+    token = made.segments[0].token
+    assert token
+    assert token not in repr(made)
+    assert token not in repr(world.mesh.call("nsc"))
