@@ -6,6 +6,7 @@ mechanism; neither sees the other's (`wire.md` §2.3).
 """
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -112,7 +113,10 @@ class ForwarderRoute:
                 except UnavailableError as reason:  # it may have come back elsewhere
                     refused.append((target.endpoint, reason))
                     conn = replace(conn, endpoint=known.endpoint)
-            for offer in await self._offers(conn, fds, refused):
+            began = time.monotonic()
+            offers = await self._offers(conn, fds, refused)
+            conn = path.took(conn, find_ms=time.monotonic() - began)
+            for offer in offers:
                 url = self._url(offer, fds)
                 same = known if known and known.endpoint == offer.endpoint.name else None
                 target = Target(offer.endpoint.name, offer.payload, url, same)
@@ -273,8 +277,8 @@ class ForwarderRoute:
             crossconnect.endpoint_side(made, outgoing, far, src_mac),
         )
         entries = {far: far_fds.get(url), namespace: fds.get(near.mechanism.get(INODE_URL))}
-        await self._ensure(wire, target.known, entries, attempt)
-        return made, wire
+        kernel = await self._ensure(wire, target.known, entries, attempt)
+        return path.took(made, kernel_ms=kernel), wire
 
     async def _to_far(
         self,
@@ -308,7 +312,8 @@ class ForwarderRoute:
             wire = RemoteWire(made.id, "src", side, tunnel)
             try:
                 entries = {namespace: fds.get(near.mechanism.get(INODE_URL))}
-                await self._ensure(wire, target.known, entries, attempt)
+                kernel = await self._ensure(wire, target.known, entries, attempt)
+                made = path.took(made, kernel_ms=kernel)
                 break
             except VniTakenError:
                 # Upstream keeps identifiers apart only at the responder: two of
@@ -352,7 +357,9 @@ class ForwarderRoute:
             tunnel = vxlan.responders_tunnel(agreed, port, self._kernel.own)
             wire = RemoteWire(made.id, "dst", side, tunnel)
             try:
-                await self._ensure(wire, target.known, {far: far_fds.get(url)}, attempt)
+                entries = {far: far_fds.get(url)}
+                kernel = await self._ensure(wire, target.known, entries, attempt)
+                made = path.took(made, kernel_ms=kernel)
                 break
             except VniTakenError:
                 if turn == ROUNDS - 1:
@@ -374,11 +381,14 @@ class ForwarderRoute:
         known: Crossing | None,
         entries: Mapping[Namespace, int | None],
         attempt: Undo,
-    ) -> None:
+    ) -> float:
+        """Make the wire stand; how many seconds the kernel and the way to it took."""
         if known and _seats(known.wire) != _seats(wire):
             await self._kernel.remove(wire.connection)  # it moved: nothing may stay where it was
         fds = {space: fd for space, fd in entries.items() if fd is not None}
+        began = time.monotonic()
         await self._kernel.ensure(wire, attempt, fds=fds)
+        return time.monotonic() - began
 
     # ---- calling -------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ Each line of `request` is one concern, and each concern one module beside this.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
@@ -97,6 +98,7 @@ class Hop(Generic[M]):
         """
         conn, back = path.enter(asked.connection, self.name)
         _named(conn)
+        began = time.monotonic()
         async with self._in_time(conn, caller), self.connections.turn(conn.id) as held:
             policy.same_owner(held, conn, caller)
             conn = self.tokens.vouch(conn, caller)
@@ -109,6 +111,7 @@ class Hop(Generic[M]):
                         wanted = replace(asked, connection=conn)
                         done = await self.route.establish(wanted, held, caller, undo)
                         made = replace(done.connection, state=State.UP)
+                        made = path.took(made, took_ms=time.monotonic() - began)
                         if not done.next_url:
                             made = path.end(made)
                         if made.index > 0:

@@ -69,10 +69,28 @@ def stamp(conn: Connection, index: int, token: str, expires: int | None) -> Conn
     return replace(conn, path=_path(conn, segments, conn.index))
 
 
+TOOK = "took_ms"  # metric: the whole of the last request at this hop and behind it
+FIND = "find_ms"  # metric: looking for an endpoint
+KERNEL = "kernel_ms"  # metric: programming the kernel
+
+
+def took(conn: Connection, **seconds: float) -> Connection:
+    """Write on the segment the connection is at how long parts of this request took.
+
+    They are metrics of the path (`wire.md` §1.3), so the client sees each hop's.
+    """
+    here = conn.segments[conn.index]
+    metrics = {key: f"{value * 1000:.3f}" for key, value in seconds.items()}
+    return _here(conn, replace(here, metrics={**here.metrics, **metrics}))
+
+
 def measured(conn: Connection, **metrics: str) -> Connection:
     """Add metrics to the segment the connection is at; the first writer of a key wins."""
     here = conn.segments[conn.index]
-    here = replace(here, metrics={**metrics, **here.metrics})
+    return _here(conn, replace(here, metrics={**metrics, **here.metrics}))
+
+
+def _here(conn: Connection, here: Segment) -> Connection:
     segments = (*conn.segments[: conn.index], here, *conn.segments[conn.index + 1 :])
     return replace(conn, path=_path(conn, segments, conn.index))
 
