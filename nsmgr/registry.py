@@ -43,8 +43,18 @@ class Locals:
         self._gone = gone  # told of every URL that is no longer anybody's
 
     def put(self, endpoint: Endpoint, url: str, fd: int | None) -> None:
-        """Know endpoint until it expires, instead of an earlier one of its name."""
-        self.drop(endpoint.name)
+        """Know endpoint until it expires, instead of an earlier one of its name; owns fd.
+
+        A socket that is the same file as before keeps its descriptor and so its
+        URL: whoever talks over it need not notice that it was renewed.
+        """
+        known = self._by_name.get(endpoint.name)
+        if known and fd is not None and _same_file(known.fd, fd):
+            os.close(fd)
+            url, fd, known.fd = known.url, known.fd, None
+            self._forget(known)
+        else:
+            self.drop(endpoint.name)
         local = self._by_name[endpoint.name] = Local(endpoint, url, fd)
         delay = ((endpoint.expires or 0) - time.time_ns()) / SECOND
         loop = asyncio.get_running_loop()
@@ -55,11 +65,14 @@ class Locals:
     def drop(self, name: str) -> None:
         """Forget the endpoint called name, and let go of its socket."""
         if local := self._by_name.pop(name, None):
-            if local.timer:
-                local.timer.cancel()
+            self._forget(local)
             self._gone(local.url)
             if local.fd is not None:
                 os.close(local.fd)
+
+    def _forget(self, local: Local) -> None:
+        if local.timer:
+            local.timer.cancel()
 
     def get(self, name: str) -> Local | None:
         """The endpoint called name, if it is here."""
@@ -155,6 +168,13 @@ class NodeRegistry(Store):
         """Services belong to the domain: passed on as they are."""
         async for found in self._upstream.find_services(query, watch, caller):
             yield found
+
+
+def _same_file(one: int | None, other: int) -> bool:
+    if one is None:
+        return False
+    a, b = os.fstat(one), os.fstat(other)
+    return (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino)
 
 
 def with_labels(

@@ -1,4 +1,5 @@
 import os
+import socket
 import time
 
 import pytest
@@ -115,3 +116,25 @@ async def test_other_nodes_are_told_the_first_tcp_url_with_an_address_they_can_u
     told = await public_url(("tcp://:5001",), "tcp://127.0.0.1:5002")
     assert told == "tcp://127.0.0.1:5001"
     assert await public_url(("tcp://[::]:5001",), "tcp://127.0.0.1:5002") == told
+
+
+async def test_a_renewed_registration_of_the_same_socket_keeps_its_url(tmp_path):
+    gone = []
+    locals_ = Locals(gone.append)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "nse"))
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            fd = os.open(tmp_path / "nse", os.O_PATH)
+            locals_.put(endpoint("nse", time.time_ns() + 600 * SECOND), f"unix:{fd}", fd)
+        assert gone == []
+        assert len(os.listdir("/proc/self/fd")) == before + 1
+        url = locals_.get("nse").url
+        (tmp_path / "nse").unlink()
+        with socket.socket(socket.AF_UNIX) as again:
+            again.bind(str(tmp_path / "nse"))
+            fd = os.open(tmp_path / "nse", os.O_PATH)
+            locals_.put(endpoint("nse", time.time_ns() + 600 * SECOND), f"unix:{fd}", fd)
+            assert gone == [url]
+        locals_.close()
+        assert len(os.listdir("/proc/self/fd")) == before
