@@ -154,8 +154,9 @@ def read(
     return config
 
 
-def parse(kind: type[C], environ: Mapping[str, str]) -> C:
-    """The settings in environ; raises ConfigError with every problem there is."""
+def parse(kind: type[C], environ: Mapping[str, str] | None = None) -> C:
+    """The settings in environ, or in our own; raises ConfigError with every problem there is."""
+    environ = os.environ if environ is None else environ
     problems: list[str] = []
     values: dict[str, Any] = {}
     for setting in _settings(kind):

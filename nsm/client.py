@@ -1,0 +1,622 @@
+"""Getting wires: asking the node's manager for a network service, and keeping what it gives.
+
+    async with Client("app", source=identity, manager=MANAGER) as client:
+        async with client.connect("kernel://icmp-responder/nsm-1") as wire:
+            print(wire.interface, wire.addresses)
+
+A wire is refreshed for as long as its block lasts and closed at its end, also
+when the block is cancelled. What the manager tells of it is followed: a wire it
+lost is asked for again, at once and then with growing pauses. The kernel keeps
+the wire meanwhile, so nothing here breaks what may still carry packets.
+"""
+
+import asyncio
+import contextlib
+import enum
+import ipaddress
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Self
+from uuid import uuid4
+
+import structlog
+
+from nsm import exclusions, mechanisms, nsurl, policy
+from nsm.caller import inode_url
+from nsm.descriptors import Descriptors
+from nsm.errors import (
+    Code,
+    DeadlineError,
+    InvalidError,
+    NotFoundError,
+    NsmError,
+    PeerError,
+    PreconditionError,
+    TakenError,
+    UnavailableError,
+    UnsupportedError,
+)
+from nsm.identity.source import Source
+from nsm.mechanisms import INODE_URL, KERNEL, NAME
+from nsm.model import (
+    SECOND,
+    Connection,
+    Context,
+    DNSConfig,
+    Event,
+    EventType,
+    IPContext,
+    Mechanism,
+    Path,
+    Request,
+    Route,
+    Segment,
+    Selector,
+    State,
+)
+from nsm.nsurl import NSURL
+from nsm.path import earliest_expiry
+from nsm.rpc.background import background
+from nsm.rpc.calls import Calls
+from nsm.rpc.peers import Peers
+from nsm.undo import Undo
+
+log = structlog.get_logger(__name__)
+
+OWN_NAMESPACE = "/proc/self/ns/net"
+LIFETIME = 600 * SECOND  # of tokens
+DIAL_TIMEOUT, REQUEST_TIMEOUT = 5.0, 15.0  # seconds, as upstream's client has them
+CLOSE_WITHIN = 5.0  # seconds all tries to close a wire may take; then its lease ends it
+PAUSES = (0.2, 0.3, 0.5, 0.8, 1.3, 2.0, 3.0, 5.0)  # seconds between tries; the last repeats
+LEAST_REFRESH = 0.2  # seconds, whatever expiries a path claims
+RESELECT_AFTER = 1.0  # seconds in which "not found" may be a restart
+SETTLE = 0.05  # seconds in which a deletion may turn out to be a replacement
+
+Address = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+
+
+class Change(enum.StrEnum):
+    """What became of a wire."""
+
+    UP = "up"
+    REFUSED = "refused"  # a try to get it; another may follow
+    DOWN = "down"  # lost, or not refreshed; it is tried again
+    CLOSED = "closed"
+
+
+class Why(enum.IntEnum):
+    """Why a wire should be asked for again, the graver the higher."""
+
+    NOTHING = 0
+    REFRESH = 1
+    UNSURE = 2  # the monitor stream broke: nobody can say how it is
+    LOST = 3  # the manager says it is down, or does not know it
+    DELETED = 4
+
+
+class News:
+    """What was heard of one wire and not acted upon yet."""
+
+    def __init__(self) -> None:
+        self.waiting = False  # between tries that fail
+        self._why = Why.NOTHING
+        self._heard = asyncio.Event()
+
+    def add(self, why: Why) -> None:
+        """Remember the gravest reason to ask again."""
+        self._why = max(self._why, why)
+        self._heard.set()
+
+    def clear(self) -> None:
+        """All is well."""
+        self._why = Why.NOTHING
+        self._heard.clear()
+
+    async def wait(self, seconds: float) -> Why:
+        """Why to ask again; REFRESH after so many seconds without another reason."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._heard.wait()
+        if self._why == Why.DELETED:
+            await asyncio.sleep(SETTLE)  # a manager that replaces it says UPDATE next
+        why = self._why or Why.REFRESH
+        self.clear()
+        return why
+
+
+class Wire:
+    """A wire of ours. What it says of itself is what the mesh last answered."""
+
+    def __init__(self, id_: str, url: NSURL, name: str) -> None:
+        self.id = id_
+        self.url = url
+        self.interface = name
+        self.stages: dict[str, float] = {}
+        """Milliseconds that setting it up took, by stage."""
+        self.up = False
+        self.made: Connection | None = None
+        """The last answer; None before the first and after the end."""
+        self.news = News()
+
+    @property
+    def connection(self) -> Connection:
+        """The whole connection, at our own segment of its path."""
+        if self.made is None:
+            raise PreconditionError(f"wire {self.id} is not up")
+        return self.made
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """The addresses of our end."""
+        return tuple(map(ipaddress.ip_interface, self.connection.ip.src_ip_addrs))
+
+    @property
+    def peer_addresses(self) -> tuple[Address, ...]:
+        """The addresses of the endpoint's end."""
+        return tuple(map(ipaddress.ip_interface, self.connection.ip.dst_ip_addrs))
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """What is routed into the wire at our end."""
+        return self.connection.ip.src_routes
+
+    @property
+    def dns(self) -> tuple[DNSConfig, ...]:
+        """What the endpoint says about names."""
+        context = self.connection.context
+        return context.dns.configs if context and context.dns else ()
+
+    @property
+    def mtu(self) -> int:
+        """The MTU all hops agreed on, in bytes; 0 if none said one."""
+        context = self.connection.context
+        return context.mtu if context else 0
+
+    @property
+    def service(self) -> str:
+        """The network service asked for."""
+        return self.url.service
+
+    @property
+    def endpoint(self) -> str:
+        """The endpoint at the other end."""
+        return self.connection.endpoint
+
+    def __repr__(self) -> str:
+        return f"<Wire {self.id} {self.url} {'up' if self.up else 'not up'}>"
+
+
+OnChange = Callable[[Change, Wire, NsmError | None], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a client asks; times in seconds."""
+
+    dial_timeout: float = DIAL_TIMEOUT
+    request_timeout: float = REQUEST_TIMEOUT
+    lifetime: int = LIFETIME  # of tokens, ns
+    namespace: str = OWN_NAMESPACE  # where the interfaces shall be
+    labels: Mapping[str, str] = field(default_factory=dict)  # for requests that lack them
+    awareness: Sequence[Sequence[NSURL]] = ()  # see nsm.exclusions
+    on_change: OnChange = lambda *_: None  # told of every change; must not block
+
+
+class Client:
+    """One workload's wires: one identity, one manager, one monitor stream for all.
+
+    name is the first segment's on every path; source the identity or a block that
+    yields one; manager the URL of the node's
+    manager, a unix socket, because a namespace's descriptor can travel on no
+    other.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        source: Source | AbstractAsyncContextManager[Source],
+        manager: str,
+        settings: Settings = Settings(),
+    ) -> None:
+        if not manager.startswith("unix:"):
+            raise InvalidError(
+                f"the manager {manager!r} is not on a unix socket, and only there can this"
+                " client show its network namespace",
+                hint="set NSM_CONNECT_TO to the manager of this node: unix:///path",
+            )
+        self.name = name
+        self.manager = manager
+        self._settings = settings
+        self._source = source
+        self._peers: Peers
+        self._calls: Calls
+        self._wires: dict[str, Wire] = {}
+        self._seen: dict[str, Connection] = {}
+        self._looked = asyncio.Event()  # the stream said, once, which wires there are
+        self._reachable = asyncio.Event()  # the manager answered a dial: open the stream now
+        self._stack = contextlib.AsyncExitStack()
+        self.identified = 0.0
+        """Milliseconds that getting an identity took."""
+
+    @property
+    def wires(self) -> tuple[Wire, ...]:
+        """What is held now."""
+        return tuple(self._wires.values())
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as stack:  # closes what is open if a step fails
+            began, source = time.monotonic(), self._source
+            if isinstance(source, AbstractAsyncContextManager):
+                source = await stack.enter_async_context(source)
+            self.identified = _ms(began)
+            self._peers = await stack.enter_async_context(
+                Peers(source, dial_timeout=self._settings.dial_timeout)
+            )
+            self._calls = Calls(self._peers, self._settings.lifetime)
+            tasks = await stack.enter_async_context(background())
+            tasks.create_task(self._follow(), name=f"monitor of {self.manager}")
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._stack.__aexit__(kind, error, trace)
+
+    @asynccontextmanager
+    async def connect(
+        self, url: str | NSURL, *, id_: str = "", patience: float = 0.0
+    ) -> AsyncIterator[Wire]:
+        """Hold a wire for the block: made at its start, refreshed, closed at its end.
+
+        With id_, or where the URL names the interface, a wire that an earlier
+        life of this client left behind is taken over (`wire.md` §8.4). patience:
+        for how many seconds a refusal that may pass, as "no endpoint yet", is
+        tried again. Raises InvalidError for a URL that is none, UnsupportedError
+        for another mechanism than kernel, and what the mesh refuses with.
+        """
+        url = nsurl.parse(url) if isinstance(url, str) else url
+        if url.mechanism != KERNEL:
+            raise UnsupportedError(
+                f"mechanism {url.mechanism.lower()!r} of {url} is not one this client can use",
+                hint="ask for kernel://",
+            )
+        wire = self._new(url, id_)
+        try:
+            async with Undo(CLOSE_WITHIN) as undo:
+                undo.add(f"close wire {wire.id}", self._close, wire)
+                await self._establish(wire, patience, lasting=bool(id_ or url.interface))
+                async with background() as tasks:
+                    tasks.create_task(self._keep(wire), name=f"refresh of {wire.id}")
+                    yield wire
+                await self._close(wire)
+        finally:
+            self._wires.pop(wire.id, None)
+
+    def _new(self, url: NSURL, id_: str) -> Wire:
+        name = url.interface or mechanisms.generate_name(url.service)
+        wire = Wire(id_ or f"{self.name}-{url.interface or uuid4()}", url, name)
+        if wire.id in self._wires:
+            raise TakenError(
+                f"this client holds a wire {wire.id} already, to {self._wires[wire.id].service!r}",
+                hint="name another interface, or give another id",
+            )
+        self._wires[wire.id] = wire
+        return wire
+
+    # --- getting and keeping ------------------------------------------------------
+
+    async def _establish(self, wire: Wire, patience: float, *, lasting: bool) -> None:
+        until = time.monotonic() + patience
+        failures = 0
+        while True:
+            try:
+                began = time.monotonic()
+                async with self._peers.link(self.manager):
+                    wire.stages["dial"] = _ms(began)
+                    self._reachable.set()
+                began = time.monotonic()
+                left = await self._left_behind(wire) if lasting else None
+                wire.stages["identity"] = self.identified
+                wire.stages["look"] = _ms(began)
+                began = time.monotonic()
+                await self._ask(wire, left or self._first(wire))
+                wire.stages["request"] = _ms(began)
+            except NsmError as error:
+                failures += 1
+                pause = _pause(failures)
+                self._changed(Change.REFUSED, wire, error)
+                if not error.retry or time.monotonic() + pause > until:
+                    raise
+                await asyncio.sleep(_jittered(pause))
+            else:
+                wire.up = True
+                self._changed(Change.UP, wire)
+                return
+
+    async def _keep(self, wire: Wire) -> None:
+        """Refresh in time, and ask again for what is lost; never ends by itself."""
+        failures, gone, since = 0, False, 0.0
+        while True:
+            pause = _jittered(_pause(failures)) if failures else _refresh_in(wire.connection)
+            why = await wire.news.wait(pause)
+            gone = gone or why == Why.DELETED
+            if why >= Why.LOST:
+                self._down(wire, None)
+            conn = wire.connection
+            try:
+                await self._ask(wire, _reselecting(conn) if gone else conn)
+            except NsmError as error:
+                log.warning("wire is not refreshed", id=wire.id, why=str(error))
+                since = since if failures else time.monotonic()
+                failures += 1
+                wire.news.waiting = True
+                # Not at once: while a forwarder restarts nobody is found either, and
+                # another endpoint would cost a wire that still carries packets.
+                long_enough = time.monotonic() - since >= RESELECT_AFTER
+                gone = gone or (isinstance(error, NotFoundError) and long_enough)
+                silent = isinstance(error, UnavailableError | DeadlineError)
+                if not silent or _least_expiry(conn) < time.time_ns():
+                    self._down(wire, error)
+            else:
+                failures, gone, wire.news.waiting = 0, False, False
+                if not wire.up:
+                    wire.up = True
+                    self._changed(Change.UP, wire)
+
+    def _first(self, wire: Wire) -> Connection:
+        return Connection(
+            id=wire.id,
+            service=wire.url.service,
+            context=Context(ip=IPContext()),
+            labels={**self._settings.labels, **wire.url.labels},
+            path=Path((Segment(self.name, wire.id),)),
+        )
+
+    async def _ask(self, wire: Wire, conn: Connection) -> None:
+        """One Request; its answer is the wire's from now on.
+
+        The descriptor of our namespace goes with each, because the manager may
+        have been restarted since the last.
+        """
+        excluded = exclusions.excluded_for(
+            wire.url,
+            [(one.url, one.connection.ip) for one in self._others(wire)],
+            self._settings.awareness,
+        )
+        own = conn.ip.excluded_prefixes
+        context = conn.context or Context()
+        ip = replace(conn.ip, excluded_prefixes=tuple(dict.fromkeys((*own, *excluded))))
+        with Descriptors() as fds:
+            here = await self._namespace(fds)
+            preference = wire.url.preference(here).with_(**{NAME: wire.interface})
+            asked = replace(
+                conn,
+                context=replace(context, ip=ip),
+                mechanism=conn.mechanism and conn.mechanism.with_(**{INODE_URL: here}),
+            )
+            answer = await self._calls.request(
+                self.manager,
+                Request(asked, (preference,)),
+                fds=fds,
+                within=self._settings.request_timeout,
+            )
+        made = answer.connection
+        if wire.made is None:
+            wire.made = made  # from here on there is something to close
+        policy.admit_reply(made, answer.handshake)
+        mechanism = self._checked(wire, made)
+        exclusions.check(made.ip, excluded, whose=f"wire {wire.id} to {wire.service!r}")
+        wire.interface = mechanism.get(NAME) or wire.interface
+        context = made.context or Context()
+        # Only what we excluded ourselves: the manager adds its own to each request anew.
+        context = replace(context, ip=replace(made.ip, excluded_prefixes=own))
+        wire.made = replace(made, context=context, state=State.UP)
+
+    def _checked(self, wire: Wire, made: Connection) -> Mechanism:
+        if made.id != wire.id or made.index != 0:
+            raise PeerError(
+                f"the manager {self.manager} answered for connection {made.id!r} instead of"
+                f" {wire.id!r}",
+                code=Code.INTERNAL,
+            )
+        if made.mechanism is None or made.mechanism.type != KERNEL:
+            answered = made.mechanism.type if made.mechanism else "none"
+            raise UnsupportedError(
+                f"the mesh answered wire {wire.id} with mechanism {answered!r} instead of {KERNEL}"
+            )
+        return made.mechanism
+
+    def _others(self, wire: Wire) -> list[Wire]:
+        return [one for one in self._wires.values() if one is not wire and one.made is not None]
+
+    async def _namespace(self, fds: Descriptors) -> str:
+        """Our namespace's URL; its descriptor is in fds."""
+        url, fd = await asyncio.to_thread(_opened, self._settings.namespace)
+        fds.adopt(url, fd)
+        return url
+
+    async def _close(self, wire: Wire) -> None:
+        """Tell the manager that the wire is over; harmless if there is none."""
+        conn = wire.made
+        if conn is None:
+            return
+        until = time.monotonic() + CLOSE_WITHIN * 0.8  # the rest is for one that hangs
+        for pause in PAUSES:
+            try:
+                await self._say_close(conn, max(0.1, until - time.monotonic()))
+                break
+            except NsmError as error:
+                if not isinstance(error, UnavailableError) or time.monotonic() + pause > until:
+                    wire.made = None  # tried, and told
+                    raise PreconditionError(
+                        f"wire {wire.id} could not be closed: {error.message}",
+                        hint="it ends by itself when its tokens expire, in ten minutes at most",
+                    ) from error
+            await asyncio.sleep(pause)
+        wire.made, wire.up = None, False
+        self._changed(Change.CLOSED, wire)
+
+    async def _say_close(self, conn: Connection, within: float) -> None:
+        with Descriptors() as fds:
+            here = await self._namespace(fds)
+            mechanism = conn.mechanism and conn.mechanism.with_(**{INODE_URL: here})
+            asked = replace(conn, mechanism=mechanism)
+            await self._calls.close(self.manager, asked, fds=fds, within=within)
+
+    # --- what an earlier life left ------------------------------------------------
+
+    async def _left_behind(self, wire: Wire) -> Connection | None:
+        """The wire of this id that the manager has for us, at our own segment; None if none.
+
+        One in another namespace is another workload's with our name and is left
+        alone; one of ours that is not what is wanted now is closed.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.request_timeout):
+                await self._looked.wait()
+        found = self._seen.pop(wire.id, None)
+        if found is None:
+            return None
+        context = replace(found.context or Context(), ip=replace(found.ip, excluded_prefixes=()))
+        path = replace(found.path or Path(), index=0)
+        found = replace(found, id=wire.id, path=path, context=context)
+        mechanism = found.mechanism or Mechanism()
+        with Descriptors() as fds:
+            here = await self._namespace(fds)
+        if mechanism.get(INODE_URL).startswith("inode://") and mechanism.get(INODE_URL) != here:
+            return None
+        same = found.service == wire.url.service and mechanism.type == KERNEL
+        if same and (not wire.url.interface or mechanism.get(NAME) == wire.url.interface):
+            log.info("wire of an earlier life is taken over", id=wire.id, service=found.service)
+            wire.interface = mechanism.get(NAME) or wire.interface
+            return found
+        log.info("wire of an earlier life is closed", id=wire.id, service=found.service)
+        await self._say_close(found, self._settings.request_timeout)
+        return None
+
+    # --- what the manager tells ---------------------------------------------------
+
+    async def _follow(self) -> None:
+        """Read the manager's monitor stream, and open it again whenever it ends."""
+        failures, purposely = 0, False
+        while True:
+            seen, why = False, "it ended"
+            known = [] if purposely else [one for one in self._wires.values() if one.made]
+            try:
+                stream = self._calls.monitor(self.manager, Selector((Segment(self.name, ""),)))
+                async with contextlib.aclosing(stream) as events:
+                    async for event in events:
+                        self._heard(event, known)
+                        seen, failures, purposely = True, 0, False
+            except NsmError as error:
+                why = str(error)
+                purposely = error.code == Code.CANCELLED  # then nothing is lost
+                if not isinstance(error, UnavailableError):
+                    self._looked.set()  # it will not say more next time
+            if seen and not purposely:
+                log.info("the manager's monitor stream ended", manager=self.manager, why=why)
+                for wire in self._wires.values():
+                    wire.news.add(Why.UNSURE)
+            failures += 1
+            self._reachable.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_jittered(_pause(failures))):
+                    await self._reachable.wait()
+
+    def _heard(self, event: Event, known: Sequence[Wire]) -> None:
+        """Pass on what an event says; known are the wires there were when the stream was opened."""
+        told = {
+            own: conn
+            for conn in event.connections.values()
+            if (own := self._own_id(conn)) is not None
+        }
+        if event.type == EventType.INITIAL_STATE_TRANSFER:
+            self._seen = dict(told)
+            self._looked.set()
+            for wire in known:
+                if wire.id not in told:
+                    wire.news.add(Why.LOST)  # the manager was restarted
+        for id_, conn in told.items():
+            if id_ in self._wires:
+                _judge(self._wires[id_].news, event, conn)
+            elif event.type == EventType.DELETE:
+                self._seen.pop(id_, None)
+
+    def _own_id(self, conn: Connection) -> str | None:
+        """What we call the connection, if its event comes from the hop next to us."""
+        before = conn.index - 1
+        if 0 <= before < len(conn.segments) and conn.segments[before].name == self.name:
+            return conn.segments[before].id
+        return None
+
+    def _down(self, wire: Wire, error: NsmError | None) -> None:
+        if wire.up:
+            wire.up = False
+            self._changed(Change.DOWN, wire, error)
+
+    def _changed(self, what: Change, wire: Wire, error: NsmError | None = None) -> None:
+        self._settings.on_change(what, wire, error)
+
+
+def _reselecting(conn: Connection) -> Connection:
+    """The same wire to whichever endpoint there is now (`wire.md` §8.2)."""
+    return replace(conn, mechanism=None, endpoint="", state=State.RESELECT_REQUESTED)
+
+
+def _judge(news: News, event: Event, conn: Connection) -> None:
+    """What an event of a wire's connection means for it."""
+    if event.type == EventType.DELETE:
+        news.add(Why.DELETED)
+    elif conn.state == State.DOWN:
+        news.add(Why.LOST)
+    elif conn.state == State.REFRESH_REQUESTED or news.waiting:
+        news.add(Why.REFRESH)  # waiting: the mesh is back, so try now
+    else:
+        news.clear()
+
+
+def _refresh_in(conn: Connection) -> float:
+    """Seconds until a refresh is due (`wire.md` §3.8)."""
+    segments = conn.segments
+    share = 1 / 3 if len(segments) == 1 else 0.2 + 0.2 * conn.index / len(segments)
+    return max(LEAST_REFRESH, (_least_expiry(conn) - time.time_ns()) / SECOND * share)
+
+
+def _least_expiry(conn: Connection) -> int:
+    """When the first hop stops to vouch, ns since 1970; 0 if none says."""
+    return earliest_expiry(conn.segments) or 0
+
+
+def _pause(failures: int) -> float:
+    return PAUSES[min(failures, len(PAUSES)) - 1]
+
+
+def _opened(namespace: str) -> tuple[str, int]:
+    """Our namespace as its URL and an open descriptor."""
+    try:
+        fd = os.open(namespace, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        raise PreconditionError(
+            f"the network namespace {namespace} cannot be opened: {error.strerror}",
+            hint="it must exist and be visible to this process",
+        ) from error
+    found = os.fstat(fd)
+    return inode_url(found.st_dev, found.st_ino), fd
+
+
+def _jittered(seconds: float) -> float:
+    return seconds * random.uniform(0.8, 1.2)  # noqa: S311 - so that many clients do not march in step
+
+
+def _ms(began: float) -> float:
+    return round((time.monotonic() - began) * 1000, 3)

@@ -1,0 +1,402 @@
+"""Serving a network service: where a path ends.
+
+    async with Endpoint("echo-1", ["echo"], source=identity, manager=MANAGER):
+        await asyncio.Event().wait()
+
+Each client that asks for the service gets a wire: an interface here, named
+below, and one on its side, joined by the node's forwarder. This process makes
+no interface itself; it says which namespace is its own (a descriptor beside
+every reply), how the interface is to be called, and which addresses both ends
+have.
+"""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+
+from nsm import mechanisms, model, path
+from nsm.caller import Caller
+from nsm.connections import Held
+from nsm.errors import NsmError, PreconditionError, TakenError, UnavailableError, UnsupportedError
+from nsm.hop import Established, Hop
+from nsm.identity.source import Source
+from nsm.ipam import Pools
+from nsm.mechanisms import ETHERNET, INODE_URL, KERNEL, NAME, NOOP
+from nsm.model import SECOND, Connection, Context, DNSConfig, IPContext, Mechanism, PolicyRoute
+from nsm.rpc import services as hop_services
+from nsm.rpc.background import background
+from nsm.rpc.health import Health
+from nsm.rpc.peers import Peers
+from nsm.rpc.registry import RegistryClient, keep_registered
+from nsm.rpc.server import Call, serve
+from nsm.undo import Undo
+
+log = structlog.get_logger(__name__)
+
+DEFAULT_PREFIXES = (("169.254.0.0/16",),)  # upstream's responder has it too
+OWN_NAMESPACE = "/proc/self/ns/net"
+LIFETIME = 600 * SECOND  # of tokens
+REGISTERED_WITHIN = 15.0  # seconds the first registration may take
+
+Answer = Callable[[Connection], Awaitable[Connection]]
+Policies = Callable[[], Awaitable[Sequence[PolicyRoute]]]
+
+
+class EndpointRoute:
+    """The route of a path's last hop: it goes no further, and says what both ends shall have.
+
+    Memory of a connection is the name of its interface here; empty if it has none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pools: Pools,
+        *,
+        payload: str = ETHERNET,
+        interface: str = "",
+        dns: Sequence[DNSConfig] = (),
+        policies: Policies | None = None,
+        answer: Answer | None = None,
+        on_asked: Callable[[], None] = lambda: None,
+        namespace: str = OWN_NAMESPACE,
+    ) -> None:
+        self.pools = pools
+        self.expired = False  # no more wires: the process is about to end
+        self._name = name
+        self._payload = payload
+        self._interface = interface
+        self._dns = tuple(dns)
+        self._policies = policies
+        self._answer = answer
+        self._on_asked = on_asked
+        self._namespace = namespace
+        self._names: dict[str, str] = {}  # connection id -> interface name
+        self._owners: dict[str, str] = {}  # and back
+
+    async def establish(
+        self, asked: model.Request, held: Held[str], caller: Caller, undo: Undo
+    ) -> Established:
+        """Choose the mechanism, give addresses, name the interface; a refresh changes nothing."""
+        conn = asked.connection
+        if self.expired:
+            raise UnavailableError(
+                f"endpoint expired: {self._name!r} had no wires for its idle time and is ending",
+                hint="ask again, for any endpoint of the service",
+            )
+        self._on_asked()
+        offered = mechanisms.acceptable(conn, asked.preferences, (KERNEL, NOOP))
+        if held.memory is None:
+            undo.add(f"forget connection {conn.id}", self.withdraw, conn, None, None)
+        ip = self.pools.assign(conn.id, conn.ip)
+        context = conn.context or Context()
+        context = replace(
+            context,
+            ip=_with_policies(ip, await self._policies() if self._policies else ()),
+            dns=_with_dns(context.dns, self._dns),
+        )
+        made = replace(
+            conn,
+            context=context,
+            payload=conn.payload or self._payload,
+            endpoint=conn.endpoint or self._name,
+        )
+        mechanism, name = offered[0], ""
+        if mechanism.type == KERNEL:
+            name = self._named(made, mechanism)
+            here = await self._send_namespace(caller, conn)
+            mechanism = mechanism.with_(**{NAME: name, INODE_URL: here})
+        made = path.measured(made, server_interface=f"{mechanism.type}/{name or 'unknown'}")
+        made = replace(made, mechanism=mechanism)
+        if self._answer:
+            made = await self._answer(made)
+        held.memory = name
+        return Established(made)
+
+    async def withdraw(self, conn: Connection, memory: str | None, caller: Caller | None) -> None:
+        """Take back addresses and name; nothing for what is not held."""
+        self.pools.release(conn.id)
+        if name := self._names.pop(conn.id, ""):
+            del self._owners[name]
+
+    def _named(self, conn: Connection, mechanism: Mechanism) -> str:
+        """The interface's name here: what it has, what was asked for, ours, or a new one."""
+        if held := self._names.get(conn.id):
+            return held
+        name = mechanism.get(NAME) or self._interface
+        if name:
+            mechanisms.check_name(name, whose=f"connection {conn.id} at {self._name}")
+        else:
+            name = mechanisms.generate_name(conn.service or self._name)
+            while name in self._owners:  # rare: there are millions of them for each service
+                name = mechanisms.generate_name(conn.service or self._name)
+        if name in self._owners:
+            raise TakenError(
+                f"interface name {name!r} for connection {conn.id} is that of connection"
+                f" {self._owners[name]} at endpoint {self._name!r}",
+                hint="leave the name out to get one",
+            )
+        self._owners[name], self._names[conn.id] = conn.id, name
+        return name
+
+    async def _send_namespace(self, caller: Caller, conn: Connection) -> str:
+        """Send a descriptor of our namespace beside the reply; return the URL it is known by.
+
+        Opened anew each time and closed at once, so that nothing keeps a
+        namespace alive that its processes have left.
+        """
+        if caller.fds is None:
+            raise UnsupportedError(
+                f"mechanism {KERNEL} of connection {conn.id} needs a unix socket between"
+                f" {caller.id} and endpoint {self._name!r}",
+                hint="listen on a unix:// URL, and register that",
+            )
+        fd = await asyncio.to_thread(_opened, self._namespace)
+        try:
+            return caller.fds.send(fd)
+        finally:
+            os.close(fd)
+
+
+def _opened(namespace: str) -> int:
+    try:
+        return os.open(namespace, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        raise PreconditionError(
+            f"the endpoint's network namespace {namespace} cannot be opened: {error.strerror}"
+        ) from error
+
+
+def _with_policies(ip: IPContext, policies: Sequence[PolicyRoute]) -> IPContext:
+    """The context with policies, and each one's `from` among the client's addresses (§10.5)."""
+    new = tuple(one for one in policies if one not in ip.policies)
+    sources = [one.from_ for one in policies if one.from_]
+    return replace(
+        ip,
+        policies=ip.policies + new,
+        src_ip_addrs=tuple(dict.fromkeys((*ip.src_ip_addrs, *sources))),
+    )
+
+
+def _with_dns(
+    dns: model.DNSContext | None, configs: Sequence[DNSConfig]
+) -> model.DNSContext | None:
+    if not configs:
+        return dns
+    dns = dns or model.DNSContext()
+    return replace(dns, configs=tuple(dict.fromkeys((*dns.configs, *configs))))
+
+
+class Endpoint:
+    """An endpoint as a block: it serves inside it, registered if manager is given.
+
+    name            its name in the registry and on paths; unique in the domain
+    services        the network services it offers, each registered too unless
+                    register_service is False
+    source          its identity (`nsm.identity`), or a block that yields one
+    manager         the URL of the node's manager; empty: it registers nowhere
+    prefixes        groups of prefixes: a wire gets a pair of addresses from each
+                    group (dual stack is two groups); none: it gives no addresses
+    strict          take foreign addresses out of requests (`nsm.ipam.Pools`)
+    labels          of the endpoint, for every service: services choose by them
+    payload         ETHERNET or IP: what its wires carry
+    interface       the name of the interface here; empty: a new one for each wire
+    dns, policies   what clients are told beside addresses; policies is asked at
+                    every request
+    answer          an async function that has the last word: it gets each
+                    connection before it is answered, and returns it, changed or
+                    not; an NsmError it raises refuses the client
+    listen          `unix:///path`; empty: a socket in a new directory
+    unregister      whether leaving the block takes the registration back. Wires
+                    stay: they end with their clients or their namespace.
+
+    Entering the block raises NsmError where it cannot listen or register.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        services: Sequence[str],
+        *,
+        source: Source | AbstractAsyncContextManager[Source],
+        manager: str = "",
+        prefixes: Iterable[Iterable[str]] = DEFAULT_PREFIXES,
+        strict: bool = False,
+        labels: Mapping[str, str] | None = None,
+        payload: str = ETHERNET,
+        interface: str = "",
+        dns: Sequence[DNSConfig] = (),
+        policies: Policies | None = None,
+        answer: Answer | None = None,
+        listen: str = "",
+        namespace: str = OWN_NAMESPACE,
+        register_service: bool = True,
+        unregister: bool = True,
+        lifetime: int = LIFETIME,
+        patience: float = REGISTERED_WITHIN,
+        on_call: Callable[[Call], None] | None = None,
+    ) -> None:
+        if interface:
+            mechanisms.check_name(interface, whose=f"endpoint {name!r}")
+        self.name = name
+        self.services = tuple(services)
+        self.urls: tuple[str, ...] = ()
+        self._source = source
+        self._manager = manager
+        self._labels = dict(labels or {})
+        self._payload = payload
+        self._listen = listen
+        self._register_service = register_service
+        self._unregister = unregister
+        self._lifetime = lifetime
+        self._patience = patience
+        self._on_call = on_call
+        self._busy = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self.route = EndpointRoute(
+            name,
+            Pools(prefixes, strict=strict),
+            payload=payload,
+            interface=interface,
+            dns=dns,
+            policies=policies,
+            answer=answer,
+            on_asked=self._busy.set,
+            namespace=namespace,
+        )
+        self._hop: Hop[str] | None = None
+        self._block: AbstractAsyncContextManager[None] | None = None
+
+    @property
+    def connections(self) -> tuple[Connection, ...]:
+        """What it serves now."""
+        held = self._hop.connections.established() if self._hop else []
+        return tuple(one.made for one in held if one.made)
+
+    async def idle(self, seconds: float) -> None:
+        """Wait until there was no wire for so long; from then on requests are refused."""
+        while True:
+            await self._empty.wait()
+            self._busy.clear()
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._busy.wait()
+            except TimeoutError:
+                self.route.expired = True
+                return
+
+    async def __aenter__(self) -> Self:
+        self._block = self._running()
+        await self._block.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._block is not None
+        await self._block.__aexit__(kind, error, trace)
+
+    @asynccontextmanager
+    async def _running(self) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            source = self._source
+            if isinstance(source, AbstractAsyncContextManager):
+                source = await stack.enter_async_context(source)
+            listen = self._listen or await stack.enter_async_context(_own_socket())
+            tasks = await stack.enter_async_context(background())
+
+            def spawn(work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+                return tasks.create_task(work, name=name)
+
+            hop = self._hop = Hop(
+                self.name,
+                self.route,
+                lifetime=self._lifetime,
+                spawn=spawn,
+                on_established=self._counted,
+            )
+            health = Health(*hop_services.HEALTHY)
+            server = await stack.enter_async_context(
+                serve([listen], [*hop_services.of(hop), health], source, on_call=self._on_call)
+            )
+            stack.callback(hop.stop)
+            self.urls = server.urls
+            if self._manager:
+                peers = await stack.enter_async_context(Peers(source))
+                registering = await stack.enter_async_context(background())
+                first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                registering.create_task(
+                    self._keep_registered(peers, first), name=f"registration of {self.name}"
+                )
+                await first
+            yield
+
+    async def _keep_registered(self, peers: Peers, first: "asyncio.Future[None]") -> None:
+        """Register for as long as this runs; first has the outcome of the beginning."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._patience
+
+        def registered(_: model.Endpoint) -> None:
+            if not first.done():
+                first.set_result(None)
+                log.info("endpoint is registered", endpoint=self.name, services=self.services)
+
+        def refused(error: NsmError) -> None:
+            if first.done():
+                log.warning("endpoint is not registered now", endpoint=self.name, why=str(error))
+            elif not error.retry or loop.time() >= until:
+                first.set_exception(error)
+
+        await keep_registered(
+            RegistryClient(peers, self._manager, lifetime=self._lifetime),
+            model.Endpoint(
+                name=self.name,
+                services=self.services,
+                labels=dict.fromkeys(self.services, self._labels),
+                url=self.urls[0],
+            ),
+            [model.Service(one, self._payload) for one in self.services]
+            if self._register_service
+            else (),
+            on_registered=registered,
+            on_failure=refused,
+            unregister=self._unregister,
+        )
+
+    def _counted(self, connections: int) -> None:
+        if connections:
+            self._busy.set()
+            self._empty.clear()
+        else:
+            self._empty.set()
+
+
+@asynccontextmanager
+async def _own_socket() -> AsyncIterator[str]:
+    """The URL of a socket to be, in a directory that nobody else may list."""
+    directory = await asyncio.to_thread(tempfile.mkdtemp, prefix="nse-")
+    try:
+        yield f"unix://{directory}/listen.on"
+    finally:
+        await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)

@@ -1,0 +1,141 @@
+"""`nsm.connect` and `nsm.Endpoint`: clients and endpoints as their environment has them.
+
+A pod, a unit or a lab tells its processes by variables who they are and where
+the node's manager is. Whoever says it in the code instead needs no variable.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from nsm import client, endpoint
+from nsm.identity.source import Source
+from nsm.identity.workload import workload_source
+from nsm.nsurl import NSURL
+from nsm.process.config import Common, PositiveDuration, Url, parse
+
+MANAGER = "unix:///var/lib/networkservicemesh/nsm.io.sock"
+AGENT = "unix:///run/spire/sockets/agent.sock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings(Common):
+    """What every client and endpoint can be told."""
+
+    connect_to: Url = MANAGER
+    """The manager of this node."""
+
+    dial_timeout: PositiveDuration = client.DIAL_TIMEOUT
+    """How long connecting to the manager may take."""
+
+    request_timeout: PositiveDuration = client.REQUEST_TIMEOUT
+    """How long one try to get or refresh a wire may take."""
+
+    max_token_lifetime: PositiveDuration = 600.0
+    """How long a token of ours holds at most; a wire ends that long after its last refresh."""
+
+    spiffe_endpoint_socket: Url = field(
+        default=AGENT, metadata={"variable": "SPIFFE_ENDPOINT_SOCKET"}
+    )
+    """The SPIFFE Workload API that this process has its certificate from."""
+
+    pod_name: str = field(default="", metadata={"variable": "POD_NAME"})
+    """Becomes the label podName, unless that is given."""
+
+    node_name: str = field(default="", metadata={"variable": "NODE_NAME"})
+    """Becomes the label nodeName, unless that is given."""
+
+    cluster_name: str = field(default="", metadata={"variable": "CLUSTER_NAME"})
+    """Becomes the label clusterName, unless that is given."""
+
+    @property
+    def told(self) -> dict[str, str]:
+        """Labels that say where we are (`wire.md` §3.5)."""
+        named = {
+            "podName": self.pod_name,
+            "nodeName": self.node_name,
+            "clusterName": self.cluster_name,
+        }
+        return {key: value for key, value in named.items() if value}
+
+    @property
+    def lifetime(self) -> int:
+        """Of tokens, in nanoseconds."""
+        return round(self.max_token_lifetime * 1e9)
+
+    def identity(self) -> AbstractAsyncContextManager[Source]:
+        """Our certificate, from the Workload API, for as long as the block lasts."""
+        return workload_source(self.spiffe_endpoint_socket, patience=self.dial_timeout)
+
+
+@asynccontextmanager
+async def connect(
+    url: str | NSURL,
+    *,
+    name: str = "",
+    manager: str = "",
+    source: Source | None = None,
+    labels: Mapping[str, str] | None = None,
+    patience: float = 0.0,
+    on_change: client.OnChange = lambda *_: None,
+) -> AsyncIterator[client.Wire]:
+    """Hold a wire to a network service for as long as the block lasts.
+
+        async with nsm.connect("kernel://icmp-responder/nsm-1") as wire:
+            print(wire.interface, *wire.addresses)
+
+    What is not given comes from NSM_NAME, NSM_CONNECT_TO and
+    SPIFFE_ENDPOINT_SOCKET. patience: for how many seconds a refusal that may
+    pass is tried again. Raises NsmError. Several wires: `nsm.Client`.
+    """
+    around = parse(Surroundings)
+    settings = client.Settings(
+        dial_timeout=around.dial_timeout,
+        request_timeout=around.request_timeout,
+        lifetime=around.lifetime,
+        labels={**around.told, **(labels or {})},
+        on_change=on_change,
+    )
+    async with (
+        client.Client(
+            name or around.name or "nsc",
+            source=nullcontext(source) if source else around.identity(),
+            manager=manager or around.connect_to,
+            settings=settings,
+        ) as asking,
+        asking.connect(url, patience=patience) as wire,
+    ):
+        yield wire
+
+
+class Endpoint(endpoint.Endpoint):
+    """Serve network services for as long as the block lasts.
+
+        async with nsm.Endpoint("echo-1", ["echo"], prefixes=[["10.9.0.0/24"]]):
+            await asyncio.Event().wait()
+
+    The identity and the manager come from SPIFFE_ENDPOINT_SOCKET and
+    NSM_CONNECT_TO where they are not given; all else is in
+    `nsm.endpoint.Endpoint`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        services: Sequence[str],
+        *,
+        source: Source | AbstractAsyncContextManager[Source] | None = None,
+        manager: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> None:
+        around = parse(Surroundings)
+        super().__init__(
+            name,
+            services,
+            source=source or around.identity(),
+            manager=around.connect_to if manager is None else manager,
+            labels={**around.told, **(labels or {})},
+            **options,
+        )
