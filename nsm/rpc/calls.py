@@ -42,10 +42,10 @@ class Calls:
         asked: Request,
         *,
         fds: Descriptors,
-        timeout: float,
+        within: float,
         dial_timeout: float | None = None,
     ) -> Answer:
-        """Ask the hop at url for a connection; timeout in seconds.
+        """Ask the hop at url for a connection; within is in seconds.
 
         asked.connection is at our own segment. The file the reply's mechanism
         names is in fds afterwards, if it came over a unix socket.
@@ -56,7 +56,7 @@ class Calls:
             fds.send_all(link.fds, (*asked.preferences, *_own(conn)))
             with link.errors():
                 message = await NetworkServiceStub(link.channel).Request(
-                    wire.to_pb(asked), timeout=timeout, metadata=link.metadata(self._lifetime)
+                    wire.to_pb(asked), timeout=within, metadata=link.metadata(self._lifetime)
                 )
             made = wire.connection(message)
             if made.mechanism:
@@ -64,7 +64,7 @@ class Calls:
             return Answer(made, link.handshake)
 
     async def close(
-        self, url: str, conn: Connection, *, fds: Descriptors, timeout: float = CLOSE_TIMEOUT
+        self, url: str, conn: Connection, *, fds: Descriptors, within: float = CLOSE_TIMEOUT
     ) -> None:
         """Tell the hop at url that the connection is over. conn is at our own segment."""
         private = conn.id if len(fds) else ""
@@ -73,7 +73,7 @@ class Calls:
                 fds.send_all(link.fds, _own(conn))
                 with link.errors():
                     await NetworkServiceStub(link.channel).Close(
-                        wire.to_pb(conn), timeout=timeout, metadata=link.metadata(self._lifetime)
+                        wire.to_pb(conn), timeout=within, metadata=link.metadata(self._lifetime)
                     )
         finally:
             await self.peers.release(conn.id)
