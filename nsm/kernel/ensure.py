@@ -55,7 +55,7 @@ from nsm.kernel.state import (
 
 _ROUNDS = 3  # taking an address away can take others with it: then the second look finds them
 _ABSENT = {errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENXIO}
-_tables = threading.Lock()  # a free table number is free only until somebody takes it
+choosing_tables = threading.Lock()  # a free table number is free only until somebody takes it
 
 Seat = tuple[Namespace, str]
 
@@ -70,8 +70,9 @@ class Place:
 
 @dataclass(slots=True)
 class Journal:
-    """What an attempt has done so far, oldest first."""
+    """What an attempt has done so far, oldest first, and what it found when it began."""
 
+    before: State | None = None
     steps: list[Step] = field(default_factory=list)
     places: dict[Seat, Place] = field(default_factory=dict)
 
@@ -198,17 +199,19 @@ def ensure(reach: Reach, wire: Wire, group: int, journal: Journal) -> tuple[Step
     with_policies = any(interface.policies for _, interface in wire.sides)
     with ExitStack() as stack:
         if with_policies:
-            stack.enter_context(_tables)
+            stack.enter_context(choosing_tables)
         try:
             for _ in range(_ROUNDS):
                 desired, observed = _look(reach, wire, fixed)
+                if journal.before is None:
+                    journal.before = observed
                 steps = plan(desired, observed)
                 if not steps:
                     return tuple(journal.steps)
                 do(reach, steps, journal)
             _agree(wire, *_look(reach, wire, fixed))
         except BaseException as failure:
-            for note in revert(reach, journal):
+            for note in revert(reach, wire, group, journal):
                 failure.add_note(note)
             raise
     return tuple(journal.steps)
@@ -222,8 +225,27 @@ def _agree(wire: Wire, desired: State, observed: State) -> None:
         )
 
 
-def revert(reach: Reach, journal: Journal) -> list[str]:
-    """Take back what was done, newest first; harmless where it is gone. Says what did not work."""
+def revert(reach: Reach, wire: Wire, group: int, journal: Journal) -> list[str]:
+    """Take back what was done, newest first; harmless where it is gone. Says what did not work.
+
+    Where a device was there before, what stood on it is compared once more: the kernel
+    takes more away than it was told (with the last IPv4 address go the neighbours).
+    """
+    notes = _reversed(reach, journal)
+    before = journal.before or frozenset()
+    if any(isinstance(item, Veth | Vxlan) for item in before):
+        try:
+            _, now = _look(reach, wire, items(wire, group))
+            lost = [step for step in plan(before, now) if not isinstance(step.item, Stub)]
+            do(reach, lost, Journal(places=journal.places))
+        except NamespaceGoneError:
+            pass  # and what was in it went with it
+        except NsmError as failure:
+            notes.append(f"and could not take back: {failure}")
+    return notes
+
+
+def _reversed(reach: Reach, journal: Journal) -> list[str]:
     created = {
         end.seat
         for step in journal.steps

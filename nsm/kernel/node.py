@@ -171,13 +171,13 @@ class Kernel:
                     }
 
             running = self._submit(self._creating, kept, work)
-            undo.add(f"take back wire {wire.connection}", self._take_back, running, journal)
+            undo.add(f"take back wire {wire.connection}", self._take_back, wire, running, journal)
             steps, places = await asyncio.wrap_future(running)
         hints = self._hints.setdefault(wire.connection, {})
         hints.update({side: (end.namespace, places[side]) for side, end in wire.sides})
         return Ensured(steps, places)
 
-    async def _take_back(self, running: "Future[T]", journal: Journal) -> None:
+    async def _take_back(self, wire: Wire, running: "Future[T]", journal: Journal) -> None:
         # cancelling a coroutine does not stop its thread: let it come to its end first
         with suppress(BaseException):
             await asyncio.wait([asyncio.wrap_future(running)])
@@ -186,7 +186,7 @@ class Kernel:
 
         def work() -> list[str]:
             with Reach(self._home, {}) as reach:
-                return ensuring.revert(reach, journal)
+                return ensuring.revert(reach, wire, self.group, journal)
 
         if notes := await self._run(self._deleting, None, work):
             raise InternalError("; ".join(notes))

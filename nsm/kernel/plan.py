@@ -109,7 +109,13 @@ def _collide(old: Link, new: Link) -> bool:
 def _with_members(links: Iterable[Link], state: State) -> frozenset[Item]:
     """The links and all that goes with them, so that taking it back can bring all of it."""
     seats = {end.seat for link in links for end in link.ends}
-    return frozenset(links) | {item for item in state if member_of(item) in seats}
+    return frozenset(links) | {
+        item
+        for item in state
+        if member_of(item) in seats
+        # a rule outlives the device, but must not outlive the table it leads to
+        or (isinstance(item, Rule) and (item.namespace, item.link) in seats)
+    }
 
 
 def _rank(item: Item) -> tuple[int, int, str, str]:

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from nsm.errors import InternalError, PreconditionError
-from nsm.kernel import messages, namespaces, netlink, owner
+from nsm.kernel import ensure, messages, namespaces, netlink, owner
 from nsm.kernel.ensure import Place
 from nsm.kernel.messages import Device
 from nsm.kernel.netlink import Refusal, Socket, explain
@@ -123,6 +123,11 @@ def delete_group(nsid: int, group: int) -> None:
 
 def rules(sock: Socket) -> None:
     """Delete rules of ours that lead to an empty table: their wires are gone."""
+    with ensure.choosing_tables:
+        _rules(sock)
+
+
+def _rules(sock: Socket) -> None:
     full = messages.tables(sock.dump(messages.dump_routes()))
     somewhere = Namespace(0, OWN)
     sock.do(

@@ -1,0 +1,291 @@
+"""Whatever is there, the plan leads to what is wanted, and each of its prefixes leads back."""
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface, ip_network
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nsm.kernel import owner
+from nsm.kernel.plan import Step, plan
+from nsm.kernel.state import (
+    Address,
+    Hop,
+    Interface,
+    Item,
+    LocalWire,
+    Namespace,
+    Neighbour,
+    Policy,
+    RemoteWire,
+    Route,
+    Rule,
+    Selector,
+    State,
+    Stub,
+    Sysctl,
+    Tunnel,
+    Veth,
+    Vxlan,
+    Wire,
+    items,
+    member_of,
+    policies,
+)
+
+pytestmark = pytest.mark.unit
+
+CLIENT, SERVER, UNDERLAY = (
+    Namespace(cookie, cookie, cookie, name)
+    for cookie, name in ((1, "client"), (2, "server"), (3, "underlay"))
+)
+GROUP = owner.group("test")
+LINKS = (Veth, Vxlan, Stub)
+
+
+class Model:
+    """As much of a kernel as a plan can offend."""
+
+    def __init__(self, state: State) -> None:
+        self.state: set[Item] = set(state)
+
+    def take(self, step: Step) -> None:
+        item = step.item
+        if step.verb == "set":
+            assert step.before in self.state, f"{step}: {step.before} is not there"
+            self.state.remove(step.before)
+            if not isinstance(item, Sysctl):
+                assert item.core == step.before.core, f"{step} changes what cannot be changed"
+            self.state.add(item)
+        elif step.verb == "add":
+            self.add(step, item)
+        else:
+            assert item in self.state, f"{step}: not there"
+            if isinstance(item, LINKS):
+                seats = {end.seat for end in item.ends}
+                on_it = [other for other in self.state if member_of(other) in seats]
+                assert not on_it, f"{step} takes {on_it} away, and nobody could bring it back"
+            self.state.remove(item)
+        tables = {(i.namespace, i.table) for i in self.state if isinstance(i, Route)}
+        for rule in self.rules():
+            assert (rule.namespace, rule.table) in tables, (
+                f"after {step} the rule {rule} leads nowhere"
+            )
+
+    def add(self, step: Step, item: Item) -> None:
+        assert item not in self.state, f"{step}: there already"
+        if isinstance(item, LINKS):
+            seats = {end.seat for end in item.ends}
+            assert not seats & self.seats(), f"{step}: the name is taken"
+            if isinstance(item, Vxlan):
+                claims = {i.claim for i in self.state if isinstance(i, Vxlan)}
+                assert item.claim not in claims, f"{step}: the VNI is taken"
+        elif member_of(item):
+            assert member_of(item) in self.seats(), f"{step}: no such device"
+        self.state.add(item)
+
+    def rules(self) -> list[Rule]:
+        return [item for item in self.state if isinstance(item, Rule)]
+
+    def seats(self) -> set[object]:
+        return {end.seat for item in self.state if isinstance(item, LINKS) for end in item.ends}
+
+
+ADDRESSES = ["10.0.0.1/32", "10.0.0.2/24", "10.1.0.1/31", "2001:db8::1/128", "2001:db8::2/64"]
+HOPS = [
+    Hop(ip_network("10.9.0.0/16")),
+    Hop(ip_network("10.9.0.0/16"), ip_address("10.0.0.9")),
+    Hop(ip_network("10.9.0.0/16"), metric=7),
+    Hop(ip_network("2001:db8:9::/48"), ip_address("2001:db8::9")),
+]
+POLICIES = [
+    Policy(Selector(ip_network("10.0.0.1/32"))),
+    Policy(Selector(None, 6, None, (443, 443)), (HOPS[0],)),
+    Policy(Selector(ip_network("2001:db8::1/128"))),
+]
+NEIGHBOURS = [
+    (ip_address("10.0.0.9"), "02:00:00:00:00:09"),
+    (ip_address("10.0.0.9"), "02:00:00:00:00:0a"),
+    (ip_address("2001:db8::9"), "02:00:00:00:00:09"),
+]
+
+
+def some(values: list[object]) -> st.SearchStrategy[tuple[object, ...]]:
+    return st.lists(st.sampled_from(values), unique=True).map(tuple)
+
+
+def interfaces(namespace: Namespace) -> st.SearchStrategy[Interface]:
+    return st.builds(
+        Interface,
+        namespace=st.just(namespace),
+        name=st.sampled_from(["nsm-1", "nsm-2"]),
+        mtu=st.sampled_from([1400, 1500]),
+        mac=st.sampled_from(["", "02:00:00:00:00:01"]),
+        addresses=some([ip_interface(a) for a in ADDRESSES]),
+        routes=some(HOPS),
+        neighbours=some(NEIGHBOURS),
+        policies=some(POLICIES),
+        route_localnet=st.booleans(),
+        ping=st.booleans(),
+    )
+
+
+TUNNELS = st.builds(
+    Tunnel,
+    vni=st.sampled_from([42, 43]),
+    local=st.sampled_from([ip_address("192.0.2.1"), ip_address("192.0.2.3")]),
+    remote=st.just(ip_address("192.0.2.2")),
+    underlay=st.just(UNDERLAY),
+    port=st.sampled_from([4789, 4790]),
+)
+WIRES = st.one_of(
+    st.builds(LocalWire, st.just("id"), interfaces(CLIENT), interfaces(SERVER)),
+    st.builds(RemoteWire, st.just("id"), st.just("src"), interfaces(CLIENT), TUNNELS),
+)
+
+
+def whole(wire: Wire, found: State = frozenset()) -> State:
+    """What a wire is in the kernel, tables chosen by what is found there."""
+    made: set[Item] = set(items(wire, GROUP))
+    for _, interface in wire.sides:
+        rules = [i for i in found if isinstance(i, Rule) and i.namespace == interface.namespace]
+        mine = [rule for rule in rules if rule.link == interface.name]
+        busy = {254, 255} | {rule.table for rule in rules}
+        made |= policies(interface, mine, busy, {0, 32766} | {rule.priority for rule in rules})
+    return frozenset(made)
+
+
+@st.composite
+def observed(draw: st.DrawFn, wire: Wire) -> State:
+    """What may be found: nothing, or another life of the wire with parts missing or changed."""
+    state = set(whole(draw(WIRES) if draw(st.booleans()) else wire))
+    state = {item for item in state if not isinstance(item, Sysctl)}
+    for item in sorted(state, key=str):
+        if item not in state or isinstance(item, Route) or not draw(st.booleans()):
+            continue
+        if isinstance(item, Veth | Vxlan):
+            state.remove(item)
+            seats = {end.seat for end in item.ends}
+            end = item.ends[0]
+            match draw(st.sampled_from(["down", "half", "gone"])):
+                case "down" if isinstance(item, Vxlan):
+                    state.add(replace(item, end=replace(end, up=False)))
+                    continue
+                case "down":
+                    state.add(replace(item, src=replace(end, up=False, alias="")))
+                    continue
+                case "half":
+                    state.add(Stub(end, "veth"))
+                    seats.remove(end.seat)
+            state -= {other for other in state if member_of(other) in seats}
+        else:
+            state.discard(item)
+    tables = {(item.namespace, item.table) for item in state if isinstance(item, Route)}
+    state = {i for i in state if not isinstance(i, Rule) or (i.namespace, i.table) in tables}
+    for setting in (item for item in items(wire, GROUP) if isinstance(item, Sysctl)):
+        state.add(replace(setting, value=draw(st.sampled_from([setting.value, "other"]))))
+    return frozenset(state)
+
+
+@st.composite
+def situations(draw: st.DrawFn) -> tuple[State, State]:
+    wire = draw(WIRES)
+    found = draw(observed(wire))
+    return whole(wire, found), found
+
+
+@given(situations())
+@settings(max_examples=400, deadline=None)
+def test_a_plan_leads_from_anything_to_what_is_wanted(situation: tuple[State, State]) -> None:
+    desired, found = situation
+    model = Model(found)
+    for step in plan(desired, found):
+        model.take(step)
+    assert model.state == desired
+
+
+@given(situations(), st.data())
+@settings(max_examples=400, deadline=None)
+def test_every_prefix_of_a_plan_can_be_taken_back(
+    situation: tuple[State, State], data: st.DataObject
+) -> None:
+    desired, found = situation
+    steps = plan(desired, found)
+    prefix = steps[: data.draw(st.integers(0, len(steps)))]
+    model = Model(found)
+    for step in prefix:
+        model.take(step)
+    for step in reversed(prefix):
+        model.take(step.reversed())
+    assert model.state == found
+
+
+@given(situations())
+@settings(max_examples=200, deadline=None)
+def test_a_wire_that_stays_is_never_without_an_address(situation: tuple[State, State]) -> None:
+    desired, found = situation
+    steps = plan(desired, found)
+    touched = {e.seat for s in steps if isinstance(s.item, LINKS) for e in s.item.ends}
+    model = Model(found)
+    for seat in {member_of(i) for i in found & desired | found if isinstance(i, Address)}:
+        if seat in touched or not any(member_of(i) == seat for i in addresses(desired)):
+            continue
+        for step in steps:
+            model.take(step)
+            assert any(member_of(i) == seat for i in addresses(frozenset(model.state)))
+        return
+
+
+def addresses(state: State) -> list[Address]:
+    return [item for item in state if isinstance(item, Address)]
+
+
+@given(WIRES)
+def test_what_is_there_needs_no_step(wire: Wire) -> None:
+    assert plan(whole(wire), whole(wire)) == ()
+
+
+def test_steps_read_as_ip_commands_new_before_old() -> None:
+    def wire(address: str, via: str, mtu: int) -> State:
+        end = Interface(
+            CLIENT,
+            "nsm-1",
+            mtu=mtu,
+            mac="02:00:00:00:00:01",
+            addresses=(ip_interface(address),),
+            routes=(Hop(ip_network("10.9.0.0/16"), ip_address(via)),),
+            ping=False,
+        )
+        tunnel = Tunnel(42, ip_address("192.0.2.1"), ip_address("192.0.2.2"), UNDERLAY)
+        return items(RemoteWire("id", "src", end, tunnel), 78)
+
+    before, after = wire("10.0.0.1/32", "10.0.0.8", 1500), wire("10.0.0.3/32", "10.0.0.9", 1450)
+    assert [str(step) for step in plan(after, before)] == [
+        "ip link set nsm-1 mtu 1450",
+        "ip addr add 10.0.0.3/32 dev nsm-1",
+        "ip route add 10.9.0.0/16 via 10.0.0.9 dev nsm-1 onlink proto 78",
+        "ip route del 10.9.0.0/16 via 10.0.0.8 dev nsm-1 onlink proto 78",
+        "ip addr del 10.0.0.1/32 dev nsm-1",
+    ]
+    assert str(plan(before, frozenset())[0]) == (
+        "ip link add nsm-1 address 02:00:00:00:00:01 mtu 1500 group 78 netns client"
+        " type vxlan id 42 local 192.0.2.1 remote 192.0.2.2 dstport 4789 nolearning"
+    )
+
+
+def test_a_device_in_the_way_goes_first_and_another_vni_makes_a_new_device() -> None:
+    end = Interface(CLIENT, "nsm-1", addresses=(ip_interface("10.0.0.1/32"),), ping=False)
+    near, far = ip_address("192.0.2.1"), ip_address("192.0.2.2")
+    old, new = (
+        items(RemoteWire("id", "src", end, Tunnel(vni, near, far, UNDERLAY)), GROUP)
+        for vni in (42, 44)
+    )
+    verbs = [(step.verb, type(step.item).__name__) for step in plan(new, old)]
+    assert verbs == [("del", "Address"), ("del", "Vxlan"), ("add", "Vxlan"), ("add", "Address")]
+
+
+def test_the_models_complaints_are_real() -> None:
+    lonely = Neighbour(CLIENT, "nsm-1", ip_address("10.0.0.9"), "02:00:00:00:00:09")
+    with pytest.raises(AssertionError, match="no such device"):
+        Model(frozenset()).take(Step("add", lonely))

@@ -1,0 +1,143 @@
+"""What is asked for is checked before the kernel is touched; marks survive being read back."""
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nsm.errors import InvalidError
+from nsm.kernel import owner
+from nsm.kernel.state import (
+    Hop,
+    Interface,
+    LocalWire,
+    Namespace,
+    Policy,
+    RemoteWire,
+    Route,
+    Rule,
+    Selector,
+    Tunnel,
+    check_mac,
+    check_name,
+    items,
+    policies,
+)
+
+pytestmark = pytest.mark.unit
+
+HERE = Namespace(1, 1, 1, "client")
+END = Interface(HERE, "nsm-1")
+
+
+@pytest.mark.parametrize("name", ["nsm-1", "a", "fifteen-bytes-x", "eth0.7", "x@y"])
+def test_good_names_pass(name: str) -> None:
+    assert check_name(name, "wire") == name
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "has no name"),
+        ("sixteen-bytes-xx", "has 16 bytes, Linux allows 15"),
+        ("äöüäöüäö", "has 16 bytes"),
+        ("a/b", "cannot be the name"),
+        ("a b", "cannot be the name"),
+        ("a%d", "cannot be the name"),
+        (".", "cannot be the name"),
+        ("..", "cannot be the name"),
+        ("a\n", "cannot be the name"),
+        ("a\x00b", "cannot be the name"),
+        ("all", "cannot be the name"),
+        ("default", "cannot be the name"),
+    ],
+)
+def test_bad_names_are_refused_with_the_reason(name: str, said: str) -> None:
+    with pytest.raises(InvalidError, match=said):
+        check_name(name, "wire id-1")
+
+
+@pytest.mark.parametrize("mac", ["", "02:00", "ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01", "zz:" * 6])
+def test_macs_that_no_interface_can_have_are_refused(mac: str) -> None:
+    with pytest.raises(InvalidError):
+        check_mac(mac)
+
+
+@pytest.mark.parametrize(
+    ("wire", "said"),
+    [
+        (LocalWire("id", END, END), "both ends of wire id are to be called nsm-1 in client"),
+        (LocalWire("id", replace(END, mtu=10), END), "an MTU of 10"),
+        (
+            LocalWire("id", replace(END, mtu=1279, addresses=(ip_interface("::1/128"),)), END),
+            "not within 1280",
+        ),
+        (LocalWire("", END, replace(END, name="b")), "needs a connection id"),
+        (LocalWire("ä" * 60, END, replace(END, name="b")), "does not fit into a link alias"),
+    ],
+)
+def test_impossible_wires_are_refused_with_the_reason(wire: LocalWire, said: str) -> None:
+    with pytest.raises(InvalidError, match=said):
+        items(wire, 1)
+
+
+@pytest.mark.parametrize(
+    ("tunnel", "said"),
+    [
+        ((0, "1.1.1.1", "2.2.2.2", 4789), "VNI 0"),
+        ((1 << 24, "1.1.1.1", "2.2.2.2", 4789), "VNI 16777216"),
+        ((1, "1.1.1.1", "::2", 4789), "mixes IPv4 and IPv6"),
+        ((1, "1.1.1.1", "2.2.2.2", 65536), "UDP port 65536"),
+    ],
+)
+def test_impossible_tunnels_are_refused(tunnel: tuple[int, str, str, int], said: str) -> None:
+    vni, local, remote, port = tunnel
+    made = Tunnel(vni, ip_address(local), ip_address(remote), HERE, port)
+    with pytest.raises(InvalidError, match=said):
+        items(RemoteWire("id", "src", END, made), 1)
+
+
+def test_the_kernels_own_connected_route_is_not_asked_for() -> None:
+    end = replace(
+        END,
+        addresses=(ip_interface("10.0.0.1/24"),),
+        routes=(Hop(ip_network("10.0.0.0/24")), Hop(ip_network("10.1.0.0/24"))),
+    )
+    made = items(LocalWire("id", end, replace(END, name="b")), 1)
+    assert [str(i.to) for i in made if isinstance(i, Route)] == ["10.1.0.0/24"]
+
+
+def test_policies_take_the_lowest_free_table_and_keep_the_one_they_have() -> None:
+    one = Policy(Selector(ip_network("10.0.0.1/32"), 6, None, (443, 443)))
+    two = Policy(Selector(ip_network("2001:db8::1/128")))
+    end = replace(END, policies=(one, two))
+    made = policies(end, [], {1, 3, 254}, {7800})
+    rules = sorted((r for r in made if isinstance(r, Rule)), key=lambda r: r.priority)
+    assert [(r.table, r.priority, r.family) for r in rules] == [(2, 7801, 4), (4, 7802, 6)]
+    assert {str(r.to) for r in made if isinstance(r, Route)} == {"0.0.0.0/0", "::/0"}
+    again = policies(replace(END, policies=(two, one)), rules, {1, 2, 3, 4}, {7800, 7801, 7802})
+    assert again == made
+
+
+@given(st.text(min_size=1, max_size=20), st.sampled_from(["src", "dst"]), st.booleans())
+def test_a_mark_read_back_is_the_mark_written(
+    connection: str, side: owner.SideName, rules: bool
+) -> None:
+    made = owner.mark(connection, side, rules=rules)
+    assert owner.Mark.parse(str(made)) == made
+    assert str(made).isascii()
+
+
+@given(st.text(max_size=40))
+def test_foreign_aliases_are_nobodys_marks(alias: str) -> None:
+    mark = owner.Mark.parse(alias)
+    assert mark is None or alias.startswith("nsm:")
+
+
+def test_derived_macs_are_stable_local_and_differ_by_side() -> None:
+    src, dst = owner.mac("id", "src"), owner.mac("id", "dst")
+    assert src == owner.mac("id", "src") != dst
+    assert check_mac(src) == src
+    assert int(src[:2], 16) & 3 == 2
