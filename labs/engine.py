@@ -25,7 +25,8 @@ from labs.state import State
 from nsm.errors import (
     DeadlineError,
     InternalError,
-    NotFoundError,
+    InvalidError,
+    NsmError,
     PreconditionError,
     TakenError,
     UnavailableError,
@@ -52,8 +53,12 @@ _STAGES: Final = {
 }
 
 
-class ProcessFailedError(UnavailableError):
+class ProcessFailedError(NsmError):
     """A process of the lab ended, or said no, before it was ready."""
+
+
+class NotUpError(UnavailableError):
+    """There is no such lab now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,14 +464,14 @@ def saved(paths: Paths) -> Lab:
 
 
 def running(name: str, root: str = ROOT) -> tuple[Lab, Paths]:
-    """A lab that is up. Raises NotFoundError with those that are."""
+    """A lab that is up. Raises NotUpError with those that are."""
     paths = Paths(name, root)
     now = state.read(paths)
     if now is None or now.phase != "up":
         there = [n for n in state.labs(root) if n != name]
         also = f"; up are {', '.join(there)}" if there else ""
         how = "is not up" if now is None else f"is {now.phase}"
-        raise NotFoundError(f"lab {name} {how}{also}", hint=f"nsmctl lab up {name}")
+        raise NotUpError(f"lab {name} {how}{also}", hint=f"nsmctl lab up {name}")
     return saved(paths), paths
 
 
@@ -500,7 +505,7 @@ def log_files(paths: Paths, asked: str = "") -> list[str]:
     wanted = matching(asked, names) or matching(f"{asked}/*", names) if asked else names
     wanted = wanted or tuple(n for n in names if n.partition("/")[2] == asked)
     if not wanted:
-        raise NotFoundError(f"lab {lab.name} has no process {asked!r}", hint=", ".join(names))
+        raise InvalidError(f"lab {lab.name} has no process {asked!r}", hint=", ".join(names))
     return [paths.log(name) for name in wanted]
 
 

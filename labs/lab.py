@@ -15,8 +15,9 @@ from typing import Any, Final, Literal
 from labs import schema, units
 from labs.source import Source, Where, load, spell
 from nsm import nsurl
-from nsm.errors import InvalidError, NotFoundError
+from nsm.errors import InvalidError
 
+RESERVED: Final = ("issuer", "registry", "nsmgr", "forwarder", "nsmctl", "nursery")
 Family = Literal["ipv4", "ipv6"]
 FAMILIES: Final[tuple[Family, Family]] = ("ipv4", "ipv6")
 
@@ -186,12 +187,12 @@ class Lab:
         return (*self.nodes, *self.endpoints, *self.clients)
 
     def node_of(self, place: str) -> Node:
-        """The node a place is, or stands on. Raises NotFoundError naming the nearest."""
+        """The node a place is, or stands on. Raises InvalidError naming the nearest."""
         if place in self.nodes:
             return self.nodes[place]
         there = self.endpoints.get(place) or self.clients.get(place)
         if there is None:
-            raise NotFoundError(
+            raise InvalidError(
                 f"lab {self.name} has no node, endpoint or client {place!r}"
                 + schema.nearest(place, list(self.places)),
                 hint=f"it has {', '.join(self.places)}",
@@ -207,7 +208,7 @@ def matching(pattern: str, names: Mapping[str, Any] | tuple[str, ...]) -> tuple[
 def find(asked: str) -> Path:
     """A lab file by path, or by the name of one that came with the programs.
 
-    Raises NotFoundError with the labs there are.
+    Raises InvalidError with the labs there are.
     """
     path = Path(asked)
     if path.is_file():
@@ -215,7 +216,7 @@ def find(asked: str) -> Path:
     shipped = {p.stem: p for p in shipped_files()}
     if asked in shipped:
         return shipped[asked]
-    raise NotFoundError(
+    raise InvalidError(
         f"no lab file {asked!r}" + schema.nearest(asked, list(shipped)),
         hint=f"give a path, or one of {', '.join(sorted(shipped))}",
     )
@@ -499,7 +500,7 @@ class _Reader:
 
     def _distinct(self, *kinds: Mapping[str, Any]) -> None:
         """Each name is a namespace's, so no two of them may be equal."""
-        seen: set[str] = set()
+        seen: set[str] = set(RESERVED)
         for kind in kinds:
             for name in kind:
                 if name in seen:

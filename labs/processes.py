@@ -20,7 +20,6 @@ REGISTRY_PORT: Final = 5002
 MANAGER_PORT: Final = 5001
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 READY_FD: Final = 3
-RESERVED: Final = ("issuer", "registry", "nsmgr", "forwarder", "nsmctl")
 
 
 class Stage(IntEnum):
@@ -167,11 +166,15 @@ class _Planner:
         self._identified(f"{on}/registry", Stage.REGISTRY, on, f"node/{on}/registry", settings)
 
     def _manager(self, node: Node) -> None:
+        domain = self._lab.clusters[node.cluster].trust_domain
         address = node.address(self._lab.clusters[node.cluster].underlay)
         settings = {
             "NSM_NAME": f"nsmgr-{node.name}",
             "NSM_LISTEN_ON": f"{self._door(node.name)},{host(address, MANAGER_PORT)}",
             "NSM_REGISTRY_URL": self._registry_url(node.cluster),
+            # not this machine's own file, nor one at all
+            "NSM_EXCLUDED_PREFIXES_PATH": self._paths.node(node.name, "excluded_prefixes.yaml"),
+            "NSM_OBSERVERS": f"spiffe://{domain}/node/{node.name}/nsmctl",
         }
         id_ = f"node/{node.name}/nsmgr"
         self._identified(f"{node.name}/nsmgr", Stage.MANAGER, node.name, id_, settings)
@@ -182,7 +185,6 @@ class _Planner:
             "NSM_CONNECT_TO": self._door(node.name),
             "NSM_LISTEN_ON": f"unix://{self._paths.node(node.name, 'forwarder.sock')}",
             "NSM_TUNNEL_IP": node.address(self._lab.clusters[node.cluster].underlay),
-            "NSM_STATE_DIR": self._paths.node(node.name, "forwarder"),
         }
         id_ = f"node/{node.name}/forwarder"
         self._identified(f"{node.name}/forwarder", Stage.FORWARDER, node.name, id_, settings)

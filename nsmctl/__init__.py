@@ -1,0 +1,1 @@
+"""The command people use: one function for each verb, tables for them, JSON for scripts."""

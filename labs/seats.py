@@ -1,0 +1,37 @@
+"""Being somebody of a lab for a moment: in a place's namespace, under its identity."""
+
+import os
+from dataclasses import dataclass
+
+from labs import become, processes
+from labs.lab import Lab
+from labs.paths import Paths
+from nsm.kernel.topology import enter_named
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where the mesh is met from a place: its manager's socket and its identity's."""
+
+    name: str
+    manager: str
+    identity: str
+
+
+def take(lab: Lab, paths: Paths, place: str) -> Seat:
+    """Turn this process into one of the lab's, for good: on a node as `nsmctl` of that node,
+
+    at a client or endpoint as that one. The calling process must have one thread.
+    Raises InvalidError for a place there is not.
+    """
+    node = lab.node_of(place)
+    namespace = paths.namespace(place)
+    entries = processes.plan(lab, paths).entries
+    entry = next(e for e in reversed(entries) if e.namespace == namespace)
+    enter_named(namespace)
+    become.group(entry.gid)
+    return Seat(
+        place if place != node.name else f"nsmctl-{node.name}-{os.getpid()}",
+        f"unix://{paths.node(node.name, 'nsm.io.sock')}",
+        f"unix://{paths.cluster(node.cluster, 'spiffe.sock')}",
+    )

@@ -1,0 +1,487 @@
+"""`nsmctl lab`: whole meshes on this machine, from one file each."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+from nsm.errors import InvalidError, NsmError
+from nsm.process import run as codes
+from nsmctl import show
+
+if TYPE_CHECKING:  # what touches Linux is imported where it is used: `lab check` works anywhere
+    from labs.checks import Result
+    from labs.engine import Gone, Up
+    from labs.lab import Lab
+    from labs.paths import Paths
+    from labs.wires import Answers, Wire
+
+app = typer.Typer(
+    help="Whole meshes on this machine, from one file each.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+File = Annotated[str, typer.Argument(help="A lab file, or the name of a shipped one.")]
+Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+Name = Annotated[str, typer.Option("--name", help="Call the lab so, not as its file does.")]
+LabName = Annotated[str, typer.Option("--lab", help="Which lab, if several are up.")]
+
+
+# --- reading: anybody, anywhere --------------------------------------------------------------
+
+
+@app.command(epilog="Example: nsmctl lab check labs/two-nodes.yaml")
+def check(file: File, json_: Json = False) -> None:
+    """Read a lab file and say what is wrong with it. Needs no root and no Linux."""
+    from labs import lab as labfile
+
+    path = labfile.find(file)
+    lab = labfile.read(path)
+    counts = {
+        "nodes": sum(node.kind == "node" for node in lab.nodes.values()),
+        "clusters": len(lab.clusters),
+        "endpoints": len(lab.endpoints),
+        "clients": len(lab.clients),
+        "checks": len(lab.checks),
+    }
+    if json_:
+        show.as_json({"file": str(path), "name": lab.name, **counts})
+        return
+    show.line(f"{path}: ok: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+
+
+@app.command(epilog="Example: nsmctl lab schema > lab.schema.json")
+def schema(json_: Json = False) -> None:
+    """Print the JSON Schema of lab files, for editors to complete them."""
+    from labs import schema as grammar
+
+    del json_  # it is JSON anyway
+    show.as_json(grammar.document())
+
+
+@app.command("show", epilog="Example: nsmctl lab show two-nodes")
+def show_(file: File, json_: Json = False) -> None:
+    """Show a lab with its defaults filled in, its addresses, and the processes it starts."""
+    from labs import lab as labfile
+    from labs import processes
+    from labs.paths import Paths
+
+    lab = labfile.read(labfile.find(file))
+    plan = processes.plan(lab, Paths(lab.name))
+    whole = {
+        **show.plain(asdict(lab)),
+        "processes": {
+            p.name: {
+                "module": p.module or " ".join(p.argv),
+                "namespace": p.namespace,
+                "gid": p.gid,
+                "settings": {k: v for k, v in p.environment.items() if k.startswith("NSM_")},
+            }
+            for p in plan.processes
+        },
+        "identities": {e.spiffe_id: {"namespace": e.namespace, "gid": e.gid} for e in plan.entries},
+    }
+    if json_:
+        show.as_json(whole)
+        return
+    sys.stdout.write(yaml.safe_dump(whole, sort_keys=False, width=100))
+
+
+# --- making ----------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example: sudo nsmctl lab run two-nodes")
+def run(file: File, name: Name = "", json_: Json = False) -> None:
+    """Bring a lab up, run its checks, take it down. Exit code 1 if a check does not hold."""
+    show.need_root()
+    from labs import engine, state
+    from labs.checks import Checks
+    from labs.hands import Hands
+    from labs.wires import answers, wires
+
+    lab, text, path, paths = _read(file, name)
+    results: list[Result] = []
+    table: list[tuple[Wire, Answers]] = []
+    failure: NsmError | None = None
+    up: Up | None = None
+    checks_took = 0.0
+    with state.locked(paths, create=True), show.taking_back():
+        try:
+            with show.progress() as report:
+                up = engine.up(lab, text, path, report=report)
+            start = time.monotonic()
+            with Hands() as hands:
+                there = wires(lab, paths)
+                answered = answers(there, paths, hands)
+                table = [(wire, answered[wire.id]) for wire in there]
+                results = _checked(lab, Checks(lab, paths, hands), quiet=json_)
+            checks_took = time.monotonic() - start
+        except NsmError as error:
+            failure = error
+        finally:
+            with show.progress() as report:
+                gone = engine.down(paths, report=report)
+    if failure and not up:
+        raise failure
+    assert up is not None
+    _tell_run(up, table, results, checks_took, gone, json_=json_)
+    if failure:
+        raise failure
+    bad = gone.left or any(not result.holds for result in results)
+    show.finish(codes.FAILED if bad else codes.OK)
+
+
+def _checked(lab: "Lab", checks: Any, *, quiet: bool) -> "list[Result]":
+    results = []
+    with show.progress() as report:
+        for one in lab.checks:
+            if not quiet:
+                report(f"check: {one.name}")
+            results.append(checks.run(one))
+    return results
+
+
+@app.command(epilog="Example: sudo nsmctl lab up one-node")
+def up(
+    file: File,
+    name: Name = "",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Take down the one of that name first.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Bring a lab up and leave it running."""
+    show.need_root()
+    from labs import engine, state
+
+    lab, text, path, paths = _read(file, name)
+    with state.locked(paths, create=True), show.taking_back(), show.progress() as report:
+        made = engine.up(lab, text, path, replace_it=replace, report=report)
+    took = sum(made.seconds.values())
+    if json_:
+        show.as_json({"lab": lab.name, "seconds": _rounded(made.seconds), "cleaned": made.cleaned})
+        return
+    cleared = "  (cleared what a crash had left)" if made.cleaned else ""
+    show.line(f"{lab.name} is up after {took:.1f} s{cleared}: nsmctl lab status {lab.name}")
+
+
+@app.command(epilog="Example: sudo nsmctl lab down one-node")
+def down(
+    name: Annotated[str, typer.Argument(help="The lab; the only one if left out.")] = "",
+    all_: Annotated[bool, typer.Option("--all", help="All labs of this machine.")] = False,
+    json_: Json = False,
+) -> None:
+    """Take a lab down, also one whose engine crashed."""
+    show.need_root()
+    from labs import engine, state
+    from labs.paths import Paths
+
+    names = state.labs() if all_ else [_which(name, must_be_up=False)]
+    told: dict[str, Gone] = {}
+    for one in names:
+        paths = Paths(one)
+        with state.locked(paths, create=False) as there, show.progress() as report:
+            if there:
+                told[one] = engine.down(paths, report=report)
+    if json_:
+        show.as_json(told)
+    for one, gone in () if json_ else told.items():
+        show.line(f"{one} is down after {gone.seconds:.1f} s, left over: {_left(gone.left)}")
+    if not told and not json_:
+        show.line("no lab is up" if all_ else f"lab {name} is not up")
+    show.finish(codes.FAILED if any(gone.left for gone in told.values()) else codes.OK)
+
+
+def _read(file: str, name: str) -> "tuple[Lab, str, str, Paths]":
+    from labs import lab as labfile
+    from labs.paths import Paths
+
+    path = labfile.find(file)
+    lab = labfile.read(path, name=name)
+    return lab, path.read_text(), str(path), Paths(lab.name)
+
+
+# --- looking ---------------------------------------------------------------------------------
+
+
+@app.command("list", epilog="Example: nsmctl lab list --json")
+def list_(json_: Json = False) -> None:
+    """All labs of this machine."""
+    from labs import state
+
+    rows = [_summary(name) for name in state.labs()]
+    if json_:
+        show.as_json(rows)
+        return
+    for row in rows:
+        show.line(_in_words(row))
+    if not rows:
+        show.line("no lab is up")
+
+
+@app.command(epilog="Example: sudo nsmctl lab status one-node")
+def status(
+    name: Annotated[str, typer.Argument(help="The lab; the only one if left out.")] = "",
+    json_: Json = False,
+) -> None:
+    """A lab's processes and wires. Exit code 1 if something of it is not well."""
+    show.need_root()
+    from labs import engine, processes, state
+    from labs.wires import wires
+
+    lab, paths = engine.running(_which(name))
+    children = state.born(paths)
+    listed = [p.name for p in processes.plan(lab, paths).processes]
+    alive = {n: children[n].mark.alive if n in children else False for n in listed}
+    there = wires(lab, paths)
+    if json_:
+        rows = {
+            n: {
+                "pid": child.mark.pid,
+                "alive": alive[n],
+                "ready": child.ready,
+                "ready_s": child.seconds,
+                "status": child.ended,
+            }
+            for n, child in children.items()
+            if n in alive
+        }
+        show.as_json({**_summary(lab.name), "processes": rows, "wires": there})
+    else:
+        show.line(_in_words(_summary(lab.name)))
+        show.table(
+            "",
+            ("process", ">pid", "state", "says"),
+            [(n, c.mark.pid, _state(c), c.ready or "") for n, c in children.items() if n in alive],
+        )
+        _wire_table([(wire, None) for wire in there])
+    show.finish(codes.OK if all(alive.values()) else codes.FAILED)
+
+
+def _state(child: Any) -> str:
+    if child.mark.alive:
+        return "ready" if child.ready is not None else "runs"
+    return "gone" if child.ended is None else f"ended ({child.ended})"
+
+
+def _summary(name: str) -> dict[str, Any]:
+    from labs import engine, state
+    from labs.paths import Paths
+
+    paths = Paths(name)
+    now = state.read(paths)
+    row: dict[str, Any] = {"lab": name, "phase": "nothing", "since": None}
+    if now is None:
+        return row
+    row |= {"phase": "crashed" if now.crashed else now.phase, "since": now.since, "file": now.file}
+    try:
+        lab = engine.saved(paths)
+    except FileNotFoundError:
+        return row
+    health = engine.node_health(lab, paths)
+    told = [line for client in lab.clients for line in engine.statuses(paths, client)]
+    return row | {
+        "nodes": len(health),
+        "well": sum(health.values()),
+        "clusters": len(lab.clusters),
+        "wires": sum(line.get("event") == "up" for line in told),
+    }
+
+
+def _in_words(row: dict[str, Any]) -> str:
+    from labs.units import since
+
+    if row["phase"] == "nothing" or "nodes" not in row:
+        return f"{row['lab']}  {row['phase']}: nsmctl lab down {row['lab']}"
+    if row["phase"] == "crashed":
+        return f"{row['lab']}  its engine crashed: nsmctl lab down {row['lab']}"
+    well = "healthy" if row["well"] == row["nodes"] else f"{row['well']} of {row['nodes']} nodes"
+    age = since(time.time() - row["since"])
+    return (
+        f"{row['lab']}  {row['phase']} {age}  {row['nodes']} nodes  {row['clusters']} clusters"
+        f"  {row['wires']} wires  {well}"
+    )
+
+
+@app.command(
+    "exec",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    epilog="Example: sudo nsmctl lab exec app -- ip addr",
+)
+def exec_(
+    place: Annotated[str, typer.Argument(help="A node, endpoint or client.")],
+    command: Annotated[list[str], typer.Argument(help="What to run there.")],
+    lab: LabName = "",
+) -> None:
+    """Run a command in a node's, endpoint's or client's namespace; its exit status is ours."""
+    show.need_root()
+    from labs import engine
+    from nsm.kernel.topology import enter_named
+
+    there, paths = engine.running(_which(lab))
+    there.node_of(place)
+    command = command[1:] if command[:1] == ["--"] else command
+    if not command:
+        raise InvalidError("no command", hint=f"nsmctl lab exec {place} -- ip addr")
+    enter_named(paths.namespace(place))
+    try:
+        os.execvp(command[0], command)  # noqa: S606 - what was asked for
+    except OSError as wrong:
+        raise InvalidError(f"{command[0]}: {wrong.strerror}") from None
+
+
+@app.command(epilog="Example: nsmctl lab logs east-1/nsmgr -f")
+def logs(
+    process: Annotated[
+        str, typer.Argument(help="NODE or NODE/PROC, or a glob; all if left out.")
+    ] = "",
+    lab: LabName = "",
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as more comes.")] = False,
+    json_: Json = False,
+) -> None:
+    """Show the logs of a lab's processes."""
+    from labs import engine
+    from labs.paths import Paths
+
+    paths = Paths(_which(lab))
+    files = engine.log_files(paths, process)
+    there = [file for file in files if os.path.exists(file)]
+    if json_:
+        show.as_json({os.path.basename(file): _lines(file) for file in there})
+    elif follow:
+        subprocess.run(["tail", "-n", "20", "-F", *there], check=False)
+    else:
+        for file in there:
+            for text in _lines(file):
+                sys.stdout.write(
+                    f"{os.path.basename(file)}: {text}\n" if there[1:] else f"{text}\n"
+                )
+
+
+def _lines(file: str) -> list[str]:
+    with open(file, errors="replace") as lines:
+        return lines.read().splitlines()
+
+
+def _which(name: str, *, must_be_up: bool = True) -> str:
+    """The lab somebody means: the named one, or the only one there is."""
+    from labs import engine, state
+
+    there = state.labs()
+    if name:
+        return name
+    if len(there) == 1:
+        return there[0]
+    if not there:
+        if must_be_up:
+            raise engine.NotUpError("no lab is up", hint="nsmctl lab up one-node")
+        raise InvalidError("no lab is up", hint="nsmctl lab list")
+    raise InvalidError(f"several labs are up: {', '.join(there)}", hint="say which")
+
+
+# --- the tables of a run ---------------------------------------------------------------------
+
+
+def _tell_run(
+    up: "Up",
+    table: "Sequence[tuple[Wire, Answers]]",
+    results: "Sequence[Result]",
+    checks_took: float,
+    gone: "Gone",
+    *,
+    json_: bool,
+) -> None:
+    took = sum(up.seconds.values())
+    held = sum(result.holds for result in results)
+    if json_:
+        show.as_json(
+            {
+                "lab": up.lab.name,
+                "up_s": round(took, 3),
+                "up": _rounded(up.seconds),
+                "wires": [{**asdict(wire), **asdict(answer)} for wire, answer in table],
+                "checks": results,
+                "held": held,
+                "failed": len(results) - held,
+                "checks_s": round(checks_took, 3),
+                "down_s": round(gone.seconds, 3),
+                "left": gone.left,
+            }
+        )
+        return
+    _wire_table(table)
+    _stage_table([wire for wire, _ in table])
+    show.table(
+        "checks",
+        ("", "check", ">s", "says"),
+        [("ok" if r.holds else "RED", r.name, f"{r.seconds:.1f}", r.says) for r in results],
+    )
+    show.line("")
+    show.line(
+        f"{held} checks hold, {len(results) - held} failed  up {took:.1f} s"
+        f"  checks {checks_took:.1f} s  down {gone.seconds:.1f} s  left over: {_left(gone.left)}"
+    )
+
+
+def _wire_table(rows: "Sequence[tuple[Wire, Answers | None]]") -> None:
+    if not rows:
+        return
+    columns: tuple[str, ...] = (
+        "client", "service", "endpoint", "nodes", "kind", ">mtu", ">set-up ms",
+    )  # fmt: skip
+    answered = any(answers for _, answers in rows)
+    if answered:
+        columns = (*columns, ">there ms", ">back ms", ">lost")
+    show.table(
+        "wires",
+        columns,
+        [
+            (
+                wire.client,
+                wire.service,
+                wire.endpoint,
+                "\N{RIGHTWARDS ARROW}".join(dict.fromkeys(wire.nodes)),
+                wire.mechanism or "none",
+                wire.mtu,
+                f"{wire.ms:.1f}",
+                *(_answer_cells(answers) if answers else ()),
+            )
+            for wire, answers in rows
+        ],
+    )
+
+
+def _answer_cells(answers: "Answers") -> tuple[str, ...]:
+    def ms(value: float | None) -> str:
+        return "none" if value is None else f"{value:.2f}"
+
+    return ms(answers.there_ms), ms(answers.back_ms), f"{answers.lost}/{answers.sent}"
+
+
+def _stage_table(wires: "Sequence[Wire]") -> None:
+    stages = list(dict.fromkeys(stage for wire in wires for stage in wire.stages))
+    if not stages:
+        return
+    show.table(
+        "set-up by stage, ms",
+        ("wire", *(f">{stage}" for stage in stages)),
+        [
+            (wire.id, *(f"{wire.stages[s]:.1f}" if s in wire.stages else "" for s in stages))
+            for wire in wires
+        ],
+    )
+
+
+def _left(left: Sequence[str]) -> str:
+    return f"{len(left)}" + (f" ({', '.join(left)})" if left else "")
+
+
+def _rounded(seconds: Any) -> dict[str, float]:
+    return {what: round(value, 4) for what, value in dict(seconds).items()}

@@ -1,0 +1,360 @@
+"""Verbs that ask a mesh: for a wire, for who offers what, for the wires of a node."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from nsm.errors import DeadlineError, InvalidError, NotFoundError, NsmError
+from nsm.model import SECOND, Connection, Endpoint, Selector, Service
+from nsmctl import show
+
+if TYPE_CHECKING:
+    from labs.seats import Seat
+    from nsm.client import Wire
+    from nsm.rpc.peers import Peers
+
+T = TypeVar("T")
+MANAGER = "unix:///var/lib/networkservicemesh/nsm.io.sock"
+AGENT = "unix:///run/vwire/issuer.sock"
+PATIENCE = 5.0  # seconds for an identity, and for one answer
+LIFETIME = 600 * SECOND  # of tokens
+OBSERVED_ONLY = "(a caller sees its own wires; NSM_OBSERVERS of the manager lets it see all)"
+
+Lab = Annotated[str, typer.Option("--lab", help="Ask in this lab.")]
+Node = Annotated[
+    str, typer.Option("-n", "--node", help="From there in the lab: a node, endpoint or client.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+Manager = Annotated[
+    str,
+    typer.Option("--manager", envvar="NSM_CONNECT_TO", help="The node's manager, without --lab."),
+]
+Identity = Annotated[
+    str,
+    typer.Option(
+        "--identity",
+        envvar="SPIFFE_ENDPOINT_SOCKET",
+        help="Whoever gives identities, without --lab.",
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    app.command(
+        context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True},
+        epilog="Example: sudo nsmctl connect kernel://icmp-responder/nsm-1 -n app"
+        " --lab one-node -- ip addr",
+    )(connect)
+    app.command(epilog="Example: sudo nsmctl services --lab one-node")(services)
+    app.command(epilog="Example: sudo nsmctl endpoints --lab two-nodes -n east-1")(endpoints)
+    app.command(epilog="Example: sudo nsmctl connections --lab two-nodes -n east-1")(connections)
+    app.command(epilog="Example: sudo nsmctl path far-0 --lab two-nodes -n east-1")(path)
+
+
+# --- a wire ----------------------------------------------------------------------------------
+
+
+def connect(
+    nsurl: Annotated[str, typer.Argument(help="kernel://SERVICE[/INTERFACE][?LABEL=VALUE]")],
+    command: Annotated[
+        list[str] | None, typer.Argument(help="After --: held while this runs.")
+    ] = None,
+    lab: Lab = "",
+    node: Node = "",
+    manager: Manager = MANAGER,
+    identity: Identity = AGENT,
+    json_: Json = False,
+) -> None:
+    """Hold a wire until Ctrl-C, or while a command runs; its exit status is then ours."""
+    from nsm import nsurl as grammar
+
+    grammar.parse(nsurl)
+    seat = _seat(lab, node, manager, identity)
+    with show.taking_back():
+        code = asyncio.run(_hold(seat, nsurl, command or [], json_=json_))
+    show.finish(code)
+
+
+async def _hold(seat: "Seat", nsurl: str, command: Sequence[str], *, json_: bool) -> int:
+    from nsm.client import Client
+    from nsm.identity.workload import workload_source
+
+    async with (
+        workload_source(seat.identity, patience=PATIENCE) as source,
+        Client(seat.name, source=source, manager=seat.manager) as client,
+    ):
+        start = time.monotonic()
+        async with client.connect(nsurl) as wire:
+            _tell_wire(wire, (time.monotonic() - start) * 1000, json_=json_)
+            if command:
+                try:
+                    running = await asyncio.create_subprocess_exec(*command)
+                except OSError as wrong:
+                    raise InvalidError(f"{command[0]}: {wrong.strerror}") from None
+                return await running.wait()
+            await asyncio.Event().wait()
+    return 0
+
+
+def _tell_wire(wire: "Wire", ms: float, *, json_: bool) -> None:
+    own = [str(a.ip) for a in wire.addresses]
+    far = [str(a.ip) for a in wire.peer_addresses]
+    if json_:
+        show.as_json(
+            {
+                "id": wire.id,
+                "interface": wire.interface,
+                "addresses": own,
+                "peer_addresses": far,
+                "mtu": wire.mtu,
+                "endpoint": wire.endpoint,
+                "ms": round(ms, 2),
+                "stages": wire.stages,
+            }
+        )
+        return
+    show.line(
+        f"{wire.interface} {', '.join(own)} \N{LEFT RIGHT ARROW} {', '.join(far)}"
+        f"  {wire.endpoint}  mtu {wire.mtu}  {ms:.0f} ms"
+    )
+
+
+# --- who offers what -------------------------------------------------------------------------
+
+
+def services(
+    lab: Lab = "",
+    node: Node = "",
+    manager: Manager = MANAGER,
+    identity: Identity = AGENT,
+    json_: Json = False,
+) -> None:
+    """The network services the node's registry knows."""
+
+    async def ask(seat: "Seat", peers: "Peers") -> list[Service]:
+        from nsm.rpc.registry import RegistryClient
+
+        return await RegistryClient(peers, seat.manager).find_services(Service())
+
+    found = sorted(_asked(ask, lab, node, manager, identity), key=lambda s: s.name)
+    if json_:
+        show.as_json([{"name": s.name, "payload": s.payload, "matches": s.matches} for s in found])
+        return
+    rows = [(s.name, s.payload, len(s.matches)) for s in found]
+    show.table("", ("service", "payload", ">rules"), rows)
+
+
+def endpoints(
+    lab: Lab = "",
+    node: Node = "",
+    manager: Manager = MANAGER,
+    identity: Identity = AGENT,
+    json_: Json = False,
+) -> None:
+    """Who offers what, and for how much longer unless they say so again."""
+
+    async def ask(seat: "Seat", peers: "Peers") -> list[Endpoint]:
+        from nsm.rpc.registry import RegistryClient
+
+        return await RegistryClient(peers, seat.manager).find_endpoints(Endpoint())
+
+    found = sorted(_asked(ask, lab, node, manager, identity), key=lambda e: e.name)
+    if json_:
+        show.as_json(
+            [
+                {
+                    "name": e.name,
+                    "services": e.services,
+                    "labels": e.labels,
+                    "url": e.url,
+                    "expires": e.expires,
+                }
+                for e in found
+            ]
+        )
+        return
+    rows = [(e.name, ", ".join(e.services), e.url, _left(e.expires)) for e in found]
+    show.table("", ("endpoint", "services", "url", "expires in"), rows)
+
+
+# --- the wires of a node ---------------------------------------------------------------------
+
+
+def connections(
+    lab: Lab = "",
+    node: Node = "",
+    manager: Manager = MANAGER,
+    identity: Identity = AGENT,
+    json_: Json = False,
+) -> None:
+    """The wires the node's manager holds."""
+    found = _connections(lab, node, manager, identity)
+    if json_:
+        show.as_json([_facts(conn) for conn in found])
+        return
+    if not found:
+        show.line(f"no wires {OBSERVED_ONLY}")
+        return
+    rows = [
+        (_first_id(c), c.service, c.endpoint, _ends(c), _state(c), _left(_expires(c)))
+        for c in found
+    ]
+    show.table("", ("wire", "service", "endpoint", "from", "state", "expires in"), rows)
+
+
+def path(
+    id_: Annotated[str, typer.Argument(metavar="ID", help="A wire, as `connections` lists it.")],
+    lab: Lab = "",
+    node: Node = "",
+    manager: Manager = MANAGER,
+    identity: Identity = AGENT,
+    json_: Json = False,
+) -> None:
+    """Each hop of a wire."""
+    found = _connections(lab, node, manager, identity)
+    wanted = [c for c in found if id_ in {s.id for s in c.segments}]
+    if not wanted:
+        known = ", ".join(_first_id(c) for c in found) or "none"
+        raise NotFoundError(f"no wire {id_!r} here; there is {known}", hint=OBSERVED_ONLY)
+    conn = wanted[0]
+    hops = [
+        {
+            "hop": place,
+            "name": segment.name,
+            "id": segment.id,
+            "spiffe_id": _speaker(segment.token),
+            "expires": segment.expires,
+            "metrics": dict(segment.metrics),
+        }
+        for place, segment in enumerate(conn.segments)
+    ]
+    if json_:
+        show.as_json({**_facts(conn), "path": hops})
+        return
+    rows = [
+        (hop["hop"], hop["name"], hop["spiffe_id"], hop["id"], _left(conn.segments[i].expires))
+        for i, hop in enumerate(hops)
+    ]
+    show.table("", (">hop", "name", "identity", "id", "expires in"), rows)
+
+
+def _connections(lab: str, node: str, manager: str, identity: str) -> list[Connection]:
+    async def ask(seat: "Seat", peers: "Peers") -> list[Connection]:
+        from nsm.rpc.calls import Calls
+
+        calls = Calls(peers, LIFETIME)
+        async with contextlib.aclosing(calls.monitor(seat.manager, Selector())) as events:
+            async for event in events:  # the first is everything there is
+                return list(event.connections.values())
+        return []
+
+    return sorted(_asked(ask, lab, node, manager, identity), key=_first_id)
+
+
+def _first_id(conn: Connection) -> str:
+    return conn.segments[0].id if conn.segments else conn.id
+
+
+def _ends(conn: Connection) -> str:
+    return conn.segments[0].name if conn.segments else ""
+
+
+def _expires(conn: Connection) -> int | None:
+    return min((s.expires for s in conn.segments if s.expires is not None), default=None)
+
+
+def _state(conn: Connection) -> str:
+    return str(getattr(conn.state, "name", conn.state))
+
+
+def _facts(conn: Connection) -> dict[str, Any]:
+    return {
+        "id": _first_id(conn),
+        "service": conn.service,
+        "endpoint": conn.endpoint,
+        "payload": conn.payload,
+        "state": _state(conn),
+        "mechanism": conn.mechanism.type if conn.mechanism else "",
+        "src": conn.ip.src_ip_addrs,
+        "dst": conn.ip.dst_ip_addrs,
+        "mtu": conn.context.mtu if conn.context else 0,
+        "labels": dict(conn.labels),
+        "expires": _expires(conn),
+        "hops": [segment.name for segment in conn.segments],
+    }
+
+
+def _speaker(token: str) -> str:
+    """Who a segment's token is of; never the token."""
+    from nsm.identity.tokens import claims
+
+    try:
+        return claims(token).sub
+    except NsmError:
+        return ""
+
+
+def _left(expires: int | None) -> str:
+    from labs.units import since
+
+    if expires is None:
+        return ""
+    seconds = expires / SECOND - time.time()
+    return since(seconds) if seconds > 0 else "over"
+
+
+# --- asking ----------------------------------------------------------------------------------
+
+
+def _asked(
+    ask: "Callable[[Seat, Peers], Awaitable[list[T]]]",
+    lab: str,
+    node: str,
+    manager: str,
+    identity: str,
+) -> list[T]:
+    seat = _seat(lab, node, manager, identity)
+
+    async def within() -> list[T]:
+        async with _peers(seat) as peers:
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    return await ask(seat, peers)
+            except TimeoutError:
+                raise DeadlineError(
+                    f"{seat.manager} did not answer within {PATIENCE:.0f} s"
+                ) from None
+
+    return asyncio.run(within())
+
+
+@contextlib.asynccontextmanager
+async def _peers(seat: "Seat") -> "AsyncIterator[Peers]":
+    from nsm.identity.workload import workload_source
+    from nsm.rpc.peers import Peers
+
+    async with (
+        workload_source(seat.identity, patience=PATIENCE) as source,
+        Peers(source, dial_timeout=PATIENCE) as peers,
+    ):
+        yield peers
+
+
+def _seat(lab: str, node: str, manager: str, identity: str) -> "Seat":
+    from labs import engine, seats
+
+    if not lab and not node:
+        return seats.Seat("nsmctl", manager, identity)
+    show.need_root()
+    if not lab:
+        raise InvalidError("-n means a place in a lab", hint="add --lab NAME")
+    there, paths = engine.running(lab)
+    nodes = [name for name, found in there.nodes.items() if found.kind == "node"]
+    if not node and len(nodes) > 1:
+        raise InvalidError(f"lab {lab} has several nodes", hint=f"add -n {'|'.join(nodes)}")
+    return seats.take(there, paths, node or nodes[0])

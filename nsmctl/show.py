@@ -1,0 +1,144 @@
+"""What people see: tables on a terminal, plain lines in a pipe, JSON for scripts.
+
+Results go to standard output, progress and errors to standard error, so that a
+pipe holds results only. Without a terminal, or with NO_COLOR, nothing but text.
+"""
+
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from types import FrameType
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from nsm.errors import NsmError
+from nsm.process import run as codes
+
+
+class MachineCannotError(NsmError):
+    """This machine, or this user on it, cannot do what was asked."""
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where to write; styles only where somebody can see them."""
+    made = Console(stderr=stderr, highlight=False)
+    if made.no_color or not made.is_terminal:
+        made = Console(stderr=stderr, highlight=False, force_terminal=False, no_color=True)
+    return made
+
+
+def line(text: str) -> None:
+    """One line of result."""
+    console().print(escape(text), soft_wrap=True)
+
+
+def as_json(value: object) -> None:
+    """The result for a script."""
+    sys.stdout.write(json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, tuples and mappings as JSON has them."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    return value
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table; columns that start with `>` are numbers."""
+    made = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    for column in columns:
+        right = column.startswith(">")
+        name = column.removeprefix(">")
+        made.add_column(name, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(escape(str(cell)) for cell in row))
+    console().print(made)
+
+
+def error(failure: NsmError, *, json_wanted: bool) -> None:
+    """What went wrong and what to do, in the form the caller reads."""
+    if json_wanted:
+        as_json({"error": failure.message, "hint": failure.hint, "code": failure.code.name})
+        return
+    out = console(stderr=True)
+    out.print(escape(failure.message), style="red", soft_wrap=True)
+    if failure.hint:
+        out.print(escape(f"  {failure.hint}"), soft_wrap=True)
+
+
+def exit_code(failure: NsmError) -> int:
+    """0 ok, 1 no, 2 asked wrongly, 3 this machine cannot, 4 not running, 130 Ctrl-C."""
+    if isinstance(failure, MachineCannotError):
+        return codes.MACHINE_CANNOT
+    return codes.exit_code(failure)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """Say what is being done while it takes time: a moving line, or lines where nothing moves."""
+    out = console(stderr=True)
+    if out.is_terminal:
+        with out.status("...") as status:
+            yield lambda text: status.update(escape(text))
+        return
+    start = time.monotonic()
+    yield lambda text: out.print(
+        escape(f"{time.monotonic() - start:5.1f} s  {text}"), soft_wrap=True
+    )
+
+
+@contextmanager
+def taking_back() -> Iterator[None]:
+    """The first Ctrl-C, SIGTERM or closed terminal ends the block; later ones only say wait.
+
+    What the block has to take back on its way out is taken back in full.
+    """
+    heard = 0
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        nonlocal heard
+        heard += 1
+        if heard == 1:
+            raise KeyboardInterrupt
+        os.write(2, b"still taking everything back, a moment\n")
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def need_root() -> None:
+    """Raises MachineCannotError with the line to type instead."""
+    if sys.platform != "linux":
+        raise MachineCannotError(
+            "this needs Linux's network namespaces", hint="run it in a Linux VM"
+        )
+    if os.geteuid() != 0:
+        program = sys.argv[0] if os.path.dirname(sys.argv[0]) else "nsmctl"
+        again = shlex.join(["sudo", program, *sys.argv[1:]])
+        raise MachineCannotError("needs CAP_NET_ADMIN and CAP_SYS_ADMIN", hint=again)
+
+
+def finish(code: int) -> None:
+    """End the command with an exit code."""
+    raise typer.Exit(code)
