@@ -9,11 +9,13 @@ and every device in it, alive.
 
 import array
 import asyncio
+import ctypes
 import errno
 import fcntl
 import logging
 import os
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -38,9 +40,29 @@ def duplicate(fd: int) -> int:
 
 
 def url_of(fd: int) -> str:
-    """The `inode://dev/ino` of an open descriptor."""
+    """The `inode://dev/ino` of an open descriptor of ours."""
     found = os.fstat(fd)
     return inode_url(found.st_dev, found.st_ino)
+
+
+def key_of(fd: int) -> Key:
+    """Device and inode of a descriptor somebody sent, from what the kernel has cached.
+
+    `fstat` would ask the file system, and a file of a hung network or FUSE one
+    would stop the event loop of whoever received it. Raises OSError.
+    """
+    if _libc.statx(fd, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, _STATX_INO, _statx_buffer) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    ino, major, minor = _STATX.unpack_from(_statx_buffer, _STATX_AT)
+    return os.makedev(major, minor), ino
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_AT_EMPTY_PATH, _AT_STATX_DONT_SYNC, _STATX_INO = 0x1000, 0x4000, 0x100
+_STATX = struct.Struct("=Q96xII")  # stx_ino, then stx_dev_major and stx_dev_minor
+_STATX_AT = 32  # where stx_ino begins
+_statx_buffer = ctypes.create_string_buffer(256)  # used by the loop's thread only
 
 
 class FdSocket(socket.socket):
@@ -185,7 +207,7 @@ class Received:
     def arrive(self, fd: int) -> None:
         """Take a descriptor that just came; never raises."""
         try:
-            found = os.fstat(fd)
+            key = key_of(fd)
         except OSError as error:
             log.warning("%s sent a file descriptor that cannot be looked at: %s", self.whose, error)
             os.close(fd)
@@ -193,7 +215,7 @@ class Received:
         if not self._open:
             os.close(fd)
             return
-        key, loop = (found.st_dev, found.st_ino), asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         if key in self._held:
             os.close(fd)
             self._held[key].arrivals += 1

@@ -49,6 +49,8 @@ MIB = 1024 * 1024
 # received file descriptors are freed when a call ends, so calls with fds may share a connection.
 FREES_FDS = 0xF7D5
 _LAST = 2**31 - 1
+_HARD = 16  # times the bound on headers that are still read, to say what is wrong
+_HEADER = 32  # bytes that HTTP/2 counts for a header beside its name and value
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Limits:
     message: int = 4 * MIB  # bytes of a message, as upstream's gRPC has it
     header_list: int = 64 * 1024  # bytes of all headers of a call
     window: int = 4 * MIB  # bytes of a connection that wait unread here
+    unread: int = 4 * MIB  # bytes of answers that a peer may leave unread
     fds: int = 256  # file descriptors of one connection that nobody asked for
     fd_age: float = 5.0  # seconds until such a one is closed
 
@@ -293,8 +296,9 @@ class Http2(H2Protocol):
         }
         if client:
             values[SettingCodes.ENABLE_PUSH] = 0
-        h2.local_settings = Settings(client=client, initial_values=values)  # type: ignore[arg-type]
-        h2.decoder.max_header_list_size = self.limits.header_list
+        h2.local_settings = Settings(client=client, initial_values=values)
+        # beyond this the connection ends; between the two the call is answered with a status
+        h2.decoder.max_header_list_size = self.limits.header_list * _HARD
         refuse = h2._frame_dispatch_table[GoAwayFrame]
         h2._frame_dispatch_table[GoAwayFrame] = partial(_goaway, refuse)
         h2.initiate_connection()
@@ -323,6 +327,15 @@ class Http2(H2Protocol):
             for event in events:
                 self.processor.process(event)
             self.connection.flush()
+            waiting = self.connection._connection.incoming_buffer._data
+            if (
+                int.from_bytes(waiting[:3], "big")
+                > self.connection._connection.max_inbound_frame_size
+            ):
+                self._broken("its next frame is larger than any may be")  # h2 would read it first
+            if self.transport.get_write_buffer_size() > self.limits.unread:
+                self._broken("it asks and does not read the answers")
+                self.abort()
         except H2Error as error:
             self._broken(f"it broke HTTP/2: {error or type(error).__name__}")
         except Exception:  # whatever a peer's bytes do to the parser ends its connection only
@@ -476,6 +489,7 @@ class CallHandler(grpclib.server.Handler):
 
     def accept(self, stream: Any, headers: Any, release_stream: Callable[[], Any]) -> None:
         said = dict(headers)
+        limit = self.protocol.limits.header_list
         method, encoding = said.get(":path", ""), said.get("grpc-encoding", "identity")
         if self.protocol.refused:
             stream.answer(Status.UNAUTHENTICATED, str(self.protocol.refused))
@@ -488,6 +502,10 @@ class CallHandler(grpclib.server.Handler):
                 Status.UNIMPLEMENTED,
                 f"messages in the encoding {encoding[:50]!r} are not read here; send them plain",
                 ("grpc-accept-encoding", "identity"),
+            )
+        elif (size := sum(len(k) + len(v) + _HEADER for k, v in headers)) > limit:
+            stream.answer(
+                Status.RESOURCE_EXHAUSTED, f"headers of {size} bytes; at most {limit} are read here"
             )
         else:
             super().accept(stream, headers, release_stream)

@@ -179,7 +179,7 @@ class Server:
                     made = await asyncio.to_thread(self._listen_tcp, url, address)
                 self._listeners.append(made)
         except BaseException:
-            self._close_listeners()
+            await self._close_listeners()
             raise
         self._resume()
 
@@ -259,14 +259,11 @@ class Server:
             hint=f"set {self._variable} to an address of this machine that this user may take",
         )
 
-    def _close_listeners(self) -> None:
+    async def _close_listeners(self) -> None:
         self._pause()
         for each in self._listeners:
             each.sock.close()
-            if each.path:
-                with suppress(FileNotFoundError):
-                    if os.lstat(each.path).st_ino == each.inode:  # not another's by now
-                        os.unlink(each.path)
+        await asyncio.to_thread(_unlink, [e for e in self._listeners if e.path])
 
     # -- accepting ----------------------------------------------------------------------------
 
@@ -417,8 +414,8 @@ class Server:
         if self.refusing:
             return
         grace = self._grace if grace is None else grace
-        self._close_listeners()
         self.refusing = f"{self._contexts.newest[0].svid.id} is stopping; try again"
+        await self._close_listeners()
         for task in self._handshakes:
             task.cancel()
         await self._ended(grace, streams_only=True)
@@ -440,6 +437,13 @@ class Server:
                 running.stop()
         if self._running:
             await asyncio.wait({r.task for r in self._running}, timeout=grace)
+
+
+def _unlink(listeners: Sequence[_Listener]) -> None:
+    for each in listeners:
+        with suppress(FileNotFoundError):
+            if os.lstat(each.path).st_ino == each.inode:  # not another's by now
+                os.unlink(each.path)
 
 
 def _caller(stream: grpclib.server.Stream[Any, Any], now: float) -> Caller:

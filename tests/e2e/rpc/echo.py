@@ -1,4 +1,5 @@
 """A service for tests of the transport: what it does is a function given by the test."""
+# ruff: noqa: N802 - methods have the protocol's names
 
 from collections.abc import Awaitable, Callable
 from typing import Any

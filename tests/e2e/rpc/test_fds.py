@@ -134,7 +134,7 @@ async def test_a_descriptor_that_never_comes_ends_the_call_in_a_sentence(tmp_pat
         return await caller.fds.claim(connection.labels["0"], 0.2)
 
     async with linked(tmp_path, Echo(claim)) as link:
-        with pytest.raises(UnavailableError, match=r"inode://4/42 came from spiffe://a.test/c"):
+        with pytest.raises(UnavailableError, match=r"inode://4/42 came from spiffe://a\.test/c"):
             await call(link, "inode://4/42")
         with pytest.raises(InvalidError, match="names no passed file descriptor"):
             await call(link, "file:///etc/passwd")
@@ -194,7 +194,7 @@ async def test_a_claimed_descriptor_is_its_claimers_alone_when_the_call_ends(
         url, inode = link.fds.send(fd), os.fstat(fd).st_ino
         os.close(fd)
         await call(link, url)
-        assert [f for f in _holds(inode)] == kept  # ours; the connection's own is closed
+        assert _holds(inode) == kept  # ours; the connection's own is closed
         os.close(kept[0])
         assert not _holds(inode)
 
@@ -232,7 +232,7 @@ async def test_a_connection_that_ends_tells_who_waits_for_a_descriptor(tmp_path:
         asked = asyncio.ensure_future(call(link))
         await waiting.wait()
         link._connection.protocol.abort()
-        with pytest.raises(UnavailableError, match="s.sock"):
+        with pytest.raises(UnavailableError, match=r"s\.sock"):
             await asked
         await until(lambda: ended, "the handler to be told", bar=0.5)
 

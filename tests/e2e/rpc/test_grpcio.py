@@ -1,6 +1,7 @@
 """A real grpc.aio channel to a server whose certificate has nothing but a SPIFFE id."""
 
 import asyncio
+import gc
 import os
 from typing import Any
 
@@ -54,16 +55,18 @@ async def test_descriptors_travel_both_ways_through_the_door(tmp_path: Any) -> N
         return connection
 
     url = f"unix://{tmp_path}/s.sock"
-    async with serve([url], [Echo(swap)], A.source("/s")):
-        async with grpcio.door(url, A.source("/c")) as door:
-            fd = os.open("/proc/self/ns/net", os.O_PATH)
-            there = await door.send(fd)
-            os.close(fd)
-            stub = networkservice_pb2_grpc.NetworkServiceStub(door.channel)
-            reply = await stub.Request(request(labels={"there": there}), timeout=5)
-            fd = await door.claim(reply.labels["back"])
-            assert os.readlink(f"/proc/self/fd/{fd}") == str(tmp_path / "back")
-            os.close(fd)
+    async with (
+        serve([url], [Echo(swap)], A.source("/s")),
+        grpcio.door(url, A.source("/c")) as door,
+    ):
+        fd = os.open("/proc/self/ns/net", os.O_PATH)
+        there = await door.send(fd)
+        os.close(fd)
+        stub = networkservice_pb2_grpc.NetworkServiceStub(door.channel)
+        reply = await stub.Request(request(labels={"there": there}), timeout=5)
+        fd = await door.claim(reply.labels["back"])
+        assert os.readlink(f"/proc/self/fd/{fd}") == str(tmp_path / "back")
+        os.close(fd)
 
 
 async def test_a_server_that_is_not_there_or_not_trusted_is_an_rpc_error_that_says_so(
@@ -73,13 +76,13 @@ async def test_a_server_that_is_not_there_or_not_trusted_is_an_rpc_error_that_sa
         with pytest.raises(grpc.aio.AioRpcError, match="cannot connect to unix") as gone:
             await networkservice_pb2_grpc.NetworkServiceStub(channel).Request(request(), timeout=5)
         assert gone.value.code() == grpc.StatusCode.UNAVAILABLE
-    async with serve([listen], [Echo()], C.source("/s", A)) as server:
-        async with grpcio.channel(server.urls[0], A.source("/c")) as channel:
-            with pytest.raises(grpc.aio.AioRpcError, match="does not chain") as refused:
-                await networkservice_pb2_grpc.NetworkServiceStub(channel).Request(
-                    request(), timeout=5
-                )
-            assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+    async with (
+        serve([listen], [Echo()], C.source("/s", A)) as server,
+        grpcio.channel(server.urls[0], A.source("/c")) as channel,
+    ):
+        with pytest.raises(grpc.aio.AioRpcError, match="does not chain") as refused:
+            await networkservice_pb2_grpc.NetworkServiceStub(channel).Request(request(), timeout=5)
+        assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
 async def test_a_new_certificate_moves_new_calls_and_leaves_streams(listen: str) -> None:
@@ -98,7 +101,7 @@ async def test_a_new_certificate_moves_new_calls_and_leaves_streams(listen: str)
             fresh = A.svid("/c")
             ours.replace(Identity(fresh, ours.identity.bundles))
             await until(
-                lambda: door._newest and door._newest.handshake.own is fresh,
+                lambda own=fresh: door._newest and door._newest.handshake.own is own,
                 "the door to show the new certificate",
                 bar=0.5,
             )
@@ -108,6 +111,8 @@ async def test_a_new_certificate_moves_new_calls_and_leaves_streams(listen: str)
             assert tokens.signed_by(caller.token, fresh.leaf)
             assert monitor.open == 1, "the stream goes on"
         watch.cancel()
+        del watch
+        gc.collect()  # grpcio closes a connection when the last call's object is gone
         await until(lambda: server.connections == 1, "the old connections to close", bar=1.0)
 
 
@@ -126,20 +131,21 @@ async def test_the_door_survives_a_server_that_went_away_and_came_back(tmp_path:
 
 async def test_the_door_lets_only_this_process_in(tmp_path: Any) -> None:
     url = f"unix://{tmp_path}/s.sock"
-    async with serve([url], [Echo()], A.source("/s")):
-        async with grpcio.channel(url, A.source("/c")) as channel:
-            del channel
-            doors = [d for d in os.listdir("/tmp") if d.startswith("vwire-door-")]
-            modes = [os.stat(f"/tmp/{d}").st_mode & 0o777 for d in doors]
-            assert doors
-            assert set(modes) == {0o700}
-            knock = await asyncio.create_subprocess_exec(
-                "python3",
-                "-c",
-                "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
-                "print(s.recv(9))",
-                f"/tmp/{doors[-1]}/door",
-                stdout=asyncio.subprocess.PIPE,
-            )
-            said, _ = await knock.communicate()
-            assert said.strip() == b"b''"
+    async with (
+        serve([url], [Echo()], A.source("/s")),
+        grpcio.channel(url, A.source("/c")),
+    ):
+        doors = [d for d in os.listdir("/tmp") if d.startswith("vwire-door-")]
+        modes = [os.stat(f"/tmp/{d}").st_mode & 0o777 for d in doors]
+        assert doors
+        assert set(modes) == {0o700}
+        knock = await asyncio.create_subprocess_exec(
+            "python3",
+            "-c",
+            "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
+            "print(s.recv(9))",
+            f"/tmp/{doors[-1]}/door",
+            stdout=asyncio.subprocess.PIPE,
+        )
+        said, _ = await knock.communicate()
+        assert said.strip() == b"b''"

@@ -1,4 +1,5 @@
 """Connections bound to certificates: pooled, rotated, own ones for descriptors, gone and back."""
+# ruff: noqa: N802 - methods have the protocol's names
 
 import asyncio
 import gc
@@ -76,7 +77,7 @@ async def test_a_new_certificate_opens_a_new_connection_and_old_streams_go_on(
                 for n in range(3):
                     fresh = A.svid("/c")
                     ours.replace(Identity(fresh, ours.identity.bundles))
-                    await until(lambda: peers._contexts.newest[0].svid is fresh, "the context")
+                    await until(lambda own=fresh: peers._contexts.newest[0].svid is own, "context")
                     async with peers.link(url) as link:
                         await call(link, f"c-{n}")
                         assert link.handshake.own is fresh
@@ -111,13 +112,16 @@ async def test_accepted_connections_keep_the_certificate_they_showed(listen: str
 
 async def test_half_of_the_peers_remaining_life_opens_a_new_connection(listen: str) -> None:
     short = source(A.svid("/s", life=timedelta(seconds=63), age=timedelta(seconds=60)), A)
-    async with serve([listen], [Echo()], short) as server, Peers(A.source("/c")) as peers:
-        async with peers.link(server.urls[0]) as link:
-            assert not link.outdated
-            start = time.monotonic()
-            async with asyncio.timeout(5):
-                await link.outdating()
-            assert time.monotonic() - start < 2
+    async with (
+        serve([listen], [Echo()], short) as server,
+        Peers(A.source("/c")) as peers,
+        peers.link(server.urls[0]) as link,
+    ):
+        assert not link.outdated
+        start = time.monotonic()
+        async with asyncio.timeout(5):
+            await link.outdating()
+        assert time.monotonic() - start < 2
 
 
 async def test_a_server_that_went_away_and_came_back_is_reached_by_the_next_link(
@@ -126,9 +130,8 @@ async def test_a_server_that_went_away_and_came_back_is_reached_by_the_next_link
     url = f"unix://{tmp_path}/s.sock"
     async with Peers(A.source("/c")) as peers:
         for _ in range(3):
-            async with serve([url], [Echo()], A.source("/s")):
-                async with peers.link(url) as link:
-                    await call(link)
+            async with serve([url], [Echo()], A.source("/s")), peers.link(url) as link:
+                await call(link)
             with pytest.raises(UnavailableError, match=r"s\.sock"):
                 async with peers.link(url) as link:
                     await call(link)

@@ -1,4 +1,5 @@
 """Stock grpcio as the independent peer, at both ends."""
+# ruff: noqa: N802 - methods have the protocol's names
 
 import asyncio
 import resource
@@ -46,11 +47,11 @@ async def served(listen: str, *handlers: Any, **options: Any) -> AsyncIterator[t
     authority = Authority("a.test")
     source = authority.source("/server", dns=["server.test"])
     credentials = stock_credentials(authority.source("/client").identity)
-    async with serve([listen], handlers, source, **options) as server:
-        async with grpc.aio.secure_channel(
-            target(server.urls[0]), credentials, stock_options()
-        ) as channel:
-            yield server, channel
+    async with (
+        serve([listen], handlers, source, **options) as server,
+        grpc.aio.secure_channel(target(server.urls[0]), credentials, stock_options()) as channel,
+    ):
+        yield server, channel
 
 
 async def test_a_stock_grpcio_client_calls_a_server_whose_certificate_also_has_a_dns_name(
@@ -293,26 +294,26 @@ async def test_our_links_call_a_stock_grpcio_server(listen: str) -> None:
     async with (
         stock_server(listen, authority.source("/stock")) as (url, servicer),
         Peers(authority.source("/us")) as peers,
+        peers.link(url) as link,
     ):
-        async with peers.link(url) as link:
-            assert str(link.handshake.peer_id) == "spiffe://a.test/stock"
-            stub = NetworkServiceStub(link.channel)
-            with link.errors():
-                metadata = link.metadata(LIFE)
-                assert (await stub.Request(request("c-3"), metadata=metadata, timeout=5)).id
-            assert servicer.seen[0]["nsm-client-token"] == metadata["nsm-client-token"]
-            with pytest.raises(NotFoundError, match=r"^network service x is not found$"):
-                with link.errors():
-                    await stub.Request(request("absent"), timeout=5)
-            with pytest.raises(PeerError, match=r"^all forwarders have failed$") as failed:
-                with link.errors():
-                    await stub.Request(request("go"), timeout=5)
-            assert failed.value.code is Code.UNKNOWN
-            with pytest.raises(Exception, match="at most 4194304"):
-                with link.errors():
-                    await stub.Request(request("large"), timeout=20)
-            with link.errors():
-                assert (await stub.Request(request("c-4"), timeout=5)).id == "c-4"
+        assert str(link.handshake.peer_id) == "spiffe://a.test/stock"
+        stub = NetworkServiceStub(link.channel)
+        with link.errors():
+            metadata = link.metadata(LIFE)
+            assert (await stub.Request(request("c-3"), metadata=metadata, timeout=5)).id
+        assert servicer.seen[0]["nsm-client-token"] == metadata["nsm-client-token"]
+        with pytest.raises(NotFoundError, match=r"^network service x is not found$"), link.errors():
+            await stub.Request(request("absent"), timeout=5)
+        with (
+            pytest.raises(PeerError, match=r"^all forwarders have failed$") as failed,
+            link.errors(),
+        ):
+            await stub.Request(request("go"), timeout=5)
+        assert failed.value.code is Code.UNKNOWN
+        with pytest.raises(Exception, match="at most 4194304"), link.errors():
+            await stub.Request(request("large"), timeout=20)
+        with link.errors():
+            assert (await stub.Request(request("c-4"), timeout=5)).id == "c-4"
 
 
 def _python(module: str) -> list[str]:
