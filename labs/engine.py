@@ -390,6 +390,8 @@ def down(paths: Paths, *, report: Report = silent, keep_folder: bool = False) ->
         killed += alive.stop(group, POLITE)
     if "nursery" in children:
         alive.stop([children["nursery"].mark], POLITE)
+        with contextlib.suppress(ChildProcessError):  # it is ours if this process made the lab
+            os.waitpid(children["nursery"].mark.pid, os.WNOHANG)
     namespaces = now.namespaces if now else {}
     inodes = _inodes(namespaces)
     alive.kill(alive.inside(inodes))
