@@ -14,23 +14,25 @@ connection per wire there, closed with `release`.
 import asyncio
 import logging
 import os
+import re
 import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Self
 
-from nsm.caller import TOKEN, TOKEN_EXPIRES, Fds
+from nsm.caller import TOKEN, TOKEN_EXPIRES, Fds, inode_url
 from nsm.errors import InternalError, NsmError, UnauthenticatedError, UnavailableError
 from nsm.identity.source import Handshake, Identity, Source
 from nsm.identity.tokens import format_instant, issue
 from nsm.model import SECOND
 from nsm.rpc import addresses
 from nsm.rpc.background import background
-from nsm.rpc.fds import CallFds, connect
+from nsm.rpc.fds import CallFds, connect, key_of
 from nsm.rpc.grpclib_private import ClientHttp2, Limits, LinkChannel
 from nsm.rpc.sockets import watch_for_death
 from nsm.rpc.status import error_of, status_of
@@ -40,7 +42,29 @@ log = logging.getLogger(__name__)
 
 DIAL_TIMEOUT = 0.75  # seconds, as upstream's manager and forwarder have it
 _ATTEMPT_DELAY = 0.1  # seconds before the next address of a name is tried beside the first
+_REMEMBERED = 4096  # places whose peer keeps descriptors
+_OWN_FD = re.compile(r"/proc/self/fd/([0-9]+)", re.ASCII)
 _SHUTDOWN = 1.0  # seconds a TLS goodbye may take
+
+
+@dataclass(frozen=True, slots=True)
+class _Where:
+    """What a link asks for: by url in messages, by place in the pool."""
+
+    url: str
+    target: addresses.Unix | addresses.Tcp
+    place: str
+
+
+def _place(url: str, target: addresses.Unix | addresses.Tcp) -> str:
+    """The number of a descriptor means another socket tomorrow, so its file is the place."""
+    found = _OWN_FD.fullmatch(target.path) if isinstance(target, addresses.Unix) else None
+    if found is None:
+        return url
+    try:
+        return inode_url(*key_of(int(found[1])))
+    except (OSError, OverflowError) as error:
+        raise UnavailableError(f"cannot connect to {url}: no such descriptor is open") from error
 
 
 class _Connection:
@@ -155,7 +179,7 @@ class Peers:
         self._limits = limits
         self._pool: dict[tuple[str, str], list[_Connection]] = {}
         self._dials: dict[tuple[str, str], asyncio.Task[_Connection | NsmError]] = {}
-        self._keeping: set[str] = set()  # URLs whose peer keeps descriptors
+        self._keeping: set[str] = set()  # places whose peer keeps descriptors
         self._stack = AsyncExitStack()
         self._tasks: asyncio.TaskGroup
 
@@ -195,7 +219,8 @@ class Peers:
         """
         target = addresses.parse(url)
         authority = "localhost" if isinstance(target, addresses.Unix) else _authority(target)
-        connection = await self._get(url, target, private, dial_timeout or self._dial_timeout)
+        where = _Where(url, target, _place(url, target))
+        connection = await self._get(where, private, dial_timeout or self._dial_timeout)
         link = Link(connection, authority)
         try:
             yield link
@@ -221,20 +246,18 @@ class Peers:
 
     # -- choosing -----------------------------------------------------------------------------
 
-    async def _get(
-        self, url: str, target: addresses.Unix | addresses.Tcp, private: str, patience: float
-    ) -> _Connection:
-        unix = isinstance(target, addresses.Unix)
-        async with bounded(patience, url):
+    async def _get(self, where: "_Where", private: str, patience: float) -> _Connection:
+        unix = isinstance(where.target, addresses.Unix)
+        async with bounded(patience, where.url):
             while True:
-                own = (url, private if unix and url in self._keeping else "")
-                found = self._find(own, private if unix else "")
+                key = (where.place, private if unix and where.place in self._keeping else "")
+                found = self._find(key, private if unix else "")
                 if found is None:
-                    result = await self._dialled(own, target, patience)
+                    result = await self._dialled(key, where, patience)
                     if isinstance(result, NsmError):
                         raise result
                     if private and unix and result.usable and not result.protocol.frees_fds:
-                        found = self._take_private(result, url, private)
+                        found = self._take_private(result, where.place, private)
                 if found is not None:
                     found.links += 1
                     if found.idle:
@@ -249,30 +272,30 @@ class Peers:
                 return connection
         return None
 
-    def _take_private(self, fresh: _Connection, url: str, private: str) -> _Connection | None:
+    def _take_private(self, fresh: _Connection, place: str, private: str) -> _Connection | None:
         """Dialled for all, but the peer keeps descriptors: the first wire may have it whole."""
-        self._keeping.add(url)
-        if fresh.links or fresh not in self._pool.get((url, ""), ()):
+        self._keep(place)
+        if fresh.links or fresh not in self._pool.get((place, ""), ()):
             return None
-        self._forget((url, ""), fresh)
-        self._pool.setdefault((url, private), []).append(fresh)
-        fresh.protocol.on_lost = partial(self._lost, (url, private), fresh)
+        self._forget((place, ""), fresh)
+        self._pool.setdefault((place, private), []).append(fresh)
+        fresh.protocol.on_lost = partial(self._lost, (place, private), fresh)
         return fresh
 
     async def _dialled(
-        self, key: tuple[str, str], target: addresses.Unix | addresses.Tcp, patience: float
+        self, key: tuple[str, str], where: "_Where", patience: float
     ) -> _Connection | NsmError:
         """The result of one dial, shared by all who wait for the same."""
         dial = self._dials.get(key)
         if dial is None:
             dial = self._tasks.create_task(
-                self._dial(key, target, patience), name=f"dial of {key[0]}"
+                self._dial(key, where, patience), name=f"dial of {where.url}"
             )
             self._dials[key] = dial
             dial.add_done_callback(lambda _: self._dials.pop(key, None))
         await asyncio.wait({dial})
         if dial.cancelled():
-            return UnavailableError(f"cannot reach {key[0]}: this process is stopping")
+            return UnavailableError(f"cannot reach {where.url}: this process is stopping")
         return dial.result()
 
     def _give_back(self, connection: _Connection) -> None:
@@ -301,6 +324,11 @@ class Peers:
     def _all(self) -> list[_Connection]:
         return [c for some in self._pool.values() for c in some]
 
+    def _keep(self, place: str) -> None:
+        if len(self._keeping) >= _REMEMBERED:
+            self._keeping.clear()  # costs one dial more for each
+        self._keeping.add(place)
+
     async def _follow(self) -> None:
         while True:
             await self._contexts.replaced()
@@ -310,12 +338,12 @@ class Peers:
     # -- dialling -----------------------------------------------------------------------------
 
     async def _dial(
-        self, key: tuple[str, str], target: addresses.Unix | addresses.Tcp, patience: float
+        self, key: tuple[str, str], where: "_Where", patience: float
     ) -> _Connection | NsmError:
-        url = key[0]
+        url = where.url
         try:
             async with bounded(patience, url):
-                protocol = await dial(url, target, self._contexts, self._limits, patience)
+                protocol = await dial(url, where.target, self._contexts, self._limits, patience)
         except NsmError as error:
             return error
         except Exception as error:
@@ -329,9 +357,9 @@ class Peers:
         protocol.on_lost = partial(self._lost, key, connection)
         protocol.on_goaway = connection.retire
         if protocol.frees_fds:
-            self._keeping.discard(url)
-        elif isinstance(target, addresses.Unix):
-            self._keeping.add(url)
+            self._keeping.discard(where.place)
+        elif isinstance(where.target, addresses.Unix):
+            self._keep(where.place)
         loop = asyncio.get_running_loop()
         half = max(0.0, (shown.peer_not_after - time.time_ns()) / SECOND / 2)
         connection.timers.append(loop.call_later(half, connection.retire))

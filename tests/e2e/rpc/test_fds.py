@@ -287,6 +287,30 @@ async def test_a_link_to_a_listening_socket_that_came_as_a_descriptor(tmp_path: 
         assert server.connections == 1
 
 
+async def test_a_descriptor_number_that_is_used_again_reaches_the_new_socket(
+    tmp_path: Any,
+) -> None:
+    urls = [f"unix://{tmp_path}/{n}.sock" for n in "ab"]
+    async with (
+        serve(urls[:1], [Echo()], A.source("/a")),
+        serve(urls[1:], [Echo()], A.source("/b")),
+        Peers(A.source("/c")) as peers,
+    ):
+        spare = os.open("/dev/null", os.O_RDONLY)
+        for name in "abab":
+            fd = os.open(tmp_path / f"{name}.sock", os.O_PATH)
+            os.dup2(fd, spare)
+            os.close(fd)
+            async with peers.link(f"unix:///proc/self/fd/{spare}") as link:
+                assert link.handshake.peer_id.path == f"/{name}"
+                assert (await call(link)).id
+        assert peers.connections == 2
+        os.close(spare)
+        with pytest.raises(UnavailableError, match="no such descriptor"):
+            async with peers.link(f"unix:///proc/self/fd/{spare}"):
+                pass
+
+
 def _open() -> int:
     return len(os.listdir("/proc/self/fd"))
 
