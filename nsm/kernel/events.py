@@ -213,6 +213,9 @@ def _listening(kinds: Kind) -> socket.socket:
         sock.setblocking(False)
         sock.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, _BUFFER)
         sock.setsockopt(SOL_NETLINK, _LISTEN_ALL_NSID, 1)
+        # a port first: without one the socket counts as the sender of all the kernel says and
+        # hears nothing, and binding later would drop the groups
+        sock.bind((0, 0))
         for group in kinds.value:
             sock.setsockopt(SOL_NETLINK, _ADD_MEMBERSHIP, group)
     except OSError as failure:
