@@ -10,6 +10,7 @@ import asyncio
 import errno
 import os
 import random
+import resource
 import socket
 import stat
 from collections import Counter
@@ -48,8 +49,9 @@ from nsm.proto.workload_pb2 import (
     X509SVIDResponse,
 )
 
-MAX_CONNECTIONS = 4096
-MAX_CONNECTIONS_PER_USER = 1024  # so that one user cannot shut out the others
+MAX_CONNECTIONS = 4096  # fewer where the process may not have as many files
+PER_USER = 4  # a user gets one part of so many, so that one cannot shut out the others
+BACKLOG = 1024  # a unix socket that is full refuses at once
 MAX_STREAMS_PER_PROCESS = 64
 MAX_IDENTITIES = 64  # of one process
 _WINDOW = 64 * 1024  # bytes that wait unread for a connection: requests are empty
@@ -91,7 +93,7 @@ async def serve(
     )
     listener = await asyncio.to_thread(_listen, path)
     try:
-        await server.start(sock=listener)
+        await server.start(sock=listener, backlog=BACKLOG)
         async with beside(read.follow(issuer, look_every), f"follower of {entries}"):
             try:
                 yield issuer
@@ -369,12 +371,14 @@ class _Listener(socket.socket):
         super().__init__(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self.inode = (0, 0)
         self._users: Counter[int] = Counter()  # uid -> open connections
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = min(MAX_CONNECTIONS, max((files - 128) // 2, PER_USER))  # socket and pidfd
 
     def accept(self) -> tuple["_Accepted", Connected]:
         raw, _ = super().accept()
         sock = _Accepted(raw.family, raw.type, raw.proto, fileno=raw.detach())
         who = sock.admit(self._users)
-        if self._users.total() > MAX_CONNECTIONS or self._users[who.uid] > MAX_CONNECTIONS_PER_USER:
+        if self._users.total() > self._most or self._users[who.uid] > self._most // PER_USER:
             sock.close()
             log.warning("connection refused: too many", uid=who.uid)
             raise ConnectionAbortedError(errno.ECONNABORTED, "too many connections")
@@ -427,7 +431,7 @@ def _listen(path: Path) -> _Listener:
         path.chmod(0o777)
         status = path.stat()
         listener.inode = (status.st_dev, status.st_ino)
-        listener.listen(128)
+        listener.listen(BACKLOG)
         listener.setblocking(False)
     except BaseException:
         listener.close()

@@ -5,6 +5,7 @@ SPIRE: for labs, for tests, and for small installations.
 """
 
 import asyncio
+import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,8 @@ class Config(Common):
 
 async def serve(config: Config, process: Process) -> None:
     """Serve until the process is asked to stop."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # two files for each connection
     authority = await asyncio.to_thread(
         open_authority, Path(config.issuer_dir), config.trust_domain
     )

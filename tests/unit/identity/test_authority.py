@@ -120,7 +120,7 @@ def test_a_place_that_is_no_directory_is_refused(tmp_path: Path) -> None:
 
 def test_another_domains_authority_is_refused(tmp_path: Path) -> None:
     open_authority(tmp_path / "i", "td.example")
-    with pytest.raises(InvalidError, match="not of .other"):
+    with pytest.raises(InvalidError, match="not of"):
         open_authority(tmp_path / "i", "other.example")
 
 
