@@ -3,6 +3,7 @@
 import sys
 
 from forwarder.config import Config
+from forwarder.deaths import Deaths
 from forwarder.discovery import Discovery
 from forwarder.recovery import Recovery
 from forwarder.route import Crossing, ForwarderRoute
@@ -58,6 +59,8 @@ async def serve(config: Config, process: Process) -> None:
             recovery.forget(config.max_token_lifetime, lambda id_: id_ in hop.connections),
             "removal of wires nobody refreshed",
         )
+        deaths = Deaths(hop, kernel, process.tasks.spawn)
+        process.tasks.spawn(deaths.follow(), "deaths of namespaces", vital=True)
         handlers = [*services.of(hop), Health(*services.HEALTHY)]
         try:
             async with serve_grpc([config.listen_on], handlers, source, on_call=log_call) as server:

@@ -146,8 +146,12 @@ class Hop(Generic[M]):
 
     async def expire(self, id_: str) -> None:
         """Take down a connection nobody refreshed in time."""
+        await self.end(id_, lambda held: held.id not in self.leases)
+
+    async def end(self, id_: str, still: Callable[[Held[M]], bool]) -> None:
+        """Take down a connection of our own accord, if the reason still holds at its turn."""
         async with self.connections.turn(id_) as held:
-            if held.made and id_ not in self.leases:
+            if held.made and still(held):
                 await self._take_down(held, held.made, None)
 
     def adopt(
