@@ -1,0 +1,468 @@
+"""A client and the manager it sees: how a wire is got, kept, found again and given back."""
+
+import asyncio
+import contextlib
+import os
+import time
+from dataclasses import replace
+
+import pytest
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from nsm.client import Change, Client, Settings
+from nsm.descriptors import Descriptors
+from nsm.endpoint import Endpoint, EndpointRoute
+from nsm.errors import (
+    DeniedError,
+    InvalidError,
+    NotFoundError,
+    PreconditionError,
+    TakenError,
+    UnavailableError,
+    UnsupportedError,
+)
+from nsm.identity.tokens import issue
+from nsm.ipam import Pools
+from nsm.model import SECOND, Event, EventType, IPContext, Segment, State
+from nsm.nsurl import awareness_groups, parse
+from nsm.rpc import services, wire
+from tests.support.wait import until
+
+SHORT = 3 * SECOND  # tokens that make a refresh due about every half second
+
+
+class Witness(EndpointRoute):
+    """What a manager does with a request, as far as its client can tell; keeps what it saw."""
+
+    def __init__(self, **options) -> None:
+        self.asked = []
+        self.refuse = None
+        super().__init__("manager", Pools([["10.0.0.0/24"]]), **options)
+
+    async def establish(self, asked, held, caller, undo):
+        with Descriptors() as fds:
+            await fds.claim_all(caller.fds, asked.preferences, 2)
+            url = asked.preferences[0].get("inodeURL")
+            found = os.fstat(fds.get(url))
+            assert (found.st_dev, found.st_ino) == os.stat("/proc/self/ns/net")[2:0:-1]
+        self.asked.append(asked)
+        if self.refuse:
+            raise self.refuse
+        return await super().establish(asked, held, caller, undo)
+
+
+@contextlib.asynccontextmanager
+async def managed(authority, door, route=None, **options):
+    """A manager at door, and what it sees."""
+    manager = Endpoint("manager", ["x"], source=authority.source("/mgr"), listen=door, **options)
+    manager.route = route = route or Witness()
+    async with manager:
+        yield manager, route
+
+
+class Asking:
+    """A client and what it says of its wires."""
+
+    def __init__(self, authority, door, name="app", **settings) -> None:
+        self.changes = []
+        self.client = Client(
+            name,
+            source=authority.source("/app"),
+            manager=door,
+            settings=Settings(
+                on_change=lambda what, _, error: self.changes.append((what, error)),
+                **({"dial_timeout": 1, "request_timeout": 3} | settings),
+            ),
+        )
+
+    @property
+    def kinds(self):
+        return [what for what, _ in self.changes]
+
+
+async def test_a_wire_has_its_interface_addresses_and_our_namespace(authority, door):
+    asking = Asking(authority, door, labels={"podName": "p", "app": "default"})
+    async with managed(authority, door) as (manager, seen):
+        async with (
+            asking.client as client,
+            client.connect("kernel://echo/nsm-1?app=x") as wire,
+        ):
+            assert wire.interface == "nsm-1"
+            assert [str(one) for one in wire.addresses] == ["10.0.0.1/32"]
+            assert [str(one) for one in wire.peer_addresses] == ["10.0.0.0/32"]
+            assert [route.prefix for route in wire.routes] == ["10.0.0.0/32"]
+            assert wire.endpoint == "manager"
+            assert wire.id == "app-nsm-1"
+            assert wire.up
+            assert set(wire.stages) == {"identity", "dial", "look", "request"}
+            assert len(manager.connections) == 1
+        (asked,) = seen.asked
+        assert asked.connection.service == "echo"
+        assert asked.connection.labels == {"podName": "p", "app": "x"}
+        assert asked.connection.context.ip == IPContext()
+        assert [one.name for one in asked.connection.segments] == ["app", "manager"]
+        assert asked.preferences[0].get("name") == "nsm-1"
+        assert manager.connections == (), "the block's end did not close the wire"
+        assert asking.kinds == [Change.UP, Change.CLOSED]
+
+
+async def test_without_a_name_each_wire_gets_one_and_an_id(authority, door):
+    async with (
+        managed(authority, door),
+        Asking(authority, door).client as client,
+        client.connect("kernel://echo") as a,
+        client.connect("kernel://echo/") as b,
+    ):
+        assert a.interface.startswith("echo-")
+        assert len({a.interface, b.interface}) == len({a.id, b.id}) == 2
+
+
+@pytest.mark.parametrize("how", ["error", "cancelled", "cancelled twice"])
+async def test_the_wire_is_closed_however_its_block_ends(authority, door, how):
+    async with managed(authority, door) as (manager, _), Asking(authority, door).client as client:
+        inside = asyncio.Event()
+
+        async def hold() -> None:
+            async with client.connect("kernel://echo/nsm-1"):
+                inside.set()
+                if how == "error":
+                    raise ZeroDivisionError
+                await asyncio.Event().wait()
+
+        holding = asyncio.create_task(hold())
+        await inside.wait()
+        if how != "error":
+            holding.cancel()
+        if how == "cancelled twice":
+            await asyncio.sleep(0)
+            holding.cancel()
+        with pytest.raises((ZeroDivisionError, asyncio.CancelledError)):
+            await holding
+        assert manager.connections == ()
+        assert client.wires == ()
+
+
+async def test_it_is_refreshed_in_time_with_its_namespace_and_stays_the_same(authority, door):
+    asking = Asking(authority, door, lifetime=SHORT, request_timeout=0.5)
+    async with managed(authority, door, lifetime=SHORT) as (manager, seen):
+        async with asking.client as client, client.connect("kernel://echo/nsm-1") as wire:
+            before = wire.connection
+            await until(lambda: len(seen.asked) >= 4, "three refreshes of a short wire", bar=2.5)
+            assert wire.connection.ip == before.ip
+            assert wire.connection.mechanism == before.mechanism
+            assert seen.asked[-1].connection.mechanism.get("name") == "nsm-1"
+            expiries = [one.expires for one in wire.connection.segments]
+            assert min(expiries) > min(one.expires for one in before.segments)
+            assert len(manager.connections) == 1
+        assert asking.kinds == [Change.UP, Change.CLOSED]
+
+
+async def test_what_the_mesh_refuses_leaves_the_block_with_its_sentence(authority, door):
+    asking = Asking(authority, door)
+    async with managed(authority, door) as (manager, seen), asking.client as client:
+        seen.refuse = NotFoundError("network service 'echo' is not found", hint="create it")
+        with pytest.raises(NotFoundError, match="network service 'echo' is not found; create it"):
+            async with client.connect("kernel://echo/nsm-1"):
+                pass
+        assert asking.kinds == [Change.REFUSED]
+        assert manager.connections == ()
+        assert client.wires == ()
+
+
+async def test_with_patience_what_may_pass_is_tried_again(authority, door):
+    asking = Asking(authority, door)
+    async with managed(authority, door) as (_, seen), asking.client as client:
+        seen.refuse = NotFoundError("no endpoint yet")
+
+        async def relent() -> None:
+            await until(lambda: len(seen.asked) >= 2, "a second try", bar=1)
+            seen.refuse = None
+
+        relenting = asyncio.create_task(relent())
+        async with client.connect("kernel://echo/nsm-1", patience=10):
+            await relenting
+        assert asking.kinds[:2] == [Change.REFUSED] * 2
+        assert asking.kinds[-2:] == [Change.UP, Change.CLOSED]
+
+
+async def test_with_patience_what_cannot_pass_is_not_tried_again(authority, door):
+    asking = Asking(authority, door)
+    async with managed(authority, door) as (_, seen), asking.client as client:
+        seen.refuse = InvalidError("no such thing")
+        with pytest.raises(InvalidError):
+            async with client.connect("kernel://echo/nsm-1", patience=10):
+                pass
+        assert len(seen.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "sentence"),
+    [
+        ("echo", InvalidError, "names no mechanism"),
+        ("memif://echo", UnsupportedError, "mechanism 'memif' of memif://echo is not one"),
+        ("kernel://echo/sixteen-bytes-xx", InvalidError, "has 16 bytes"),
+    ],
+)
+async def test_what_cannot_be_asked_for_is_refused_here(authority, door, url, error, sentence):
+    async with managed(authority, door) as (_, seen), Asking(authority, door).client as client:
+        with pytest.raises(error, match=sentence):
+            async with client.connect(url):
+                pass
+        assert seen.asked == []
+
+
+async def test_a_manager_elsewhere_is_refused_before_anything_is_done(authority):
+    with pytest.raises(InvalidError, match=r"'tcp://127\.0\.0\.1:1' is not on a unix socket"):
+        Client("app", source=authority.source("/app"), manager="tcp://127.0.0.1:1")
+
+
+async def test_a_manager_that_is_not_there_is_named(authority, door):
+    async with Asking(authority, door).client as client:
+        with pytest.raises(UnavailableError, match=r"door\.sock"):
+            async with client.connect("kernel://echo/nsm-1"):
+                pass
+
+
+async def test_one_client_holds_a_name_once(authority, door):
+    async with managed(authority, door), Asking(authority, door).client as client:
+        async with client.connect("kernel://echo/nsm-1"):
+            with pytest.raises(TakenError, match="holds a wire app-nsm-1 already, to 'echo'"):
+                async with client.connect("kernel://ping/nsm-1"):
+                    pass
+        assert client.wires == ()
+
+
+async def test_an_answer_whose_tokens_do_not_prove_themselves_is_refused_and_closed(
+    authority, door, monkeypatch
+):
+    """The manager's own token, signed with a key that is not its certificate's."""
+    forger = authority.svid("/mgr")
+
+    def forged(svid, audience, lifetime, **more):
+        return issue(forger, audience, lifetime, **more)
+
+    monkeypatch.setattr("nsm.policy.tokens.issue", forged)
+    async with managed(authority, door) as (manager, seen), Asking(authority, door).client as app:
+        with pytest.raises(DeniedError, match=r"no sufficient privileges"):
+            async with app.connect("kernel://echo/nsm-1"):
+                pass
+        assert len(seen.asked) == 1
+        assert manager.connections == (), "what was refused was not closed"
+
+
+async def test_an_address_in_use_is_refused_and_closed(authority, door):
+    async def careless(conn):
+        if conn.id and len(seen.asked) > 1:
+            ip = replace(conn.context.ip, src_ip_addrs=("10.0.0.1/32",))
+            return replace(conn, context=replace(conn.context, ip=ip))
+        return conn
+
+    seen = Witness(answer=careless)
+    async with (
+        managed(authority, door, seen) as (manager, _),
+        Asking(authority, door).client as c,
+        c.connect("kernel://echo/nsm-1"),
+    ):
+        with pytest.raises(PreconditionError, match=r"IP 10.0.0.1/32 is excluded, but it was"):
+            async with c.connect("kernel://echo/nsm-2"):
+                pass
+        assert len(manager.connections) == 1
+
+
+async def test_wires_exclude_one_anothers_addresses_unless_they_are_of_one_group(authority, door):
+    aware = awareness_groups("[kernel://echo/nsm-1,kernel://echo/nsm-3]")
+    asking = Asking(authority, door, awareness=aware)
+    async with (
+        managed(authority, door) as (_, seen),
+        asking.client as client,
+        client.connect("kernel://echo/nsm-1") as first,
+        client.connect("kernel://echo/nsm-2"),
+        client.connect("kernel://echo/nsm-3"),
+    ):
+        excluded = [one.connection.ip.excluded_prefixes for one in seen.asked]
+        assert excluded == [
+            (),
+            ("10.0.0.1/32", "10.0.0.0/32"),
+            ("10.0.0.3/32", "10.0.0.2/32"),
+        ]
+        assert first.connection.ip.excluded_prefixes == ()
+
+
+# --- what an earlier life left
+
+
+async def leave_behind(authority, door, url="kernel://echo/nsm-1", id_="app-0"):
+    """A wire whose client died without a word; returns its connection."""
+    async with Asking(authority, door).client as client, client.connect(url, id_=id_) as wire:
+        conn, wire.made = wire.connection, None
+    return conn
+
+
+async def test_a_wire_of_an_earlier_life_is_taken_over(authority, door):
+    async with managed(authority, door) as (manager, _):
+        before = await leave_behind(authority, door)
+        assert len(manager.connections) == 1
+        async with (
+            Asking(authority, door).client as client,
+            client.connect("kernel://echo/nsm-1", id_="app-0") as wire,
+        ):
+            assert [s.id for s in wire.connection.segments] == [s.id for s in before.segments]
+            assert wire.connection.ip == before.ip
+            assert wire.interface == "nsm-1"
+            assert len(manager.connections) == 1
+        assert manager.connections == ()
+
+
+@pytest.mark.parametrize("url", ["kernel://ping/nsm-1", "kernel://echo/nsm-2"])
+async def test_one_that_is_not_wanted_any_more_is_closed(authority, door, url):
+    async with managed(authority, door) as (manager, _):
+        before = await leave_behind(authority, door)
+        async with (
+            Asking(authority, door).client as client,
+            client.connect(url, id_="app-0") as wire,
+        ):
+            assert wire.connection.segments[1].id != before.segments[1].id
+            assert len(manager.connections) == 1
+
+
+async def test_one_in_another_namespace_is_left_alone(authority, door):
+    async with managed(authority, door) as (manager, _):
+        await leave_behind(authority, door)
+        (held,) = manager._hop.connections.established()
+        elsewhere = held.made.mechanism.with_(inodeURL="inode://4/1")
+        held.made = replace(held.made, mechanism=elsewhere)
+        async with (
+            Asking(authority, door).client as client,
+            client.connect("kernel://echo/nsm-2", id_="app-0"),
+        ):
+            assert len(manager.connections) == 2
+        assert len(manager.connections) == 1
+
+
+# --- what the manager tells
+
+
+async def test_a_wire_the_manager_deleted_is_asked_for_again_from_anybody(authority, door):
+    asking = Asking(authority, door)
+    async with managed(authority, door) as (manager, seen):
+        async with asking.client as client, client.connect("kernel://echo/nsm-1") as wire:
+            await watched(manager)
+            (held,) = manager._hop.connections.established()
+            manager._hop.leases.release(held.id)
+            await manager._hop.expire(held.id)
+            await until(lambda: len(seen.asked) == 2 and wire.up, "a deleted wire is back", bar=0.5)
+            again = seen.asked[1].connection
+            assert again.state == State.RESELECT_REQUESTED
+            assert (again.mechanism, again.endpoint) == (None, "")
+            assert [s.name for s in again.segments] == ["app", "manager"]
+        assert asking.kinds == [Change.UP, Change.DOWN, Change.UP, Change.CLOSED]
+
+
+async def test_a_wire_the_manager_calls_down_is_asked_for_again_as_it_is(authority, door):
+    asking = Asking(authority, door)
+    async with managed(authority, door) as (manager, seen):
+        async with asking.client as client, client.connect("kernel://echo/nsm-1") as wire:
+            await watched(manager)
+            (held,) = manager._hop.connections.established()
+            manager._hop._down(held)
+            await until(lambda: len(seen.asked) == 2 and wire.up, "a wire that was down", bar=0.5)
+            assert seen.asked[1].connection.endpoint == "manager"
+            assert seen.asked[1].connection.mechanism.type == "KERNEL"
+        assert asking.kinds == [Change.UP, Change.DOWN, Change.UP, Change.CLOSED]
+
+
+async def test_a_manager_may_ask_for_a_refresh(authority, door):
+    asking = Asking(authority, door)
+    async with managed(authority, door) as (manager, seen):
+        async with asking.client as client, client.connect("kernel://echo/nsm-1"):
+            await watched(manager)
+            (held,) = manager._hop.connections.established()
+            wanted = replace(held.made, state=State.REFRESH_REQUESTED)
+            manager._hop.events.publish(EventType.UPDATE, wanted, held.previous)
+            await until(lambda: len(seen.asked) == 2, "a refresh that was asked for", bar=0.5)
+        assert asking.kinds == [Change.UP, Change.CLOSED]
+
+
+async def test_a_manager_that_was_restarted_gets_the_wire_again(authority, door):
+    asking = Asking(authority, door)
+    async with contextlib.AsyncExitStack() as outer:
+        second = await outer.enter_async_context(contextlib.AsyncExitStack())
+        first = contextlib.AsyncExitStack()
+        manager, _ = await first.enter_async_context(managed(authority, door))
+        client = await outer.enter_async_context(asking.client)
+        wire = await outer.enter_async_context(client.connect("kernel://echo/nsm-1"))
+        await watched(manager)
+        ids = [segment.id for segment in wire.connection.segments]
+        await first.aclose()
+        manager, seen = await second.enter_async_context(managed(authority, door))
+        await until(lambda: manager.connections, "a restarted manager has the wire", bar=1)
+        await until(lambda: wire.up, "the wire is up again")
+        assert [segment.id for segment in wire.connection.segments] == ids
+        assert [str(one) for one in wire.addresses] == ["10.0.0.1/32"]
+        assert seen.asked[0].connection.state == State.UP, "a working wire was given up"
+    assert manager.connections == ()
+
+
+async def test_a_stream_that_was_ended_on_purpose_means_nothing(authority, door, monkeypatch):
+    streams = []
+
+    async def cancelled(self, stream):
+        await stream.recv_message()
+        streams.append(stream)
+        await stream.send_message(wire.to_pb(Event(EventType.INITIAL_STATE_TRANSFER, {})))
+        raise GRPCError(Status.CANCELLED, "closed on purpose")
+
+    monkeypatch.setattr(services.Monitors, "MonitorConnections", cancelled)
+    asking = Asking(authority, door)
+    async with (
+        managed(authority, door) as (_, seen),
+        asking.client as client,
+        client.connect("kernel://echo/nsm-1"),
+    ):
+        await until(lambda: len(streams) >= 3, "a stream opened three times", bar=1)
+        assert len(seen.asked) == 1
+    assert asking.kinds == [Change.UP, Change.CLOSED]
+
+
+async def test_while_the_manager_is_away_a_refresh_is_tried_again_and_the_wire_stays(
+    authority, door
+):
+    asking = Asking(authority, door)
+    async with contextlib.AsyncExitStack() as outer:
+        second = await outer.enter_async_context(contextlib.AsyncExitStack())
+        first = contextlib.AsyncExitStack()
+        manager, _ = await first.enter_async_context(managed(authority, door))
+        client = await outer.enter_async_context(asking.client)
+        wire = await outer.enter_async_context(client.connect("kernel://echo/nsm-1"))
+        await watched(manager)
+        await first.aclose()
+        began = time.monotonic()
+        await until(lambda: wire.news.waiting, "a refresh that failed", bar=0.5)
+        assert wire.up, "the kernel still carries it"
+        await second.enter_async_context(managed(authority, door))
+        await until(lambda: not wire.news.waiting, "the wire is refreshed again", bar=1)
+        assert time.monotonic() - began < 10
+
+
+async def test_a_wire_that_cannot_be_closed_says_what_will_end_it(authority, door, monkeypatch):
+    monkeypatch.setattr("nsm.client.CLOSE_WITHIN", 0.5)
+    stack = contextlib.AsyncExitStack()
+    manager, _ = await stack.enter_async_context(managed(authority, door))
+    async with Asking(authority, door).client as client:
+        wire = client.connect("kernel://echo/nsm-1")
+        await wire.__aenter__()
+        await watched(manager)
+        await stack.aclose()
+        with pytest.raises(PreconditionError, match="it ends by itself when its tokens expire"):
+            await wire.__aexit__(None, None, None)
+
+
+async def watched(manager) -> None:
+    """The client's monitor stream is open at the manager."""
+    await until(lambda: len(manager._hop.events), "a monitor stream", bar=0.5)
+
+
+def test_the_url_of_a_wire_reads_back():
+    assert str(parse("kernel://echo/nsm-1?app=x")) == "kernel://echo/nsm-1?app=x"
+    assert Segment("app", "app-0").token == ""
