@@ -20,8 +20,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-import grpc  # type: ignore[import-untyped]  # it ships no types
-import grpc.aio  # type: ignore[import-untyped]
+import grpc
+import grpc.aio
 
 from nsm.caller import TOKEN, TOKEN_EXPIRES
 from nsm.errors import NsmError, UnavailableError

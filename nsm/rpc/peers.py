@@ -44,6 +44,7 @@ DIAL_TIMEOUT = 0.75  # seconds, as upstream's manager and forwarder have it
 _ATTEMPT_DELAY = 0.1  # seconds before the next address of a name is tried beside the first
 _REMEMBERED = 4096  # places whose peer keeps descriptors
 _OWN_FD = re.compile(r"/proc/self/fd/([0-9]+)", re.ASCII)
+_SHORTEST = 1.0  # seconds a connection is used at least, however soon its peer's certificate ends
 _SHUTDOWN = 1.0  # seconds a TLS goodbye may take
 
 
@@ -76,7 +77,7 @@ class _Connection:
         self.handshake = handshake
         self.links = 0
         self.outdated = asyncio.Event()
-        self.timers: list[asyncio.TimerHandle] = []
+        self.half_life: asyncio.TimerHandle | None = None
         self.idle: asyncio.TimerHandle | None = None
 
     @property
@@ -93,8 +94,9 @@ class _Connection:
             self.close()
 
     def close(self) -> None:
-        for timer in self.timers:
-            timer.cancel()
+        for timer in (self.half_life, self.idle):
+            if timer is not None:
+                timer.cancel()
         self.outdated.set()
         self.protocol.connection.close()
 
@@ -305,10 +307,12 @@ class Peers:
         if connection.outdated.is_set():
             connection.close()
         else:
-            loop = asyncio.get_running_loop()
-            connection.idle = loop.call_later(self._idle, connection.retire)
-            connection.timers.append(connection.idle)
-            connection.timers = [t for t in connection.timers if not t.cancelled()]
+            self._rest(connection)
+
+    def _rest(self, connection: _Connection) -> None:
+        """Nobody uses it now; if nobody does for a while, it goes."""
+        loop = asyncio.get_running_loop()
+        connection.idle = loop.call_later(self._idle, connection.retire)
 
     def _lost(self, key: tuple[str, str], connection: _Connection) -> None:
         connection.close()
@@ -354,6 +358,9 @@ class Peers:
         connection = _Connection(url, protocol, shown)
         if protocol.lost:
             return UnavailableError(f"{url} ended the connection at once")
+        if not protocol.stream_limit:
+            connection.close()
+            return UnavailableError(f"{url} takes no call (its MAX_CONCURRENT_STREAMS is 0)")
         protocol.on_lost = partial(self._lost, key, connection)
         protocol.on_goaway = connection.retire
         if protocol.frees_fds:
@@ -361,11 +368,12 @@ class Peers:
         elif isinstance(where.target, addresses.Unix):
             self._keep(where.place)
         loop = asyncio.get_running_loop()
-        half = max(0.0, (shown.peer_not_after - time.time_ns()) / SECOND / 2)
-        connection.timers.append(loop.call_later(half, connection.retire))
+        half = (shown.peer_not_after - time.time_ns()) / SECOND / 2
+        connection.half_life = loop.call_later(max(half, _SHORTEST), connection.retire)
         self._pool.setdefault(key, []).append(connection)
+        self._rest(connection)
         if shown.own is not self._contexts.newest[0].svid:
-            connection.outdated.set()  # replaced while we dialled: good for whoever waits, no more
+            connection.retire()  # replaced while we dialled: who waits dials again
         return connection
 
 

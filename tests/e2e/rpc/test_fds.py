@@ -267,6 +267,7 @@ async def test_several_descriptors_in_one_message_are_all_taken(tmp_path: Any) -
     theirs.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
     assert sock.recv(10) == b"x"
     assert len(got) == 64
+    assert not any(os.get_inheritable(fd) for fd in got)
     for fd in (*fds, *got):
         os.close(fd)
     sock.close()

@@ -60,6 +60,8 @@ async def raw(tmp_path: Any, **limits: Any) -> AsyncIterator[tuple[Server, Any, 
         await until(lambda: server.connections == 1, "the server to see the connection", bar=0.5)
         yield server, reader, writer, h2
         writer.transport.abort()
+        if server.refusing:
+            return
         async with Peers(A.source("/d")) as peers, peers.link(url) as link:
             with link.errors():
                 stub = NetworkServiceStub(link.channel)
@@ -212,6 +214,13 @@ async def test_streams_beyond_the_bound_end_that_connection_and_no_more_are_begu
             while await reader.read(65536):
                 pass
         await until(lambda: not server._running, "its calls to end", bar=0.5)
+
+
+async def test_a_stop_says_goodbye_with_a_goaway_that_blames_nobody(tmp_path: Any) -> None:
+    async with raw(tmp_path) as (server, reader, _writer, h2):
+        await server.stop()
+        found = await answers(reader, h2, "ConnectionTerminated")
+        assert found["ConnectionTerminated"].error_code == 0
 
 
 async def test_two_tokens_are_none(tmp_path: Any) -> None:

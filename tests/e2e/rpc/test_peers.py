@@ -353,6 +353,24 @@ async def test_a_caller_that_gives_up_dialling_does_not_take_the_others_along(
             await first
 
 
+async def test_a_connection_that_nobody_waited_for_closes_too(listen: str) -> None:
+    async with (
+        serve([listen], [Echo()], A.source("/s")) as server,
+        Peers(A.source("/c"), idle=0.2) as peers,
+    ):
+
+        async def one() -> None:
+            async with peers.link(server.urls[0]):
+                pass
+
+        impatient = asyncio.ensure_future(one())
+        await asyncio.sleep(0)
+        impatient.cancel()
+        await until(lambda: server.connections == 1, "the dial to end", bar=0.5)
+        await until(lambda: server.connections == 0, "the unused connection to close", bar=0.4)
+        assert peers.connections == 0
+
+
 async def test_a_connection_without_links_closes_after_its_idle_time(listen: str) -> None:
     async with (
         serve([listen], [Echo()], A.source("/s")) as server,
