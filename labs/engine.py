@@ -258,7 +258,8 @@ class Nursery:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
         process.stdout.close()
-        process.returncode = 0  # it outlives us on purpose; down finds it in the journal
+        if process.poll() is None:
+            process.returncode = 0  # it outlives us on purpose; down finds it in the journal
 
     @property
     def _started(self) -> subprocess.Popen[bytes]:
@@ -270,6 +271,9 @@ class Nursery:
         for event in self._events(time.monotonic() + 60.0):
             if event["event"] == "born":
                 return
+        process = self._started
+        process.kill()
+        process.wait()
         raise ProcessFailedError(f"the lab's programs cannot be imported: {_tail(self._log)}")
 
     def bear(self, todo: Sequence[Process]) -> None:

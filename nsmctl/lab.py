@@ -12,7 +12,6 @@ import typer
 import yaml
 
 from nsm.errors import InvalidError, NsmError
-from nsm.process import run as codes
 from nsmctl import show
 
 if TYPE_CHECKING:  # what touches Linux is imported where it is used: `lab check` works anywhere
@@ -135,7 +134,7 @@ def run(file: File, name: Name = "", json_: Json = False) -> None:
     if failure:
         raise failure
     bad = gone.left or any(not result.holds for result in results)
-    show.finish(codes.FAILED if bad else codes.OK)
+    show.finish(show.FAILED if bad else show.OK)
 
 
 def _checked(lab: "Lab", checks: Any, *, quiet: bool) -> "list[Result]":
@@ -196,7 +195,7 @@ def down(
         show.line(f"{one} is down after {gone.seconds:.1f} s, left over: {_left(gone.left)}")
     if not told and not json_:
         show.line("no lab is up" if all_ else f"lab {name} is not up")
-    show.finish(codes.FAILED if any(gone.left for gone in told.values()) else codes.OK)
+    show.finish(show.FAILED if any(gone.left for gone in told.values()) else show.OK)
 
 
 def _read(file: str, name: str) -> "tuple[Lab, str, str, Paths]":
@@ -262,7 +261,7 @@ def status(
             [(n, c.mark.pid, _state(c), c.ready or "") for n, c in children.items() if n in alive],
         )
         _wire_table([(wire, None) for wire in there])
-    show.finish(codes.OK if all(alive.values()) else codes.FAILED)
+    show.finish(show.OK if all(alive.values()) else show.FAILED)
 
 
 def _state(child: Any) -> str:

@@ -22,7 +22,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from nsm.errors import NsmError
-from nsm.process import run as codes
+
+
+OK, FAILED, MACHINE_CANNOT = 0, 1, 3  # exit codes; the rest follow from errors
 
 
 class MachineCannotError(NsmError):
@@ -85,8 +87,10 @@ def error(failure: NsmError, *, json_wanted: bool) -> None:
 def exit_code(failure: NsmError) -> int:
     """0 ok, 1 no, 2 asked wrongly, 3 this machine cannot, 4 not running, 130 Ctrl-C."""
     if isinstance(failure, MachineCannotError):
-        return codes.MACHINE_CANNOT
-    return codes.exit_code(failure)
+        return MACHINE_CANNOT
+    from nsm.process.run import exit_code as of_error  # costs a tenth of a second
+
+    return of_error(failure)
 
 
 @contextmanager

@@ -1,0 +1,60 @@
+"""What kind of traffic a frame is: built by scapy, named by us."""
+
+import pytest
+from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
+from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, IPv6, IPv6ExtHdrFragment
+from scapy.layers.l2 import ARP, Ether
+from scapy.layers.vxlan import VXLAN
+
+from labs import frames
+
+OUTER = Ether() / IP(src="198.18.0.1", dst="198.18.0.2")
+OUTER6 = Ether() / IPv6(src="fd00:18::1", dst="fd00:18::2")
+INNER = Ether() / IP(src="172.16.1.1", dst="172.16.1.0")
+TUNNEL = UDP(sport=40000, dport=4789) / VXLAN(vni=77)
+
+
+@pytest.mark.parametrize(
+    ("frame", "kinds"),
+    [
+        pytest.param(OUTER / ICMP(), {"icmp"}, id="an echo"),
+        pytest.param(OUTER6 / ICMPv6EchoRequest(), {"icmp"}, id="an IPv6 echo"),
+        pytest.param(OUTER6 / ICMPv6ND_NS(), set(), id="neighbour discovery is no traffic"),
+        pytest.param(Ether() / ARP(), set(), id="nor is ARP"),
+        pytest.param(OUTER / TCP() / b"x", {"tcp"}, id="TCP"),
+        pytest.param(OUTER / TCP() / b"\x17\x03\x03\x00\x10x", {"tcp", "tls"}, id="TLS"),
+        pytest.param(OUTER / TUNNEL / INNER / ICMP(), {"vxlan", "inner-icmp"}, id="VXLAN"),
+        pytest.param(OUTER6 / TUNNEL / INNER / TCP(), {"vxlan", "inner-tcp"}, id="over IPv6"),
+        pytest.param(OUTER / UDP(dport=53) / (b"q" * 20), set(), id="some UDP"),
+        pytest.param(
+            fragment(OUTER / ICMP() / bytes(3000), 1000)[1], {"fragments"}, id="a fragment"
+        ),
+        pytest.param(
+            OUTER6 / IPv6ExtHdrFragment(offset=10) / b"xxxx", {"fragments"}, id="an IPv6 fragment"
+        ),
+    ],
+)
+def test_a_frame_is_named_by_what_it_carries(frame, kinds):
+    assert frames.kinds(bytes(frame)) - {"fragments"} == kinds - {"fragments"} or (
+        kinds == {"fragments"}
+    )
+    assert ("fragments" in frames.kinds(bytes(frame))) == ("fragments" in kinds)
+
+
+def test_bytes_of_a_transfer_are_found_in_clear_wherever_they_are():
+    frame = OUTER / TUNNEL / INNER / TCP() / b"..the mark.."
+    assert "payload" in frames.kinds(bytes(frame), [b"the mark"])
+    assert "payload" not in frames.kinds(bytes(frame), [b"another"])
+
+
+@pytest.mark.parametrize("size", range(0, 120, 7))
+def test_no_length_of_garbage_is_an_error(size):
+    whole = bytes(OUTER / TUNNEL / INNER / TCP() / bytes(40))
+    frames.kinds(whole[:size])
+
+
+def test_the_checksum_is_the_internets():
+    packet = bytearray(bytes(IP(src="1.2.3.4", dst="5.6.7.8")))
+    expected = bytes(packet[10:12])
+    packet[10:12] = b"\0\0"
+    assert frames.checksum(bytes(packet)).to_bytes(2, "big") == expected
