@@ -1,0 +1,46 @@
+# What people and CI run. Everything stands on `make setup`, which a second time takes a moment.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup demo test check protos lock bars clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+setup:  ## what is missing on this machine (Debian packages, .venv, .venv/bin/nsmctl)
+	@PYTHON=$(PYTHON) .ci/setup
+
+demo: setup  ## two nodes on this machine, wires between them, checks; all taken down again
+	@$(BIN)/nsmctl lab run labs/two-nodes.yaml
+
+test: setup  ## every test; as root, because wires need namespaces
+	@rm -f out/times.json
+	@$(BIN)/python -P -m pytest
+
+check: setup  ## what CI asks before the tests: style, types, import rules, generated code, docs
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet . || { echo "not formatted: $(BIN)/ruff format ."; exit 1; }
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python protos/generate.py --check
+	@$(BIN)/python docs/check.py
+
+protos: setup  ## nsm/proto from protos/*.proto
+	@$(BIN)/python protos/generate.py
+
+lock: setup  ## requirements.lock from pyproject.toml, with the newest versions it allows
+	@$(BIN)/python -m pip install --quiet pip-tools
+	@$(BIN)/pip-compile --quiet --upgrade --extra dev --generate-hashes --allow-unsafe \
+	  --strip-extras --no-header --no-emit-index-url --no-emit-find-links \
+	  --no-emit-trusted-host --output-file requirements.lock pyproject.toml
+
+bars:  ## how the times the last test run waited compare with their bars
+	@$(BIN)/python tests/support/bars.py out/times.json
+
+clean:  ## remove .venv, caches and what tests wrote
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf out build dist *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

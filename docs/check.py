@@ -1,0 +1,93 @@
+"""What `make check` asks of the documentation: that what it points at is there.
+
+- relative links in *.md lead to files;
+- code that cites `wire.md` §n cites a section docs/wire.md has;
+- pages that code or pages name exist;
+- decisions are numbered without gaps and say context, decision, consequences;
+- CONTRIBUTING.md and docs/architecture.md stay one page, CHANGELOG.md has an Unreleased part.
+"""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PAGE = 80  # lines
+LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
+CITATION = re.compile(r"wire\.md`?((?:,? ?(?:and )?§\d+(?:\.\d+)*)+)")
+SECTION = re.compile(r"^#{2,3} (\d+(?:\.\d+)*)", re.MULTILINE)
+NAMED = re.compile(r"[\w./-]*\b[\w-]+\.md\b")
+
+
+def files(*patterns: str) -> list[Path]:
+    """What git knows, and new files it does not ignore."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [path for name in listed.stdout.splitlines() if (path := ROOT / name).exists()]
+
+
+def dead_links() -> Iterator[str]:
+    for page in files("*.md"):
+        for target in LINK.findall(page.read_text()):
+            if "://" not in target and not (page.parent / target).exists():
+                yield f"{page.relative_to(ROOT)}: link to {target}, which is not there"
+
+
+def wrong_citations() -> Iterator[str]:
+    sections = set(SECTION.findall((ROOT / "docs" / "wire.md").read_text()))
+    for path in files("*.py", "*.proto", "docs/decisions/*.md", "README.md"):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            for cited in CITATION.findall(line):
+                for section in re.findall(r"\d+(?:\.\d+)*", cited):
+                    if section not in sections:
+                        yield f"{path.relative_to(ROOT)}:{number}: wire.md has no §{section}"
+
+
+def unknown_pages() -> Iterator[str]:
+    known = {path.name for path in files("*.md")}
+    for path in files("*.py", "*.md", "*.proto", "*.toml", "Makefile"):
+        if path.name in {"wire.md", "check.py"}:
+            continue
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            for named in NAMED.findall(line):
+                if Path(named).name not in known:
+                    yield f"{path.relative_to(ROOT)}:{number}: {named} is not a page here"
+
+
+def odd_decisions() -> Iterator[str]:
+    pages = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
+    for number, page in enumerate(pages, 1):
+        text = page.read_text()
+        if not page.name.startswith(f"{number:04}-") or not text.startswith(f"# {number}. "):
+            yield f"{page.relative_to(ROOT)}: expected number {number}, in the name and the title"
+        for part in ("**Context.**", "**Decision.**", "**Consequences.**"):
+            if part not in text:
+                yield f"{page.relative_to(ROOT)}: has no {part}"
+
+
+def long_pages() -> Iterator[str]:
+    pages = [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md"]
+    for page in [*pages, *(ROOT / "docs" / "decisions").glob("[0-9]*.md")]:
+        if (lines := len(page.read_text().splitlines())) > PAGE:
+            yield f"{page.relative_to(ROOT)}: {lines} lines, more than a page of {PAGE}"
+    if "\n## Unreleased\n" not in (ROOT / "CHANGELOG.md").read_text():
+        yield "CHANGELOG.md: has no part Unreleased"
+
+
+def main() -> int:
+    """Print what is wrong, a line each; exit 1 if anything is."""
+    checks = (dead_links, wrong_citations, unknown_pages, odd_decisions, long_pages)
+    wrong = [line for check in checks for line in check()]
+    sys.stderr.write("".join(f"{line}\n" for line in wrong))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
