@@ -206,7 +206,10 @@ class _Planner:
         self._identified(name, Stage.ENDPOINT, endpoint.name, id_, settings)
 
     def _client(self, client: Client) -> None:
-        if client.netns_only:
+        if client.netns_only:  # nobody in it, but whoever enters it with nsmctl is somebody
+            self._gid += 1
+            cluster = self._lab.node_of(client.name).cluster
+            self._entry(cluster, f"client/{client.name}", client.name, self._gid)
             return
         settings = {
             "NSM_NAME": client.name,

@@ -23,7 +23,6 @@ from rich.table import Table
 
 from nsm.errors import NsmError
 
-
 OK, FAILED, MACHINE_CANNOT = 0, 1, 3  # exit codes; the rest follow from errors
 
 

@@ -27,8 +27,8 @@ def test_every_process_has_a_group_and_an_identity_of_its_own(two):
     assert len(set(ids)) == len(ids)
     assert "spiffe://east.test/node/east-1/nsmgr" in ids
     assert "spiffe://six.test/client/far-six" in ids
-    # the issuer itself needs none; each node has one more, for whoever asks with nsmctl
-    assert len(ids) == len(gids) - 2 + 4
+    # the issuer itself needs none; each node and the outsider have one more, for nsmctl
+    assert len(ids) == len(gids) - 2 + 4 + 1
 
 
 def test_no_identity_is_given_to_two_groups_of_a_namespace(two):

@@ -1,0 +1,149 @@
+"""Labs of the real programs, run as a person runs them."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from labs import lab as labfile
+from tests.support.wait import until, write
+
+HERE = Path(__file__).parents[3]
+BROKEN = sorted((HERE / "labs/broken").glob("*.yaml"))
+COMMAND = [sys.executable, "-P", "-m", "nsmctl"]
+SURROUNDINGS = {"PATH": os.environ["PATH"], "PYTHONPATH": str(HERE)}
+
+
+def nsmctl(*words: str, patience: float = 120.0) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *words], capture_output=True, text=True, check=False,
+        env=SURROUNDINGS, cwd="/", timeout=patience,
+    )  # fmt: skip
+
+
+def names(base: str) -> str:
+    """A lab's name of this run's own."""
+    return f"{base}-{os.getpid() % 10000}"
+
+
+@contextlib.contextmanager
+def up(file: str) -> Iterator[str]:
+    name = names(file)
+    done = nsmctl("lab", "up", file, "--name", name)
+    try:
+        assert done.returncode == 0, done.stderr
+        yield name
+    finally:
+        nsmctl("lab", "down", name)
+
+
+@pytest.mark.parametrize("file", ["one-node", "two-nodes"])
+def test_a_shipped_lab_holds_all_its_checks_and_leaves_nothing(file):
+    name = names(file)
+    start = time.monotonic()
+    done = nsmctl("lab", "run", file, "--name", name, "--json")
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    told = json.loads(done.stdout)
+    write(f"{file}: the whole run", time.monotonic() - start, 15.0)
+    write(f"{file}: up", told["up_s"], 3.0)
+    assert told["left"] == []
+    assert told["failed"] == 0
+    assert all(check["holds"] for check in told["checks"])
+    assert all(wire["lost"] == 0 for wire in told["wires"])
+    assert {wire["mechanism"] for wire in told["wires"]} <= {"veth", "vxlan"}
+    assert not os.path.exists(f"/run/vwire/labs/{name}")
+
+
+def test_the_table_of_a_run_is_text_and_ends_with_the_line_that_sums_it_up():
+    done = nsmctl("lab", "run", "one-node", "--name", names("table"))
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    assert max(map(len, done.stdout.splitlines()[:-1])) <= 80
+    last = done.stdout.strip().splitlines()[-1]
+    assert last.startswith("6 checks hold, 0 failed  up ")
+    assert last.endswith("left over: 0")
+
+
+@pytest.mark.parametrize("path", BROKEN, ids=lambda path: path.stem)
+def test_a_broken_lab_turns_red_where_it_must_and_says_why(path):
+    red = labfile.read(path).must_be_red
+    done = nsmctl("lab", "run", str(path), "--name", names(path.stem), "--json")
+    assert done.returncode == 1, f"{done.stdout}\n{done.stderr}"
+    told = json.loads(done.stdout)
+    if "up" in red:
+        assert red["up"] in told["error"]
+        return
+    assert {c["name"] for c in told["checks"] if not c["holds"]} == set(red)
+    for check in told["checks"]:
+        if check["name"] in red:
+            assert red[check["name"]] in check["says"]
+    assert told["left"] == []
+
+
+def test_the_verbs_tell_of_a_lab_that_is_up():
+    with up("one-node") as lab:
+        status = json.loads(nsmctl("lab", "status", lab, "--json").stdout)
+        assert status["phase"] == "up"
+        assert status["wires"][0]["mechanism"] == "veth"
+        assert f"{lab}  up 0 s" in nsmctl("lab", "list").stdout.replace("1 s", "0 s")
+        found = nsmctl("services", "--lab", lab, "--json")
+        assert "icmp-responder" in [s["name"] for s in json.loads(found.stdout)], found.stderr
+        found = nsmctl("endpoints", "--lab", lab, "--json")
+        offers = {s for e in json.loads(found.stdout) for s in e["services"]}
+        assert "icmp-responder" in offers
+        wires = json.loads(nsmctl("connections", "--lab", lab, "--json").stdout)
+        assert [w["service"] for w in wires] == ["icmp-responder"]
+        hops = json.loads(nsmctl("path", wires[0]["id"], "--lab", lab, "--json").stdout)["path"]
+        assert [hop["name"] for hop in hops][:3] == ["app", "nsmgr-node-1", "forwarder-node-1"]
+        ids = [hop["spiffe_id"] for hop in hops]
+        assert len(set(ids)) == len(ids) == 4
+        text = json.dumps(hops)
+        assert "eyJ" not in text  # how every JWT begins
+        inside = nsmctl(
+            "lab", "exec", "app", "--lab", lab, "--", "ip", "-j", "link", "show", "nsm-1"
+        )
+        assert json.loads(inside.stdout)[0]["ifname"] == "nsm-1"
+        assert nsmctl("lab", "exec", "app", "--lab", lab, "--", "false").returncode == 1
+        logs = nsmctl("lab", "logs", "node-1/nsmgr", "--lab", lab).stdout
+        assert "ready" in logs
+
+
+def test_connect_holds_a_wire_around_a_command_and_takes_it_back():
+    with up("one-node") as lab:
+        words = ("connect", "kernel://icmp-responder/nsm-9", "--lab", lab, "-n", "outsider")
+        done = nsmctl(*words, "--", "ip", "-br", "addr", "show", "nsm-9")
+        assert done.returncode == 0, done.stderr
+        assert "nsm-9" in done.stdout
+        after = nsmctl("lab", "exec", "outsider", "--lab", lab, "--", "ip", "link", "show", "nsm-9")
+        assert after.returncode == 1
+
+
+def test_connect_to_what_nobody_offers_is_exit_code_1_with_a_sentence():
+    with up("one-node") as lab:
+        words = ("connect", "kernel://nothing/nsm-9", "--lab", lab, "-n", "outsider")
+        done = nsmctl(*words, "--", "true")
+        assert done.returncode == 1
+        assert "nothing" in done.stderr
+
+
+async def test_ctrl_c_takes_a_lab_down_and_leaves_nothing():
+    name = names("ctrl-c")
+    running = subprocess.Popen(
+        [*COMMAND, "lab", "run", "two-nodes", "--name", name],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=SURROUNDINGS, cwd="/",
+    )  # fmt: skip
+    status = Path(f"/run/vwire/labs/{name}/status/far")
+    await until(status.exists, "a client's first wire", bar=3.0)
+    running.send_signal(signal.SIGINT)
+    out, _ = running.communicate(timeout=30)
+    assert running.returncode == 130, out
+    assert not os.path.exists(f"/run/vwire/labs/{name}")
+    left = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
+    assert name not in left
