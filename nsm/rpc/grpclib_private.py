@@ -180,6 +180,38 @@ class CallStream(H2Stream):
         self.connection.flush()
 
 
+class Corked:
+    """A transport that joins what one turn of the event loop writes: headers, message and
+    trailers become one TLS record and wake the peer once instead of three times.
+    """
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """Send data at the end of this turn."""
+        if not self._parts:
+            self._loop.call_soon(self._uncork)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        """Send what waits, and close."""
+        self._uncork()
+        self._transport.close()
+
+    def _uncork(self) -> None:
+        if self._parts:
+            data = b"".join(self._parts)
+            self._parts.clear()
+            if not self._transport.is_closing():
+                self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class Wire(Connection):
     """One HTTP/2 connection and what is known of its other end."""
 
@@ -305,7 +337,7 @@ class Http2(H2Protocol):
         first = h2.data_to_send()
         transport.write(first if client else _with_setting(first, FREES_FDS, 1))
         h2.increment_flow_control_window(self.limits.window - 65535)
-        self.connection = Wire(h2, transport, config=self.config, limits=self.limits)
+        self.connection = Wire(h2, Corked(transport), config=self.config, limits=self.limits)
         self.connection.sock = self.sock
         if self.sock is not None:
             self.connection.received = self._received
