@@ -241,6 +241,7 @@ class Client:
         self._looked = asyncio.Event()  # the stream said, once, which wires there are
         self._reachable = asyncio.Event()  # the manager answered a dial: open the stream now
         self._stack = contextlib.AsyncExitStack()
+        self._unreachable = -CLOSE_WITHIN  # when a close last failed for good
         self.identified = 0.0
         """Milliseconds that getting an identity took."""
 
@@ -451,6 +452,8 @@ class Client:
         if conn is None:
             return
         until = time.monotonic() + CLOSE_WITHIN * 0.8  # the rest is for one that hangs
+        if self._unreachable > time.monotonic() - CLOSE_WITHIN:
+            until = 0.0  # another wire has waited for this manager already: one try
         for pause in PAUSES:
             try:
                 await self._say_close(conn, max(0.1, until - time.monotonic()))
@@ -458,6 +461,7 @@ class Client:
             except NsmError as error:
                 if not isinstance(error, UnavailableError) or time.monotonic() + pause > until:
                     wire.made = None  # tried, and told
+                    self._unreachable = time.monotonic()
                     raise PreconditionError(
                         f"wire {wire.id} could not be closed: {error.message}",
                         hint="it ends by itself when its tokens expire, in ten minutes at most",

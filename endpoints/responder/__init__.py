@@ -1,0 +1,1 @@
+"""The simplest endpoint: hands out addresses; the kernel answers pings."""

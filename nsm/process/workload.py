@@ -64,9 +64,12 @@ class Surroundings(Common):
         """Of tokens, in nanoseconds."""
         return round(self.max_token_lifetime * 1e9)
 
-    def identity(self) -> AbstractAsyncContextManager[Source]:
-        """Our certificate, from the Workload API, for as long as the block lasts."""
-        return workload_source(self.spiffe_endpoint_socket, patience=self.dial_timeout)
+    def identity(self, patience: float = 5.0) -> AbstractAsyncContextManager[Source]:
+        """Our certificate, from the Workload API, for as long as the block lasts.
+
+        patience: how many seconds the first may take to come.
+        """
+        return workload_source(self.spiffe_endpoint_socket, patience=patience)
 
 
 @asynccontextmanager

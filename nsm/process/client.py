@@ -1,0 +1,210 @@
+"""The client as a program: `python -P -m nsm.process.client`.
+
+Holds the wires a workload's variables or annotations ask for until it is told
+to stop, then closes them. Where upstream's client and its init container stand
+beside a workload, this one can.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import structlog
+
+from nsm import nsurl
+from nsm.client import Change, Client, Settings, Wire
+from nsm.errors import InvalidError, NsmError, PreconditionError
+from nsm.nsurl import NSURL
+from nsm.process.config import Duration, Form, read
+from nsm.process.run import Process, run
+from nsm.process.workload import Surroundings
+from nsm.rpc.background import background
+
+IDENTITY_PATIENCE = 30.0  # seconds for the first certificate
+
+log = structlog.get_logger(__name__)
+
+
+def _urls(text: str) -> tuple[NSURL, ...]:
+    return tuple(nsurl.parse(one) for one in text.split(",") if one.strip())
+
+
+def _show_urls(urls: tuple[NSURL, ...]) -> str:
+    return ",".join(map(str, urls))
+
+
+def _show_groups(groups: tuple[tuple[NSURL, ...], ...]) -> str:
+    return ",".join(f"[{_show_urls(group)}]" for group in groups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Surroundings):
+    """nsc: holds a workload's wires. Ctrl-C or SIGTERM closes them."""
+
+    name: str = "nsc"
+    """What the client calls itself on paths. After a restart its wires are found by it."""
+
+    network_services: Annotated[
+        tuple[NSURL, ...],
+        Form(_urls, "a list, separated by commas, of: kernel://SERVICE[/INTERFACE]", _show_urls),
+    ]
+    """The wires to hold. One id each: the name, a dash and the place in this list."""
+
+    awareness_groups: Annotated[
+        tuple[tuple[NSURL, ...], ...],
+        Form(nsurl.awareness_groups, "groups such as [URL,URL],[URL]", _show_groups),
+    ] = ()
+    """Wires whose endpoints know of each other: only those may have addresses in common."""
+
+    patience: Duration = 60.0
+    """For how long each wire is asked for, if what refuses it may pass; 0s is for ever."""
+
+    status_file: str = ""
+    """Where each change of a wire is appended as a line of JSON; nowhere if empty."""
+
+    def __post_init__(self) -> None:
+        if not self.network_services:
+            raise InvalidError(
+                "NSM_NETWORK_SERVICES names no wire", hint="give at least one kernel://SERVICE"
+            )
+        seen: dict[str, NSURL] = {}
+        for url in self.network_services:
+            if url.interface and seen.setdefault(url.interface, url) is not url:
+                raise InvalidError(
+                    f"NSM_NETWORK_SERVICES asks twice for interface {url.interface!r}:"
+                    f" {seen[url.interface]} and {url}",
+                    hint="give each wire a name of its own",
+                )
+
+
+async def serve(config: Config, process: Process) -> None:
+    """Hold the wires until the process is asked to stop."""
+    patience = config.patience or float("inf")
+    async with contextlib.AsyncExitStack() as stack:
+        status = await stack.enter_async_context(_status(config.status_file))
+
+        def changed(what: Change, wire: Wire, error: NsmError | None) -> None:
+            line = _line(what, wire, error)
+            facts = {key: line[key] for key in ("id", "service", "endpoint", "interface")}
+            if error is None:
+                log.info("wire", state=what.value, **facts, ms=line["ms"])
+            else:
+                log.warning("wire", state=what.value, **facts, why=str(error))
+            status.append(line)
+
+        settings = Settings(
+            dial_timeout=config.dial_timeout,
+            request_timeout=config.request_timeout,
+            lifetime=config.lifetime,
+            labels=config.told,
+            awareness=config.awareness_groups,
+            on_change=changed,
+        )
+        asking = Client(
+            config.name,
+            source=config.identity(IDENTITY_PATIENCE),
+            manager=config.connect_to,
+            settings=settings,
+        )
+        client = await stack.enter_async_context(asking)
+        ids = nsurl.connection_ids(config.name, config.network_services)
+        wires = [
+            await stack.enter_async_context(client.connect(url, id_=id_, patience=patience))
+            for id_, url in zip(ids, config.network_services, strict=True)
+        ]
+        process.ready(manager=config.connect_to, wires=", ".join(map(_shown, wires)))
+        await process.stopped()
+
+
+def _shown(wire: Wire) -> str:
+    own = " ".join(str(address.ip) for address in wire.addresses)
+    other = " ".join(str(address.ip) for address in wire.peer_addresses)
+    return f"{wire.interface} {own} ↔ {other}".strip()
+
+
+def _line(what: Change, wire: Wire, error: NsmError | None) -> dict[str, Any]:
+    """A wire's state for whoever reads the status file; no tokens."""
+    made = wire.made
+    return {
+        "time": time.time_ns(),
+        "event": what.value,
+        "id": wire.id,
+        "url": str(wire.url),
+        "service": wire.service,
+        "endpoint": made.endpoint if made else "",
+        "interface": wire.interface,
+        "mtu": wire.mtu if made else 0,
+        "src": made.ip.src_ip_addrs if made else (),
+        "dst": made.ip.dst_ip_addrs if made else (),
+        "path": [{"name": one.name, "id": one.id} for one in made.segments] if made else (),
+        "ms": round(sum(wire.stages.values()), 3),
+        "stages": wire.stages,
+        "error": str(error) if error else "",
+    }
+
+
+class _Lines:
+    """Lines on their way into a file, written by a thread in their order."""
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+        self._waiting: list[str] = []
+        self._some = asyncio.Event()
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Write the line soon; the file is whole before the block ends."""
+        if self._file >= 0:
+            self._waiting.append(json.dumps(line) + "\n")
+            self._some.set()
+
+    async def write(self) -> None:
+        """Write what waits, and what comes."""
+        while True:
+            await self._some.wait()
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Write what waits."""
+        self._some.clear()
+        data, self._waiting = "".join(self._waiting).encode(), []
+        if data:
+            await asyncio.shield(asyncio.to_thread(os.write, self._file, data))
+
+
+@asynccontextmanager
+async def _status(path: str) -> AsyncIterator[_Lines]:
+    if not path:
+        yield _Lines(-1)
+        return
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    try:
+        file = await asyncio.to_thread(os.open, path, flags, 0o644)
+    except OSError as error:
+        raise PreconditionError(
+            f"NSM_STATUS_FILE is {path!r}, which cannot be written: {error.strerror}",
+            hint="its directory must exist",
+        ) from error
+    lines = _Lines(file)
+    try:
+        async with background() as tasks:
+            tasks.create_task(lines.write(), name="status file")
+            yield lines
+    finally:
+        await lines.flush()
+        os.close(file)
+
+
+def main() -> int:
+    """Run the client; returns its exit code."""
+    return run("client", read(Config), serve)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
