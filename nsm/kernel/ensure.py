@@ -10,15 +10,16 @@ or of anything the caller does later, takes back exactly what was done.
 
 import errno
 import os
+import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
 from nsm.errors import InternalError, NsmError, TakenError, UnsupportedError
-from nsm.kernel import messages, owner
+from nsm.kernel import messages, netlink, owner
 from nsm.kernel.messages import Device
 from nsm.kernel.namespaces import Home, number
 from nsm.kernel.netlink import (
@@ -87,6 +88,7 @@ class Reach:
         self._sockets: dict[Namespace, Socket] = {}
         self._opened: dict[Namespace, int] = {}
         self._stack = ExitStack()
+        self._settings: dict[tuple[Namespace, str], str] = {}
         self.index: dict[Seat, int] = {}
 
     def __enter__(self) -> Self:
@@ -151,25 +153,42 @@ class Reach:
         return self.index[namespace, name]
 
     def read(self, wanted: Iterable[Sysctl]) -> Iterator[Sysctl]:
-        """The present values of settings; a device that is not there yet has the default's."""
+        """The present values of settings; a device that is not there yet has the default's.
+
+        What had the wanted value before is not read again: nothing of a wire changes it.
+        """
+        unread: dict[Namespace, list[Sysctl]] = {}
         for item in wanted:
-            with ExitStack() as stack:
-                if not item.namespace.own:
-                    stack.enter_context(self._home.inside(self.fd(item.namespace)))
-                value = _read(item.key)
-            if value is not None:
-                yield Sysctl(item.namespace, item.key, value)
+            if self._settings.get((item.namespace, item.key)) == item.value:
+                yield item
+            else:
+                unread.setdefault(item.namespace, []).append(item)
+        for namespace, some in unread.items():
+            with self._inside(namespace):
+                values = [_read(item.key) for item in some]
+            for item, value in zip(some, values, strict=True):
+                if value is not None:
+                    self._settings[namespace, item.key] = value
+                    yield Sysctl(namespace, item.key, value)
 
     def write(self, item: Sysctl) -> None:
         """Set a kernel setting."""
-        with ExitStack() as stack:
-            if not item.namespace.own:
-                stack.enter_context(self._home.inside(self.fd(item.namespace)))
+        self.forget(item.namespace, item.key)
+        with self._inside(item.namespace):
             fd = os.open(f"/proc/sys/{item.key}", os.O_WRONLY | os.O_CLOEXEC)
             try:
                 os.write(fd, item.value.encode())
             finally:
                 os.close(fd)
+
+    def forget(self, namespace: Namespace, part: str) -> None:
+        """Settings of that key, or of that device's, have to be read again."""
+        for space, key in list(self._settings):
+            if space == namespace and part in key:
+                del self._settings[space, key]
+
+    def _inside(self, namespace: Namespace) -> AbstractContextManager[None]:
+        return nullcontext() if namespace.own else self._home.inside(self.fd(namespace))
 
 
 def _read(key: str) -> str | None:
@@ -208,7 +227,10 @@ def ensure(reach: Reach, wire: Wire, group: int, journal: Journal) -> tuple[Step
                 steps = plan(desired, observed)
                 if not steps:
                     return tuple(journal.steps)
-                do(reach, steps, journal)
+                try:
+                    do(reach, steps, journal)
+                except _IndexTakenError:
+                    _reversed(reach, journal)  # one in a million: all of it again
             _agree(wire, *_look(reach, wire, fixed))
         except BaseException as failure:
             for note in revert(reach, wire, group, journal):
@@ -442,26 +464,40 @@ class _Waiting:
         self._batches: dict[Namespace, list[tuple[Step, bytearray]]] = {}
 
     def add(self, where: Namespace, step: Step, message: bytearray | None) -> None:
+        """Queue one message of a step; what no message says is so already."""
         if message is not None:
             self._batches.setdefault(where, []).append((step, message))
 
     def send(self) -> None:
+        """Send all, a batch a namespace, and write down what was done."""
         batches, self._batches = self._batches, {}
+        done = self._journal.steps
         for where, batch in batches.items():
-            steps = [step for step, _ in batch]
-            # a set or an add of a device is in the journal already, or stands there once
-            fresh = list(dict.fromkeys(s for s in steps if not _creates(s)))
-            self._journal.steps.extend(fresh)
+            # before it is sent: whatever ends us from here on, the way back is known
+            for step, _ in batch:
+                if not (done and done[-1] is step):
+                    done.append(step)
             results = self._reach.socket(where).do([message for _, message in batch])
-            first: tuple[Step, Refusal] | None = None
-            for step, refusal in zip(steps, results, strict=True):
+            refused: list[tuple[Step, Refusal]] = []
+            for (step, message), refusal in zip(batch, results, strict=True):
                 if refusal is None or self._forgiven(where, step, refusal):
                     continue
-                if step in fresh and step.verb != "set":
-                    self._journal.steps.remove(step)
-                first = first or (step, refusal)
-            if first:
-                raise _explained(self._reach, *first, where)
+                refused.append((step, refusal))
+                if step.verb == "add" and (_creates(message) or not _is_link(step)):
+                    _drop(done, step)
+            if refused:
+                raise self._refused(where, *refused[0])
+
+    def _refused(self, where: Namespace, step: Step, refusal: Refusal) -> Exception:
+        item = step.item
+        if not (isinstance(item, Veth | Vxlan) and step not in self._journal.steps):
+            return _explained(self._reach, step, refusal, where)
+        for end in item.ends:  # the device was not made
+            self._reach.index.pop(end.seat, None)
+            self._journal.places.pop(end.seat, None)
+        if refusal.errno == errno.EBUSY:
+            return _IndexTakenError()
+        return _not_created(self._reach, item, step, refusal)
 
     def _forgiven(self, where: Namespace, step: Step, refusal: Refusal) -> bool:
         """Whether the refusal means that it is so already, or that the step works another way."""
@@ -471,7 +507,7 @@ class _Waiting:
         if refusal.errno != errno.EEXIST or step.verb != "add":
             return False
         if isinstance(item, Address):
-            self._journal.steps.remove(step)  # somebody was quicker; it is not ours to take back
+            _drop(self._journal.steps, step)  # somebody was quicker; it is not ours to take back
             return True
         if isinstance(item, Route) and _shared(self._reach, item):
             index = self._reach.index_of(where, item.link)
@@ -482,8 +518,25 @@ class _Waiting:
         return False
 
 
-def _creates(step: Step) -> bool:
-    return step.verb == "add" and isinstance(step.item, Veth | Vxlan)
+class _IndexTakenError(Exception):
+    """The index we drew for a new device is somebody's: draw again."""
+
+
+def _is_link(step: Step) -> bool:
+    return isinstance(step.item, Veth | Vxlan | Stub)
+
+
+def _creates(message: bytearray) -> bool:
+    (flags,) = struct.unpack_from("=H", message, 6)
+    return bool(flags & netlink.CREATE)
+
+
+def _drop(steps: list[Step], step: Step) -> None:
+    """Forget that step, the newest if there are several."""
+    for n in range(len(steps) - 1, -1, -1):
+        if steps[n] is step:
+            del steps[n]
+            return
 
 
 def _shared(reach: Reach, item: Route) -> bool:
@@ -533,18 +586,7 @@ def _link(reach: Reach, step: Step, journal: Journal, waiting: _Waiting) -> None
     else:
         if isinstance(item, Stub):  # taking back its deletion: its far end is nowhere to be found
             raise InternalError(f"`{step}` in {item.end.namespace}: its far end is gone")
-        journal.steps.append(step)
-        try:
-            _create(reach, item, step)
-        except NsmError:
-            journal.steps.remove(step)
-            raise
-        for end in item.ends:
-            index = reach.index[end.seat]
-            journal.places[end.seat] = Place(end.namespace.nsid, index)
-            down = isinstance(item, Veth) and end is item.dst
-            born = End(end.namespace, end.name, end.mac, end.mtu, end.group, "", not down)
-            waiting.add(end.namespace, step, messages.set_link(index, born, end))
+        _create(reach, item, step, journal, waiting)
 
 
 def _retargeted(item: Veth | Vxlan | Stub, before: Veth | Vxlan | Stub) -> Vxlan | None:
@@ -553,25 +595,26 @@ def _retargeted(item: Veth | Vxlan | Stub, before: Veth | Vxlan | Stub) -> Vxlan
     return item if (item.local, item.remote) != (before.local, before.remote) else None
 
 
-def _create(reach: Reach, item: Veth | Vxlan, step: Step) -> None:
-    """Make the device, under the index it had before if it had one."""
-    indexes = [reach.index.get(end.seat) or messages.fresh_index() for end in item.ends]
-    for _ in range(3):
-        if isinstance(item, Veth):
-            maker = item.src.namespace
-            far = reach.fd(item.dst.namespace)
-            message = messages.create_veth(item.src, indexes[0], item.dst, indexes[1], far)
-        else:
-            maker = item.underlay
-            message = messages.create_vxlan(item, indexes[0], reach.fd(item.end.namespace))
-        (refusal,) = reach.socket(maker).do([message])
-        if refusal is None:
-            reach.index.update({end.seat: n for end, n in zip(item.ends, indexes, strict=True)})
-            return
-        if refusal.errno != errno.EBUSY:
-            raise _not_created(reach, item, step, refusal)
-        indexes = [messages.fresh_index() for _ in item.ends]
-    raise explain(Refusal(errno.EBUSY), str(step), item.ends[0].namespace)
+def _create(
+    reach: Reach, item: Veth | Vxlan, step: Step, journal: Journal, waiting: _Waiting
+) -> None:
+    """Queue what makes the device, under the index it had before if it had one."""
+    for end in item.ends:
+        index = reach.index.setdefault(end.seat, messages.fresh_index())
+        journal.places[end.seat] = Place(end.namespace.nsid, index)
+        reach.forget(end.namespace, f"/{end.name}/")  # its settings will be the default's
+    indexes = [reach.index[end.seat] for end in item.ends]
+    if isinstance(item, Veth):
+        far = reach.fd(item.dst.namespace)
+        made = messages.create_veth(item.src, indexes[0], item.dst, indexes[1], far)
+        waiting.add(item.src.namespace, step, made)
+    else:
+        made = messages.create_vxlan(item, indexes[0], reach.fd(item.end.namespace))
+        waiting.add(item.underlay, step, made)
+    for end, index in zip(item.ends, indexes, strict=True):
+        down = isinstance(item, Veth) and end is item.dst
+        born = End(end.namespace, end.name, end.mac, end.mtu, end.group, "", not down)
+        waiting.add(end.namespace, step, messages.set_link(index, born, end))
 
 
 def _not_created(reach: Reach, item: Veth | Vxlan, step: Step, refusal: Refusal) -> NsmError:

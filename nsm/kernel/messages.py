@@ -35,6 +35,9 @@ _VX_ID, _VX_GROUP, _VX_LOCAL, _VX_LEARNING, _VX_PORT, _VX_GROUP6, _VX_LOCAL6 = (
     16,
     17,
 )
+_OF_INTEREST = frozenset(
+    (_ADDRESS, _IFNAME, _MTU, _LINK, _LINKINFO, _IFALIAS, _GROUP, _LINK_NETNSID)
+)
 _SKIP_STATS = 8
 _UP = 1
 _FAMILY = {4: 2, 6: 10}
@@ -184,7 +187,7 @@ def dump_links(nsid: int = _NO_TARGET, kind: str = "") -> bytearray:
 def device(body: memoryview) -> Device:
     """Read a link message; a veth's and a tunnel's particulars too."""
     _, _, _, index, flags, _ = _LINK_BODY.unpack_from(body)
-    have = netlink.table(body, 16)
+    have = netlink.table(body, 16, _OF_INTEREST)
     info = netlink.table(have[_LINKINFO], 0) if _LINKINFO in have else {}
     kind = netlink.string(info[_INFO_KIND]) if _INFO_KIND in info else ""
     vni = port = 0

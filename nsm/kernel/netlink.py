@@ -118,9 +118,25 @@ def attrs(data: memoryview, start: int) -> Iterator[tuple[int, memoryview]]:
         start += size + 3 & ~3
 
 
-def table(data: memoryview, start: int) -> dict[int, memoryview]:
-    """The attributes by number, the last one of each."""
-    return dict(attrs(data, start))
+def table(
+    data: memoryview, start: int, wanted: frozenset[int] | None = None
+) -> dict[int, memoryview]:
+    """The attributes by number, the last one of each, all or those wanted.
+
+    The same as `dict(attrs(data, start))`; written out because a look at a wire reads
+    some hundred attributes.
+    """
+    found: dict[int, memoryview] = {}
+    end, read = len(data), _ATTR.unpack_from
+    while start + 4 <= end:
+        size, kind = read(data, start)
+        if size < 4 or start + size > end:
+            break
+        kind &= 0x3FFF
+        if wanted is None or kind in wanted:
+            found[kind] = data[start + 4 : start + size]
+        start += size + 3 & ~3
+    return found
 
 
 def number(value: memoryview) -> int:

@@ -16,7 +16,6 @@ import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
@@ -179,8 +178,10 @@ class Kernel:
 
     async def _take_back(self, wire: Wire, running: "Future[T]", journal: Journal) -> None:
         # cancelling a coroutine does not stop its thread: let it come to its end first
-        with suppress(BaseException):
-            await asyncio.wait([asyncio.wrap_future(running)])
+        ended = asyncio.wrap_future(running)
+        await asyncio.wait([ended])
+        if not ended.cancelled():
+            ended.exception()  # the caller has it already
         if not journal.steps:
             return
 

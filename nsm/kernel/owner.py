@@ -11,6 +11,7 @@ What has no mark is somebody else's and is never touched.
 import hashlib
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, cast
 from urllib.parse import quote, unquote
 
@@ -82,6 +83,7 @@ def mark(connection: str, side: SideName, *, rules: bool = False) -> Mark:
     return made
 
 
+@lru_cache(4096)
 def mac(connection: str, side: SideName) -> str:
     """The MAC of that end: the same at every refresh and on both nodes.
 

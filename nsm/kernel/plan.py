@@ -68,6 +68,8 @@ class Step:
 
 def plan(desired: State, observed: State) -> tuple[Step, ...]:
     """What to do, in this order, to get from observed to desired."""
+    if desired == observed:
+        return ()
     want, have = _links(desired), _links(observed)
     cores = {link.core: link for link in want}
     changed = [(link, cores[link.core]) for link in have if link.core in cores]
@@ -118,12 +120,21 @@ def _with_members(links: Iterable[Link], state: State) -> frozenset[Item]:
     }
 
 
-def _rank(item: Item) -> tuple[int, int, str, str]:
-    # metric and table aside, a neighbour before a route would do as well; rules come last because
-    # a rule that leads to an empty table is what a crashed attempt leaves, and is swept
-    priority = item.priority if isinstance(item, Rule) else 0
-    where = item.ends[0].namespace if isinstance(item, Veth | Vxlan | Stub) else item.namespace
-    return (_ORDER.index(type(item)), priority, str(where.cookie), str(item))
+def _rank(item: Item) -> tuple[int, int, int, bytes]:
+    """Sorts by dependence, then by place, so that one situation has one plan."""
+    kind = _ORDER.index(type(item))
+    if isinstance(item, Address):
+        return (kind, item.namespace.cookie, item.cidr.version, item.cidr.packed)
+    if isinstance(item, Route):
+        key = item.to.network_address.packed + bytes([item.to.prefixlen])
+        return (kind, item.namespace.cookie, item.table << 32 | item.metric, key)
+    if isinstance(item, Neighbour):
+        return (kind, item.namespace.cookie, item.ip.version, item.ip.packed)
+    if isinstance(item, Rule):
+        return (kind, item.namespace.cookie, item.priority, b"")
+    if isinstance(item, Sysctl):
+        return (kind, item.namespace.cookie, 0, item.key.encode())
+    return (kind, item.ends[0].namespace.cookie, 0, item.ends[0].name.encode())
 
 
 def _set(new: Link, old: Item | None) -> Iterable[str]:
