@@ -9,6 +9,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -104,8 +105,8 @@ def up(
     """
     paths = Paths(lab.name, root)
     cleaned = _cleared(paths, replace_it=replace_it, report=report)
-    check_machine(lab)
     try:
+        check_machine(lab)
         return _made(lab, text, file, paths, modules, cleaned, report)
     except BaseException:
         report("taking it back")
@@ -236,6 +237,7 @@ class Nursery:
         self._modules = modules
         self._process: subprocess.Popen[bytes] | None = None
         self._heard = b""
+        self._warm = False
         self._known: dict[str, Process] = {}
         self._log = f"{paths.folder}/log/nursery"
 
@@ -258,7 +260,10 @@ class Nursery:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
         process.stdout.close()
-        if process.poll() is None:
+        if not self._warm:
+            process.kill()  # nothing is written of it yet: nobody else could find it
+            process.wait()
+        elif process.poll() is None:
             process.returncode = 0  # it outlives us on purpose; down finds it in the journal
 
     @property
@@ -270,10 +275,8 @@ class Nursery:
         """Wait until all programs are imported. Raises ProcessFailedError with why not."""
         for event in self._events(time.monotonic() + 60.0):
             if event["event"] == "born":
+                self._warm = True
                 return
-        process = self._started
-        process.kill()
-        process.wait()
         raise ProcessFailedError(f"the lab's programs cannot be imported: {_tail(self._log)}")
 
     def bear(self, todo: Sequence[Process]) -> None:
@@ -381,8 +384,24 @@ def _tail(log: str, lines: int = 3) -> str:
 def down(paths: Paths, *, report: Report = silent, keep_folder: bool = False) -> Gone:
     """Take a lab down, whatever state it is in; the caller holds its lock.
 
-    First whoever has something to take back politely, last what can simply go.
+    First whoever has something to take back politely, last what can simply go. A Ctrl-C
+    meanwhile waits until all of it is done, which is bounded.
     """
+    with _undisturbed():
+        return _taken_down(paths, report, keep_folder=keep_folder)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    wait = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, wait)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _taken_down(paths: Paths, report: Report, *, keep_folder: bool) -> Gone:
     start = time.monotonic()
     now = state.read(paths)
     if now is not None:
@@ -476,8 +495,12 @@ def running(name: str, root: str = ROOT) -> tuple[Lab, Paths]:
     if now is None or now.phase != "up":
         there = [n for n in state.labs(root) if n != name]
         also = f"; up are {', '.join(there)}" if there else ""
-        how = "is not up" if now is None else f"is {now.phase}"
-        raise NotUpError(f"lab {name} {how}{also}", hint=f"nsmctl lab up {name}")
+        if now is not None:
+            how = "is being made or taken down"
+            if now.crashed:
+                how = "is not whole: its engine was killed"
+            raise NotUpError(f"lab {name} {how}{also}", hint=f"nsmctl lab down {name}")
+        raise NotUpError(f"lab {name} is not up{also}", hint=f"nsmctl lab up {name}")
     return saved(paths), paths
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from nsm.errors import InvalidError, NsmError
+from nsm.errors import InvalidError
 from nsmctl import show
 
 if TYPE_CHECKING:  # what touches Linux is imported where it is used: `lab check` works anywhere
@@ -106,33 +106,21 @@ def run(file: File, name: Name = "", json_: Json = False) -> None:
     from labs.wires import answers, wires
 
     lab, text, path, paths = _read(file, name)
-    results: list[Result] = []
-    table: list[tuple[Wire, Answers]] = []
-    failure: NsmError | None = None
-    up: Up | None = None
-    checks_took = 0.0
     with state.locked(paths, create=True), show.taking_back():
+        with show.progress() as report:
+            up = engine.up(lab, text, path, report=report)  # takes itself back if it fails
+        start = time.monotonic()
         try:
-            with show.progress() as report:
-                up = engine.up(lab, text, path, report=report)
-            start = time.monotonic()
             with Hands() as hands:
                 there = wires(lab, paths)
                 answered = answers(there, paths, hands)
                 table = [(wire, answered[wire.id]) for wire in there]
                 results = _checked(lab, Checks(lab, paths, hands), quiet=json_)
-            checks_took = time.monotonic() - start
-        except NsmError as error:
-            failure = error
         finally:
+            checks_took = time.monotonic() - start
             with show.progress() as report:
                 gone = engine.down(paths, report=report)
-    if failure and not up:
-        raise failure
-    assert up is not None
     _tell_run(up, table, results, checks_took, gone, json_=json_)
-    if failure:
-        raise failure
     bad = gone.left or any(not result.holds for result in results)
     show.finish(show.FAILED if bad else show.OK)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from labs import alive, engine, processes, state
+from labs import alive, engine, nursery, processes, state
 from labs.alive import Mark
 from labs.lab import Lab, parse
 from labs.paths import Paths
@@ -267,6 +267,53 @@ def test_a_process_that_fails_ends_the_start_with_its_last_words_and_nothing_lef
     assert "no_such_program" in str(caught.value)
     assert [n for n in list_named() if n.startswith(f"{lab}-")] == []
     assert not os.path.exists(paths.folder)
+
+
+def test_a_lab_that_is_up_stays_up_when_somebody_runs_it_again(lab):
+    bring_up(lab)
+    file = Path(Paths(lab).text)
+    words = ["-P", "-m", "nsmctl", "lab", "run", str(file)]
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, check=False,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(HERE)}, cwd="/",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "is up since" in done.stderr
+    left, paths = engine.running(lab)
+    assert all(engine.node_health(left, paths).values())
+
+
+async def test_a_ctrl_c_while_a_lab_is_made_takes_all_of_it_back(lab):
+    program = (
+        "from tests.kernel.labs.test_engine import bring_up\n"
+        "import time\n"
+        "def report(what):\n"
+        "    print(what, flush=True)\n"
+        "    if what.startswith('forwarders'): time.sleep(5)\n"
+        f"bring_up({lab!r}, report=report)\n"
+    )
+    running = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert running.stdout
+    while not running.stdout.readline().startswith(b"forwarders"):
+        pass
+    assert processes_of(lab)
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=10)
+    assert running.returncode == -signal.SIGINT
+    assert processes_of(lab) == []
+    assert not os.path.exists(Paths(lab).folder)
+
+
+def test_logs_are_bounded(tmp_path):
+    log = tmp_path / "log"
+    log.write_bytes(b"x" * (nursery.LARGEST_LOG + 1))
+    parent = nursery.Nursery(-1)
+    parent._children[-1] = nursery.Child("x", 0, -1, -1, str(log), 0.0)
+    parent._bound_logs()
+    assert log.stat().st_size == 0
+    assert (tmp_path / "log.1").stat().st_size == nursery.LARGEST_LOG + 1
 
 
 def test_a_reused_pid_is_never_signalled():
