@@ -221,7 +221,7 @@ def ensure(reach: Reach, wire: Wire, group: int, journal: Journal) -> tuple[Step
             stack.enter_context(choosing_tables)
         try:
             for _ in range(_ROUNDS):
-                desired, observed = _look(reach, wire, fixed)
+                desired, observed = _look(reach, wire, fixed, journal)
                 if journal.before is None:
                     journal.before = observed
                 steps = plan(desired, observed)
@@ -231,7 +231,7 @@ def ensure(reach: Reach, wire: Wire, group: int, journal: Journal) -> tuple[Step
                     do(reach, steps, journal)
                 except _IndexTakenError:
                     _reversed(reach, journal)  # one in a million: all of it again
-            _agree(wire, *_look(reach, wire, fixed))
+            _agree(wire, *_look(reach, wire, fixed, journal))
         except BaseException as failure:
             for note in revert(reach, wire, group, journal):
                 failure.add_note(note)
@@ -257,7 +257,7 @@ def revert(reach: Reach, wire: Wire, group: int, journal: Journal) -> list[str]:
     before = journal.before or frozenset()
     if any(isinstance(item, Veth | Vxlan) for item in before):
         try:
-            _, now = _look(reach, wire, items(wire, group))
+            _, now = _look(reach, wire, items(wire, group), Journal())
             lost = [step for step in plan(before, now) if not isinstance(step.item, Stub)]
             do(reach, lost, Journal(places=journal.places))
         except NamespaceGoneError:
@@ -298,8 +298,9 @@ def _do_one(reach: Reach, step: Step, journal: Journal) -> None:
 # --- looking ---------------------------------------------------------------------------------
 
 
-def _look(reach: Reach, wire: Wire, fixed: State) -> tuple[State, State]:
+def _look(reach: Reach, wire: Wire, fixed: State, journal: Journal) -> tuple[State, State]:
     """What the wire needs now that tables are chosen, and what of it is there."""
+    acknowledged = _acknowledged(journal)
     desired: set[Item] = set(fixed)
     observed: set[Item] = set()
     seen: list[tuple[Interface, Device | None]] = []
@@ -312,7 +313,8 @@ def _look(reach: Reach, wire: Wire, fixed: State) -> tuple[State, State]:
     observed.update(_devices(reach, wire, seen))
     for interface, found in seen:
         if found:
-            observed.update(_members(reach, interface, found))
+            sure = acknowledged.get((interface.namespace, interface.name))
+            observed.update(_members(reach, interface, found, sure))
         if interface.policies or (found and (mark := owner.Mark.parse(found.alias)) and mark.rules):
             wanted, there = _policies(reach, interface, found)
             desired |= wanted
@@ -393,12 +395,37 @@ def _stands_on(reach: Reach, where: Namespace, underlay: Namespace, found: Devic
     return reach.number(where, underlay) == found.far
 
 
-def _members(reach: Reach, interface: Interface, found: Device) -> Iterator[Item]:
+def _acknowledged(journal: Journal) -> dict[Seat, set[Item]]:
+    """Routes and neighbours on devices that are new in this attempt, as the kernel took them.
+
+    Nothing else can stand on those devices, so nobody has to search the tables of a namespace
+    with a thousand wires for it. Only while the attempt did nothing but add: what the kernel
+    takes away by itself, it takes with something taken away or changed.
+    """
+    if any(step.verb != "add" and not isinstance(step.item, Sysctl) for step in journal.steps):
+        return {}
+    sure: dict[Seat, set[Item]] = {}
+    for step in journal.steps:
+        if isinstance(step.item, Veth | Vxlan):
+            sure.update({end.seat: set() for end in step.item.ends})
+        elif isinstance(step.item, Route | Neighbour):
+            seat = (step.item.namespace, step.item.link)
+            if seat in sure:
+                sure[seat].add(step.item)
+    return sure
+
+
+def _members(
+    reach: Reach, interface: Interface, found: Device, sure: set[Item] | None
+) -> Iterator[Item]:
     where, link, index = interface.namespace, interface.name, found.index
     sock = reach.socket(where)
     yield from messages.seen_addresses(
         sock.dump(messages.dump_addresses(index)), where, link, index
     )
+    if sure is not None:
+        yield from sure
+        return
     yield from messages.seen_routes(sock.dump(messages.dump_routes(index)), where, link, index)
     neighbours = sock.dump(messages.dump_neighbours(index))
     yield from messages.seen_neighbours(neighbours, where, link, index)
@@ -474,8 +501,10 @@ class _Waiting:
         done = self._journal.steps
         for where, batch in batches.items():
             # before it is sent: whatever ends us from here on, the way back is known
+            known = {id(step) for step in done}  # a step on two ends is in two batches
             for step, _ in batch:
-                if not (done and done[-1] is step):
+                if id(step) not in known:
+                    known.add(id(step))
                     done.append(step)
             results = self._reach.socket(where).do([message for _, message in batch])
             refused: list[tuple[Step, Refusal]] = []
