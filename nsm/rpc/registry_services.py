@@ -153,6 +153,8 @@ class Endpoints(NetworkServiceEndpointRegistryBase):
         asked = await self._gate.received(stream, "query for endpoints")
         query = wire.endpoint(asked.network_service_endpoint)
         found = self._store.find_endpoints(query, asked.watch, current_caller(stream))
+        if asked.watch:
+            await stream.send_initial_metadata()  # the first answer may be long in coming
         async with contextlib.aclosing(found):
             async for one in found:
                 await _send(
@@ -196,6 +198,8 @@ class Services(NetworkServiceRegistryBase):
         asked = await self._gate.received(stream, "query for network services")
         query = wire.service(asked.network_service)
         found = self._store.find_services(query, asked.watch, current_caller(stream))
+        if asked.watch:
+            await stream.send_initial_metadata()
         async with contextlib.aclosing(found):
             async for one in found:
                 await _send(

@@ -68,12 +68,11 @@ async def test_changes_of_one_name_keep_their_order(tmp_path: Path) -> None:
 
 async def test_a_caller_that_gives_up_harms_no_other(tmp_path: Path) -> None:
     path = str(tmp_path / "r.sqlite")
-    async with open_store(path) as (store, _):
-        async with asyncio.TaskGroup() as group:
-            impatient = group.create_task(store.keep(replace(ENDPOINT, name="gone")))
-            group.create_task(store.keep(ENDPOINT))
-            await asyncio.sleep(0)
-            impatient.cancel()
+    async with open_store(path) as (store, _), asyncio.TaskGroup() as group:
+        impatient = group.create_task(store.keep(replace(ENDPOINT, name="gone")))
+        group.create_task(store.keep(ENDPOINT))
+        await asyncio.sleep(0)
+        impatient.cancel()
     async with open_store(path) as (_, loaded):
         assert "nse-1" in {e.name for e in loaded.endpoints}
 
