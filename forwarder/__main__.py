@@ -37,7 +37,7 @@ async def serve(config: Config, process: Process) -> None:
         calls = Calls(peers, lifetime)
         registry = RegistryClient(peers, config.connect_to, lifetime=lifetime)
         recovery = Recovery(kernel)
-        sockets = Sockets(forget=peers.forget)
+        sockets = Sockets()
         route = ForwarderRoute(
             Discovery(registry),
             calls,

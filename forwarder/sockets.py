@@ -6,17 +6,12 @@ The descriptor refers to the socket's file, not to a namespace: it pins nobody.
 """
 
 import os
-from collections.abc import Callable
 
 
 class Sockets:
-    """Kept descriptors by the file they refer to, counted by who uses them.
+    """Kept descriptors by the file they refer to, counted by who uses them."""
 
-    forget is told of each URL that is no longer valid: its number will be reused.
-    """
-
-    def __init__(self, forget: Callable[[str], None]) -> None:
-        self._forget = forget
+    def __init__(self) -> None:
         self._by_file: dict[tuple[int, int], str] = {}
         self._uses: dict[str, int] = {}
         self._fds: dict[str, int] = {}
@@ -49,7 +44,6 @@ class Sockets:
             del self._uses[url]
             fd = self._fds.pop(url)
             self._by_file = {file: kept for file, kept in self._by_file.items() if kept != url}
-            self._forget(url)
             os.close(fd)
 
     def close(self) -> None:

@@ -37,7 +37,7 @@ async def serve(config: Config, process: Process) -> None:
         Peers(source, dial_timeout=config.dial_timeout) as peers,
     ):
         domain = _domain(config, process, peers, lifetime)
-        locals_ = Locals(gone=peers.forget)
+        locals_ = Locals()
         calls = Calls(peers, lifetime)
         discovery = Discovery(domain, locals_, config.forwarder_network_service_name)
         route = ManagerRoute(discovery, calls, excluded, config.labels, config.dial_timeout)

@@ -10,7 +10,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
@@ -37,10 +37,9 @@ class Local:
 class Locals:
     """The endpoints registered through this manager, by name."""
 
-    def __init__(self, gone: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self) -> None:
         self._by_name: dict[str, Local] = {}
         self._changed = asyncio.Event()
-        self._gone = gone  # told of every URL that is no longer anybody's
 
     def put(self, endpoint: Endpoint, url: str, fd: int | None) -> None:
         """Know endpoint until it expires, instead of an earlier one of its name; owns fd.
@@ -66,7 +65,6 @@ class Locals:
         """Forget the endpoint called name, and let go of its socket."""
         if local := self._by_name.pop(name, None):
             self._forget(local)
-            self._gone(local.url)
             if local.fd is not None:
                 os.close(local.fd)
 

@@ -236,16 +236,6 @@ class Peers:
             for connection in list(self._pool.get(key, ())):
                 connection.retire()
 
-    def forget(self, url: str) -> None:
-        """Give no more links to connections of url: what it names is no longer what it named.
-
-        A `unix:///proc/self/fd/N` means another socket once N is closed and taken again.
-        """
-        self._keeping.discard(url)
-        for key in [k for k in self._pool if k[0] == url]:
-            for connection in self._pool.pop(key):
-                connection.retire()
-
     # -- choosing -----------------------------------------------------------------------------
 
     async def _get(self, where: "_Where", private: str, patience: float) -> _Connection:

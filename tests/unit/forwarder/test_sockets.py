@@ -12,8 +12,7 @@ def listening(path):
 
 
 def test_wires_to_one_endpoint_share_one_descriptor_until_the_last_ends(tmp_path):
-    forgotten = []
-    sockets = Sockets(forgotten.append)
+    sockets = Sockets()
     with listening(tmp_path / "nse"):
         before = len(os.listdir("/proc/self/fd"))
         first, second = (os.open(tmp_path / "nse", os.O_PATH) for _ in range(2))
@@ -26,22 +25,21 @@ def test_wires_to_one_endpoint_share_one_descriptor_until_the_last_ends(tmp_path
         assert sockets.again(url) == url
         for _ in range(2):
             sockets.release(url)
-        assert forgotten == []
         assert len(sockets) == 1
         sockets.release(url)
-        assert forgotten == [url]
+        assert len(sockets) == 0
         assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_url_that_is_no_descriptor_is_nobodys_to_release(tmp_path):
-    sockets = Sockets(lambda _: None)
+    sockets = Sockets()
     sockets.release("tcp://10.0.0.1:5001")
     assert sockets.again("tcp://10.0.0.1:5001") == "tcp://10.0.0.1:5001"
     assert len(sockets) == 0
 
 
 def test_closing_lets_go_of_everything(tmp_path):
-    sockets = Sockets(lambda _: None)
+    sockets = Sockets()
     with listening(tmp_path / "nse"):
         before = len(os.listdir("/proc/self/fd"))
         fd = os.open(tmp_path / "nse", os.O_PATH)
