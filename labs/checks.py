@@ -77,15 +77,17 @@ class Checks:
 
     # -- who with whom ----------------------------------------------------------------------
 
-    def _pairs(self, source: str, target: str, service: str) -> list[tuple[str, str, list[Wire]]]:
-        """From, to, and the wires between; for an outsider those it must not reach into."""
+    def _pairs(
+        self, source: str, target: str, service: str, *, outsiders: bool = False
+    ) -> list[tuple[str, str, list[Wire]]]:
+        """From, to, and the wires between; for outsiders, if asked, those they must not reach."""
         ends = (*self._lab.clients, *self._lab.endpoints)
         there = wires(self._lab, self._paths)
         found = []
         for a in matching(source, ends):
             for b in matching(target, ends):
                 client = self._lab.clients.get(a)
-                if client and client.netns_only:
+                if client and client.netns_only and outsiders:
                     of = [w for w in there if b in (w.client, w.endpoint)]
                     of = [w for w in of if fnmatchcase(w.service, service)]
                 else:
@@ -109,7 +111,8 @@ class Checks:
     def _ping(self, asked: labfile.Ping) -> Verdict:
         faults: list[str] = []
         todo: dict[str, list[tuple[str, str, int]]] = {}
-        pairs = self._pairs(asked.source, asked.target, asked.service)
+        outsiders = asked.lost == "all"  # who must reach nobody; a glob does not mean them else
+        pairs = self._pairs(asked.source, asked.target, asked.service, outsiders=outsiders)
         for a, b, of in pairs:
             for wire in of:
                 addresses = self._addresses(a, b, wire)
@@ -174,19 +177,12 @@ class Checks:
         order = {"do": "send", "address": address, "port": port, "octets": octets,
                  "patience": TRANSFER_PATIENCE, "mark": MARK}  # fmt: skip
         self._hands.tell(source, order)
-        failed: FailedError | None = None
-        sent: dict[str, Any] = {}
-        got: dict[str, Any] = {}
         try:
-            sent = self._hands.hear(source)
-        except FailedError as failure:
-            failed = failure
-        try:
-            got = self._hands.hear(target)
-        except FailedError as failure:
-            failed = failed or failure
-        if failed:
-            raise failed
+            sent: dict[str, Any] = self._hands.hear(source)
+        except FailedError:
+            self._hands.drop(target)  # because nobody will come to what it listens for
+            raise
+        got: dict[str, Any] = self._hands.hear(target)
         if not sent["sha256"] == got["sha256"] == sent["echo"] or got["octets"] != octets:
             raise FailedError(f"{got['octets']} of {octets} bytes arrived, with another SHA-256")
         return float(octets * 8 / sent["seconds"] / 1e6)

@@ -62,6 +62,12 @@ class Hands:
             raise FailedError(f"{namespace}: {told['failure']}")
         return told["answer"]
 
+    def drop(self, namespace: str) -> None:
+        """End a probe that waits for what will not come; the next order has a new one."""
+        probe = self._probes.pop(namespace)
+        probe.kill()
+        probe.communicate()
+
     def _probe(self, namespace: str) -> "subprocess.Popen[str]":
         if namespace not in self._probes:
             here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -1,0 +1,220 @@
+"""The checks against a wire made by hand: green where it carries, red with its words where not."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from labs import engine, state
+from labs.checks import Checks, Result
+from labs.hands import Hands
+from labs.lab import parse
+from labs.paths import Paths
+from labs.wires import answers, wires
+from nsm.kernel import topology
+from nsm.kernel.topology import Plug
+from tests.kernel.labs.test_engine import STANDIN
+
+TEXT = """\
+name: NAME
+topology:
+  clusters: {c: {}}
+  nodes: {n1: {cluster: c}, sw: {kind: switch}}
+  links: [{endpoints: ["n1:eth0", "sw:p1"]}]
+  underlay: {ipv4: 198.18.0.0/24}
+services:
+  y: {endpoints: {resp: {on: n1, prefixes: [172.16.1.0/24]}}}
+clients:
+  app: {on: n1, connect: ["kernel://y/nsm-1"]}
+  outsider: {on: n1, netns-only: true}
+checks:
+CHECKS
+"""
+Ask = Callable[..., Result]
+
+
+@pytest.fixture
+def ask(request: pytest.FixtureRequest) -> Iterator[Ask]:
+    """Runs a check, written as in a lab file, on a lab with one hand-made wire app - resp."""
+    name = f"c{os.getpid() % 10000}-{abs(hash(request.node.name)) % 1000}"
+    paths = Paths(name)
+    text = TEXT.replace("NAME", name).replace("checks:\nCHECKS\n", "")
+    with state.locked(paths, create=True):
+        engine.up(parse(text, "x"), text, "x", modules=STANDIN)
+    try:
+        topology.cable(Plug(f"{name}-app", "nsm-1"), Plug(f"{name}-resp", "nsm-r"), 1400)
+        topology.configure(f"{name}-app", "nsm-1", ["172.16.1.1/24", "2001:db8::1/64"])
+        topology.configure(f"{name}-resp", "nsm-r", ["172.16.1.2/24", "2001:db8::2/64"])
+        told = {
+            "event": "up", "id": "app-0", "service": "y", "endpoint": "resp-abc12",
+            "interface": "nsm-1", "src": ["172.16.1.1/24", "2001:db8::1/64"],
+            "dst": ["172.16.1.2/24", "2001:db8::2/64"], "ms": 7.5, "stages": {"dial": 2.5},
+        }  # fmt: skip
+        with open(paths.status("app"), "a") as out:
+            out.write(json.dumps(told) + "\n")
+        with Hands() as hands:
+
+            def run(*checks: str) -> Result:
+                lines = "\n".join(f"  - {c}" for c in checks)
+                lab = parse(TEXT.replace("NAME", name).replace("CHECKS", lines), "x")
+                asked = Checks(lab, paths, hands)
+                return [asked.run(check) for check in lab.checks][-1]
+
+            run.namespace = lambda place: f"{name}-{place}"  # type: ignore[attr-defined]
+            run.paths = paths  # type: ignore[attr-defined]
+            run.hands = hands  # type: ignore[attr-defined]
+            yield run
+    finally:
+        with state.locked(paths, create=False):
+            engine.down(paths)
+
+
+def ip(ask: Ask, place: str, *words: str) -> None:
+    subprocess.run(["ip", "-n", ask.namespace(place), *words], check=True)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        pytest.param("{name: a, ping: {from: app, to: resp}}", id="there"),
+        pytest.param("{name: a, ping: {from: resp, to: app}}", id="back"),
+        pytest.param("{name: a, ping: {from: '*', to: '*', family: both}}", id="all"),
+        pytest.param("{name: a, ping: {from: app, to: resp, size: mtu}}", id="full packets"),
+        pytest.param(
+            "{name: a, ping: {from: app, to: resp, size: mtu+1}, expect: {lost: all}}",
+            id="one byte more",
+        ),
+        pytest.param(
+            "{name: a, ping: {from: outsider, to: resp}, expect: {lost: all}}", id="an outsider"
+        ),
+        pytest.param("{name: a, tcp: {from: app, to: resp, bytes: 3MB}}", id="a transfer"),
+        pytest.param("{name: a, tcp: {from: resp, to: app, bytes: 1B, family: ipv6}}", id="1 B"),
+        pytest.param(
+            "{name: a, wire: {client: app}, expect: {mechanism: veth, mtu: 1400}}", id="wire"
+        ),
+        pytest.param("{name: a, exec: {in: app, command: ip link show nsm-1}}", id="a command"),
+        pytest.param(
+            "{name: a, exec: {in: n1, command: 'false'}, expect: {exit: 1}}", id="a status"
+        ),
+    ],
+)  # fmt: skip
+def test_a_check_holds_on_a_wire_that_carries(ask, check):
+    result = ask(check)
+    assert result.holds, result.says
+
+
+@pytest.mark.parametrize(
+    ("fault", "check", "says"),
+    [
+        pytest.param(
+            ("resp", "link", "set", "nsm-r", "down"),
+            "{name: a, ping: {from: app, to: resp, family: ipv4, count: 2}}",
+            "app -> resp 172.16.1.2: 2 of 2 lost",
+            id="the far end is down",
+        ),
+        pytest.param(
+            ("resp", "-6", "addr", "flush", "dev", "nsm-r"),
+            "{name: a, ping: {from: app, to: resp, count: 2}}",
+            "app -> resp 2001:db8::2: 2 of 2 lost",
+            id="one family is gone",
+        ),
+        pytest.param(
+            ("resp", "link", "set", "nsm-r", "mtu", "1300"),
+            "{name: a, ping: {from: app, to: resp, size: mtu, family: ipv4, count: 2}}",
+            "app -> resp 172.16.1.2: 2 of 2 lost",
+            id="full packets do not fit",
+        ),
+        pytest.param(
+            ("app", "link", "set", "nsm-1", "mtu", "1401"),
+            "{name: a, wire: {client: app}, expect: {mtu: 1400}}",
+            "app's nsm-1 has MTU 1401, expected 1400",
+            id="another MTU",
+        ),
+        pytest.param(
+            ("app", "link", "set", "nsm-1", "name", "other"),
+            "{name: a, wire: {client: app}, expect: {mechanism: veth}}",
+            "app has no interface nsm-1",
+            id="another name",
+        ),
+        pytest.param(
+            ("app", "link", "set", "nsm-1", "down"),
+            "{name: a, tcp: {from: app, to: resp, bytes: 1MB, family: ipv4}}",
+            "app -> resp 172.16.1.2: ",
+            id="a transfer that cannot begin",
+        ),
+        pytest.param(
+            ("app", "link", "show", "lo"),
+            "{name: a, ping: {from: app, to: resp, service: z}}",
+            "no wire of z joins app and resp",
+            id="no wire of that service",
+        ),
+        pytest.param(
+            ("app", "link", "show", "lo"),
+            "{name: a, exec: {in: app, command: ip link show nsm-7}}",
+            'ip ended with status 1, expected 0: Device "nsm-7" does not exist.',
+            id="a command that fails",
+        ),
+    ],
+)
+def test_a_fault_turns_the_check_red_and_the_check_says_which(ask, fault, check, says):
+    ip(ask, *fault)
+    result = ask(check)
+    assert not result.holds
+    assert says in result.says
+
+
+def test_an_outsider_who_gets_in_turns_its_check_red(ask):
+    topology.cable(
+        Plug(ask.namespace("outsider"), "back"), Plug(ask.namespace("resp"), "door"), 1500
+    )
+    topology.configure(ask.namespace("outsider"), "back", ["10.9.0.1/24"])
+    topology.configure(ask.namespace("resp"), "door", ["10.9.0.2/24"])
+    ip(ask, "outsider", "route", "add", "172.16.1.2", "via", "10.9.0.2")
+    check = "{name: a, ping: {from: outsider, to: resp, count: 2}, expect: {lost: all}}"
+    result = ask(check)
+    assert not result.holds
+    assert "outsider -> resp 172.16.1.2: 2 of 2 answered, expected none" in result.says
+
+
+def test_a_capture_counts_what_passes_a_cable_meanwhile(ask):
+    # a tunnel by hand over the lab's cable: the switch sees what is in it
+    ip(ask, "n1", "link", "add", "vx", "type", "vxlan", "id", "77", "remote", "198.18.0.9",
+       "local", "198.18.0.1", "dstport", "4789", "dev", "eth0")  # fmt: skip
+    ip(ask, "n1", "addr", "add", "10.8.0.1/24", "dev", "vx")
+    ip(ask, "n1", "link", "set", "vx", "up")
+    for device in ("eth0 198.18.0.9", "vx 10.8.0.9"):
+        name, address = device.split()
+        ip(ask, "n1", "neigh", "add", address, "lladdr", "02:00:00:00:00:09", "dev", name)
+    script = "from labs.probe import ping;ping([dict(address='10.8.0.9',size=64)],4,0.1)"
+    during = f'{{name: d, exec: {{in: n1, command: PYTHON -c "{script}"}}}}'
+    import sys
+    from pathlib import Path
+
+    here = Path(__file__).parents[3]
+    during = during.replace("PYTHON", f"env PYTHONPATH={here} {sys.executable}")
+    during = during.replace('"', '\\"')
+    during = during.replace("command: ", 'command: "').replace("}}", '"}}')
+    capture = "{name: c, capture: {on: 'sw:p1', during: d}, expect: {EXPECT}}"
+    seen = ask(during, capture.replace("EXPECT", "sees: [vxlan, inner-icmp], never: [icmp, tcp]"))
+    assert seen.holds, seen.says
+    assert seen.figures["seen"]["inner-icmp"] == 4
+    red = ask(during, capture.replace("EXPECT", "never: [inner-icmp]"))
+    assert red.says == "4 packets of inner-icmp pass sw:p1, expected none"
+    red = ask(during, capture.replace("EXPECT", "sees: [tls]"))
+    assert red.says == "no packet of tls passes sw:p1"
+
+
+def test_every_wire_is_pinged_from_both_ends(ask):
+    lab = parse(TEXT.replace("NAME", ask.paths.lab).replace("checks:\nCHECKS\n", ""), "x")
+    (wire,) = wires(lab, ask.paths)
+    assert (wire.endpoint, wire.mechanism, wire.mtu) == ("resp", "veth", 1400)
+    found = answers([wire], ask.paths, ask.hands)["app-0"]
+    assert (found.sent, found.lost) == (20, 0)
+    assert 0 < found.there_ms < 50
+    assert 0 < found.back_ms < 50
+    ip(ask, "resp", "addr", "flush", "dev", "nsm-r")
+    found = answers([wire], ask.paths, ask.hands)["app-0"]
+    assert found.lost == found.sent
+    assert found.there_ms is None
