@@ -47,6 +47,7 @@ __all__ = [
     "Port",
     "PositiveDuration",
     "Url",
+    "for_children",
     "parse",
     "read",
     "resolved",
@@ -177,6 +178,15 @@ def parse(kind: type[C], environ: Mapping[str, str] | None = None) -> C:
         return kind(**values)
     except (NsmError, ValueError) as error:  # what only shows when they are seen together
         raise ConfigError([str(error)]) from error
+
+
+def for_children(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What a program hands on to processes of ours that it gives an environment of their own.
+
+    That is what watches over all of a test's processes, however deep they were started.
+    """
+    environ = os.environ if environ is None else environ
+    return {name: environ[name] for name in ("NSM_LOOP_GUARD",) if name in environ}
 
 
 def strangers(kind: type[Any], environ: Mapping[str, str] | None = None) -> tuple[str, ...]:

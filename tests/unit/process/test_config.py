@@ -264,6 +264,12 @@ def test_variables_nobody_reads_are_named_with_the_nearest_that_is() -> None:
     )
 
 
+def test_the_guard_of_a_test_is_handed_on_and_nothing_else() -> None:
+    environ = {"NSM_LOOP_GUARD": "/tmp/guard", "NSM_NAME": "x", "HOME": "/root"}
+    assert config.for_children(environ) == {"NSM_LOOP_GUARD": "/tmp/guard"}
+    assert config.for_children({}) == {}
+
+
 def test_check_shows_every_value_and_where_it_comes_from(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
