@@ -57,7 +57,7 @@ def positive_duration(text: str) -> float:
 
 def show_duration(seconds: float) -> str:
     """A number of seconds, to the nanosecond, as Go writes it but without parts that are zero."""
-    left, text = abs(round(seconds * 1e9)), ""
+    left, text = abs(round(Decimal(repr(seconds)) * 10**9)), ""  # as it is written, not in binary
     for unit, size in (
         ("h", 3600 * 10**9),
         ("m", 60 * 10**9),
