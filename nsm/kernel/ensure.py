@@ -520,7 +520,7 @@ class _Waiting:
     def _refused(self, where: Namespace, step: Step, refusal: Refusal) -> Exception:
         item = step.item
         if not (isinstance(item, Veth | Vxlan) and step not in self._journal.steps):
-            return _explained(self._reach, step, refusal, where)
+            return _explained(step, refusal, where)
         for end in item.ends:  # the device was not made
             self._reach.index.pop(end.seat, None)
             self._journal.places.pop(end.seat, None)
@@ -575,7 +575,13 @@ def _shared(reach: Reach, item: Route) -> bool:
     return bool(holders) and holders <= {owner.PROTOCOL}
 
 
-def _explained(reach: Reach, step: Step, refusal: Refusal, where: Namespace) -> NsmError:
+def _explained(step: Step, refusal: Refusal, where: Namespace) -> NsmError:
+    if refusal.errno == errno.EADDRINUSE and isinstance(step.item, Vxlan):
+        tunnel = step.item  # a tunnel takes its port as it comes up
+        return TakenError(
+            f"`{step}` in {tunnel.underlay}: UDP port {tunnel.port} is held by another program",
+            hint=f"ss -lunp sport = {tunnel.port}; stop it, or set another VXLAN port",
+        )
     if refusal.errno == errno.EEXIST and isinstance(step.item, Route):
         return RouteTakenError(
             f"`{step}` in {where}: there is a route to {step.item.to} already that is not a wire's",
@@ -641,8 +647,7 @@ def _create(
         made = messages.create_vxlan(item, indexes[0], reach.fd(item.end.namespace))
         waiting.add(item.underlay, step, made)
     for end, index in zip(item.ends, indexes, strict=True):
-        down = isinstance(item, Veth) and end is item.dst
-        born = End(end.namespace, end.name, end.mac, end.mtu, end.group, "", not down)
+        born = End(end.namespace, end.name, end.mac, end.mtu, end.group, "", up=False)
         waiting.add(end.namespace, step, messages.set_link(index, born, end))
 
 
@@ -660,11 +665,6 @@ def _not_created(reach: Reach, item: Veth | Vxlan, step: Step, refusal: Refusal)
                 f"VNI {item.vni} is in use on UDP port {item.port} in {item.underlay}",
                 hint="agree on another VNI",
             )
-    if refusal.errno == errno.EADDRINUSE and isinstance(item, Vxlan):
-        return TakenError(
-            f"`{step}` in {where}: UDP port {item.port} is held by another program",
-            hint=f"ss -lunp sport = {item.port}; stop it, or set another VXLAN port",
-        )
     return explain(refusal, str(step), where)
 
 
