@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from nsm.descriptors import Descriptors
 from nsm.errors import NotFoundError
 from nsm.model import Connection, Endpoint, Service
+from nsm.race import both
 from nsm.rpc.registry import RegistryClient
 from nsm.selection import Turns, match_endpoints
 
@@ -36,8 +37,10 @@ class Discovery:
         """
         if conn.endpoint:
             return [await self._named(conn, fds)]
-        service = await self._service(conn)
-        found = await self._registry.find_endpoints(Endpoint(services=(service.name,)), fds=fds)
+        service, found = await both(
+            self._service(conn),
+            self._registry.find_endpoints(Endpoint(services=(conn.service,)), fds=fds),
+        )
         alive = _alive(found)
         matching = match_endpoints(service, conn.labels, alive)
         if not matching:

@@ -1,10 +1,11 @@
-"""Waiting for whichever of two things comes first."""
+"""Waiting for two things at once: for the first of them, or for both."""
 
 import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 async def unless(wanted: Coroutine[Any, Any, T], other: Coroutine[Any, Any, object]) -> T | None:
@@ -17,3 +18,19 @@ async def unless(wanted: Coroutine[Any, Any, T], other: Coroutine[Any, Any, obje
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def both(one: Coroutine[Any, Any, T], other: Coroutine[Any, Any, U]) -> tuple[T, U]:
+    """Both results; a failure of either cancels the other, waits for its end, and is raised."""
+    first = asyncio.create_task(one)  # noqa: TID251 - both awaited
+    second = asyncio.create_task(other)  # noqa: TID251
+    try:
+        await asyncio.wait({first, second}, return_when=asyncio.FIRST_EXCEPTION)
+        failed = next((t for t in (first, second) if t.done() and t.exception()), None)
+        if failed is not None:
+            await failed  # type: ignore[misc] # of two result types, raised and never a result
+        return await first, await second
+    finally:
+        for task in (first, second):
+            task.cancel()
+        await asyncio.gather(first, second, return_exceptions=True)
