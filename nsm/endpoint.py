@@ -12,6 +12,7 @@ have.
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import shutil
 import tempfile
@@ -271,6 +272,7 @@ class Endpoint:
         self._busy = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
+        self._namespace = namespace
         self.route = EndpointRoute(
             name,
             Pools(prefixes, strict=strict),
@@ -326,6 +328,8 @@ class Endpoint:
             listen = self._listen or await stack.enter_async_context(_own_socket())
             tasks = await stack.enter_async_context(background())
 
+            await self._remember(stack)
+
             def spawn(work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
                 return tasks.create_task(work, name=name)
 
@@ -351,6 +355,19 @@ class Endpoint:
                 )
                 await first
             yield
+
+    async def _remember(self, stack: contextlib.AsyncExitStack) -> None:
+        """Keep the addresses that wires of an earlier life have until those are refreshed.
+
+        Their clients come back within a token's life; a new one might come before.
+        """
+        if self._namespace != OWN_NAMESPACE:
+            return
+        if kept := self.route.pools.reserve(await asyncio.to_thread(_present)):
+            log.info("addresses of an earlier life are kept", endpoint=self.name, count=kept)
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(self._lifetime / SECOND, self.route.pools.unreserve)
+            stack.callback(timer.cancel)
 
     async def _keep_registered(self, peers: Peers, first: "asyncio.Future[None]") -> None:
         """Register for as long as this runs; first has the outcome of the beginning."""
@@ -390,6 +407,25 @@ class Endpoint:
             self._empty.clear()
         else:
             self._empty.set()
+
+
+def _present() -> list[str]:
+    """Every single address our namespace has or has a route to, as the kernel tells in /proc."""
+    found = []
+    with contextlib.suppress(FileNotFoundError), open("/proc/self/net/fib_trie") as file:
+        address = ""
+        for line in file:
+            head, _, rest = line.strip().partition(" ")
+            if head == "|--":
+                address = rest
+            elif head == "/32":
+                found.append(address)
+    with contextlib.suppress(FileNotFoundError), open("/proc/self/net/ipv6_route") as file:
+        for line in file:
+            prefix, length, *_ = line.split()
+            if length == "80":  # 128
+                found.append(str(ipaddress.IPv6Address(int(prefix, 16))))
+    return found
 
 
 @asynccontextmanager

@@ -136,6 +136,7 @@ class Pools:
         self._strict = strict
         self._held: dict[str, tuple[_Held, ...]] = {}
         self._owners: dict[tuple[int, int], str] = {}
+        self._reserved: dict[tuple[int, int], _Pool] = {}
         self._all = tuple(pool for group in self._groups for pool in group)
         for place, one in enumerate(self._all):
             for other in self._all[:place]:
@@ -153,6 +154,24 @@ class Pools:
     def pairs(self, id_: str) -> tuple[Pair, ...]:
         """What the connection holds, one pair a group; nothing if it is unknown."""
         return tuple(one.pair for one in self._held.get(id_, ()))
+
+    def reserve(self, addresses: Iterable[str]) -> int:
+        """Give these addresses only to connections that carry them; how many are ours and free.
+
+        For those that wires of an earlier life of the endpoint still have.
+        """
+        for address in map(_address, addresses):
+            for pool in self._all:
+                if address and address in pool and address[1] in pool.free:
+                    pool.free.take(address[1])
+                    self._reserved[address] = pool
+        return len(self._reserved)
+
+    def unreserve(self) -> None:
+        """Give what is still reserved to anybody: whoever had it did not come back in time."""
+        for (_, number), pool in self._reserved.items():
+            pool.free.give(number)
+        self._reserved.clear()
 
     def assign(self, id_: str, asked: IPContext) -> IPContext:
         """Give the connection its addresses and both routes, appended to what asked holds.
@@ -172,8 +191,8 @@ class Pools:
             for group in self._groups:
                 if any(one.pool in group for one in kept):
                     continue
-                found = _reclaim(group, asked, excluded) or _draw(group, asked, excluded, id_)
-                new.append(found)
+                found = self._reclaim(group, asked, excluded)
+                new.append(found or _draw(group, asked, excluded, id_))
         except ExhaustedError:
             for one in new:
                 one.pool.give(one)
@@ -198,6 +217,31 @@ class Pools:
     def _give(self, held: _Held) -> None:
         held.pool.give(held)
         del self._owners[held.pool.family, held.dst], self._owners[held.pool.family, held.src]
+
+    def _reclaim(
+        self, group: Sequence[_Pool], asked: IPContext, excluded: "_Excluded"
+    ) -> _Held | None:
+        """The addresses a request carries, if one pool can give it both."""
+        carried = [list(map(_address, some)) for some in (asked.dst_ip_addrs, asked.src_ip_addrs)]
+        for pool in group:
+            dst, src = (
+                next((one[1] for one in some if one and self._can_have(one, pool, excluded)), None)
+                for some in carried
+            )
+            if dst is not None and src is not None and dst != src:
+                for number in (dst, src):
+                    if self._reserved.pop((pool.family, number), None):
+                        pool.free.give(number)
+                return pool.take(dst, src)
+        return None
+
+    def _can_have(self, address: tuple[int, int], pool: _Pool, excluded: "_Excluded") -> bool:
+        family, number = address
+        return (
+            address in pool
+            and (number in pool.free or address in self._reserved)
+            and _end_of(excluded[family], number) is None
+        )
 
     def _fill(
         self, id_: str, asked: IPContext, before: Sequence[_Held], held: Sequence[_Held]
@@ -252,29 +296,6 @@ def _draw(group: Sequence[_Pool], asked: IPContext, excluded: "_Excluded", id_: 
         f"no two free addresses for connection {id_} in {names}{beside}",
         hint="close wires to this endpoint, or give it a larger prefix (NSM_CIDR_PREFIX)",
     )
-
-
-def _reclaim(group: Sequence[_Pool], asked: IPContext, excluded: "_Excluded") -> _Held | None:
-    """The addresses a request carries, if one pool can give it both."""
-    wanted_dst = [one for text in asked.dst_ip_addrs if (one := _address(text))]
-    wanted_src = [one for text in asked.src_ip_addrs if (one := _address(text))]
-    for pool in group:
-        dst, src = (
-            next(
-                (
-                    number
-                    for family, number in wanted
-                    if (family, number) in pool
-                    and number in pool.free
-                    and _end_of(excluded[family], number) is None
-                ),
-                None,
-            )
-            for wanted in (wanted_dst, wanted_src)
-        )
-        if dst is not None and src is not None and dst != src:
-            return pool.take(dst, src)
-    return None
 
 
 def _with(texts: Sequence[str], ours: Sequence[str]) -> tuple[str, ...]:

@@ -105,6 +105,25 @@ def test_addresses_another_client_holds_are_not_given_back_and_do_not_stay():
     assert second.src_routes == (Route("10.0.0.0/32"),)
 
 
+def test_reserved_addresses_are_given_to_who_carries_them_only():
+    pools = Pools([["10.0.0.0/29"]])
+    assert pools.reserve(["10.0.0.0", "10.0.0.1/32", "192.0.2.1", "no address", "10.0.0.1"]) == 2
+    assert pools.assign("new", IPContext()).src_ip_addrs == ("10.0.0.3/32",)
+    carrying = _carrying("10.0.0.1/32", "10.0.0.0/32")
+    assert pools.assign("old", carrying) == carrying
+    pools.release("old")
+    assert pools.assign("newer", IPContext()).src_ip_addrs == ("10.0.0.1/32",)
+
+
+def test_what_nobody_came_back_for_can_be_had():
+    pools = Pools([["10.0.0.0/31"]])
+    pools.reserve(["10.0.0.1"])
+    with pytest.raises(ExhaustedError):
+        pools.assign("new", IPContext())
+    pools.unreserve()
+    assert pools.assign("new", IPContext()).src_ip_addrs == ("10.0.0.1/32",)
+
+
 def test_excluded_addresses_are_not_given_back():
     pools = Pools([["10.0.0.0/24"]])
     context = pools.assign(
@@ -235,6 +254,14 @@ class AnyLife(RuleBasedStateMachine):
             if not hit:
                 assert pair in self.pools.pairs(name), "a refresh moved an address for no reason"
 
+    @rule(addresses=st.lists(ADDRESSES, max_size=6))
+    def remember(self, addresses):
+        self.pools.reserve(addresses)
+
+    @rule()
+    def forget(self):
+        self.pools.unreserve()
+
     @rule(name=consumes(clients))
     def leave(self, name):
         self.pools.release(name)
@@ -276,7 +303,7 @@ class AnyLife(RuleBasedStateMachine):
     def what_nobody_holds_can_be_had(self):
         taken = sum(2 * len(self.pools.pairs(name)) for name in self.contexts)
         free = sum(len(list(_free(pool))) for pool in self.pools._all)
-        assert taken + free == 16 + 8 + 8
+        assert taken + free + len(self.pools._reserved) == 16 + 8 + 8
 
 
 def _free(pool):
