@@ -28,7 +28,7 @@ async def both(one: Coroutine[Any, Any, T], other: Coroutine[Any, Any, U]) -> tu
         await asyncio.wait({first, second}, return_when=asyncio.FIRST_EXCEPTION)
         failed = next((t for t in (first, second) if t.done() and t.exception()), None)
         if failed is not None:
-            await failed  # type: ignore[misc] # of two result types, raised and never a result
+            await failed
         return await first, await second
     finally:
         for task in (first, second):
