@@ -42,6 +42,7 @@ Report = Callable[[str], None]
 
 READY: Final = 15.0  # seconds a process may take; a client asks for up to 15 s itself
 CLIENT_READY: Final = 40.0
+TELLING: Final = 0.5
 POLITE: Final = 5.0  # seconds a process may take to end
 _STAGES: Final = {
     Stage.ISSUER: "issuers",
@@ -189,9 +190,20 @@ def _made(
                 report(f"{_STAGES[stage]}: {len(todo)}")
                 with _clock(seconds, _STAGES[stage]):
                     nursery.bear(todo)
+        _hear_of_wires(lab, paths)
         state.write(paths, replace(now, phase="up", since=time.time()))
     seconds["imports"] -= sum(v for k, v in seconds.items() if k != "imports")
     return Up(lab, paths, seconds, cleaned)
+
+
+def _hear_of_wires(lab: Lab, paths: Paths) -> None:
+    """Wait for the status files: a client may say that it is ready just before it writes."""
+    end = time.monotonic() + TELLING
+    for client in lab.clients.values():
+        while len(statuses(paths, client.name)) < len(client.connect):
+            if time.monotonic() > end:
+                return  # the tables show what is told
+            time.sleep(0.01)
 
 
 @contextlib.contextmanager

@@ -215,7 +215,6 @@ class _Planner:
             "NSM_NAME": client.name,
             "NSM_CONNECT_TO": self._door(client.on),
             "NSM_NETWORK_SERVICES": ",".join(client.connect),
-            "NSM_LOCAL_DNS_SERVER_ENABLED": "false",
             "NSM_STATUS_FILE": self._paths.status(client.name),
         }
         name = f"{client.on}/{client.name}"

@@ -47,3 +47,8 @@ def since(seconds_: float) -> str:
         if seconds_ >= span:
             return f"{int(seconds_ // span)} {unit}"
     return f"{int(seconds_)} s"
+
+
+def count(number: int, what: str) -> str:
+    """`1 node`, `2 nodes`."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -40,6 +40,7 @@ LabName = Annotated[str, typer.Option("--lab", help="Which lab, if several are u
 def check(file: File, json_: Json = False) -> None:
     """Read a lab file and say what is wrong with it. Needs no root and no Linux."""
     from labs import lab as labfile
+    from labs import units
 
     path = labfile.find(file)
     lab = labfile.read(path)
@@ -53,7 +54,8 @@ def check(file: File, json_: Json = False) -> None:
     if json_:
         show.as_json({"file": str(path), "name": lab.name, **counts})
         return
-    show.line(f"{path}: ok: " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+    told = ", ".join(units.count(number, what[:-1]) for what, number in counts.items())
+    show.line(f"{path}: ok: {told}")
 
 
 @app.command(epilog="Example: nsmctl lab schema > lab.schema.json")
@@ -245,7 +247,7 @@ def status(
         show.line(_in_words(_summary(lab.name)))
         show.table(
             "",
-            ("process", ">pid", "state", "says"),
+            ("process", ">pid", "state", ">after ms"),
             [(n, c.mark.pid, _state(c), c.ready or "") for n, c in children.items() if n in alive],
         )
         _wire_table([(wire, None) for wire in there])
@@ -283,7 +285,7 @@ def _summary(name: str) -> dict[str, Any]:
 
 
 def _in_words(row: dict[str, Any]) -> str:
-    from labs.units import since
+    from labs.units import count, since
 
     if row["phase"] == "nothing" or "nodes" not in row:
         return f"{row['lab']}  {row['phase']}: nsmctl lab down {row['lab']}"
@@ -292,14 +294,14 @@ def _in_words(row: dict[str, Any]) -> str:
     well = "healthy" if row["well"] == row["nodes"] else f"{row['well']} of {row['nodes']} nodes"
     age = since(time.time() - row["since"])
     return (
-        f"{row['lab']}  {row['phase']} {age}  {row['nodes']} nodes  {row['clusters']} clusters"
-        f"  {row['wires']} wires  {well}"
+        f"{row['lab']}  {row['phase']} {age}  {count(row['nodes'], 'node')}"
+        f"  {count(row['clusters'], 'cluster')}  {count(row['wires'], 'wire')}  {well}"
     )
 
 
 @app.command(
     "exec",
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    context_settings={"ignore_unknown_options": True},
     epilog="Example: sudo nsmctl lab exec app -- ip addr",
 )
 def exec_(
@@ -421,13 +423,13 @@ def _wire_table(rows: "Sequence[tuple[Wire, Answers | None]]") -> None:
     if not rows:
         return
     columns: tuple[str, ...] = (
-        "client", "service", "endpoint", "nodes", "kind", ">mtu", ">set-up ms",
+        "client", "service", "endpoint", "nodes", "kind", ">mtu", ">set-up",
     )  # fmt: skip
     answered = any(answers for _, answers in rows)
     if answered:
-        columns = (*columns, ">there ms", ">back ms", ">lost")
+        columns = (*columns, ">there", ">back", ">lost")
     show.table(
-        "wires",
+        "wires, times in ms",
         columns,
         [
             (

@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MANAGER = "unix:///var/lib/networkservicemesh/nsm.io.sock"
 AGENT = "unix:///run/vwire/issuer.sock"
+INTERRUPTED = 130  # exit code
 PATIENCE = 5.0  # seconds for an identity, and for one answer
 LIFETIME = 600 * SECOND  # of tokens
 OBSERVED_ONLY = "(a caller sees its own wires; NSM_OBSERVERS of the manager lets it see all)"
@@ -46,7 +48,7 @@ Identity = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the verbs."""
     app.command(
-        context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True},
+        context_settings={"ignore_unknown_options": True},
         epilog="Example: sudo nsmctl connect kernel://icmp-responder/nsm-1 -n app"
         " --lab one-node -- ip addr",
     )(connect)
@@ -75,9 +77,33 @@ def connect(
 
     grammar.parse(nsurl)
     seat = _seat(lab, node, manager, identity)
-    with show.taking_back():
-        code = asyncio.run(_hold(seat, nsurl, command or [], json_=json_))
-    show.finish(code)
+    show.finish(asyncio.run(_interruptible(_hold(seat, nsurl, command or [], json_=json_))))
+
+
+async def _interruptible(work: Coroutine[Any, Any, int]) -> int:
+    """The exit code of work; a first Ctrl-C, SIGTERM or hang-up cancels it, once.
+
+    A wire is then closed in its own time, whatever is pressed meanwhile.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    heard = False
+
+    def stop() -> None:
+        nonlocal heard
+        if not heard:
+            heard = True
+            task.cancel()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, stop)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if heard:
+            return INTERRUPTED
+        raise
 
 
 async def _hold(seat: "Seat", nsurl: str, command: Sequence[str], *, json_: bool) -> int:
@@ -92,13 +118,24 @@ async def _hold(seat: "Seat", nsurl: str, command: Sequence[str], *, json_: bool
         async with client.connect(nsurl) as wire:
             _tell_wire(wire, (time.monotonic() - start) * 1000, json_=json_)
             if command:
-                try:
-                    running = await asyncio.create_subprocess_exec(*command)
-                except OSError as wrong:
-                    raise InvalidError(f"{command[0]}: {wrong.strerror}") from None
-                return await running.wait()
+                return await _run(command)
             await asyncio.Event().wait()
     return 0
+
+
+async def _run(command: Sequence[str]) -> int:
+    """The command's exit status; it is asked to end if we are."""
+    try:
+        running = await asyncio.create_subprocess_exec(*command)
+    except OSError as wrong:
+        raise InvalidError(f"{command[0]}: {wrong.strerror}") from None
+    try:
+        return await running.wait()
+    except asyncio.CancelledError:
+        with contextlib.suppress(ProcessLookupError):
+            running.terminate()
+        await running.wait()
+        raise
 
 
 def _tell_wire(wire: "Wire", ms: float, *, json_: bool) -> None:

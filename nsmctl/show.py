@@ -62,7 +62,14 @@ def plain(value: Any) -> Any:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table; columns that start with `>` are numbers."""
-    made = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    # as narrow as can be: ten columns are to fit into 80
+    made = Table(
+        title=title or None,
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for column in columns:
         right = column.startswith(">")
         name = column.removeprefix(">")

@@ -133,6 +133,25 @@ def test_connect_to_what_nobody_offers_is_exit_code_1_with_a_sentence():
         assert "nothing" in done.stderr
 
 
+async def test_ctrl_c_ends_a_held_wire_and_takes_it_back():
+    with up("one-node") as lab:
+        words = ("connect", "kernel://icmp-responder/nsm-9", "--lab", lab, "-n", "outsider")
+        running = subprocess.Popen(
+            [*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=SURROUNDINGS, cwd="/", text=True,
+        )  # fmt: skip
+        assert running.stdout
+        assert running.stdout.readline().startswith("nsm-9 172.16.1.")
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=10)
+        assert running.returncode == 130, errors
+        assert errors == ""
+        after = nsmctl("lab", "exec", "outsider", "--lab", lab, "--", "ip", "link", "show", "nsm-9")
+        assert after.returncode == 1
+        wires = json.loads(nsmctl("connections", "--lab", lab, "--json").stdout)
+        assert [w["id"] for w in wires] == ["app-0"]
+
+
 async def test_ctrl_c_takes_a_lab_down_and_leaves_nothing():
     name = names("ctrl-c")
     running = subprocess.Popen(

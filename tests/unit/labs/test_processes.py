@@ -46,9 +46,9 @@ def test_a_clusters_family_decides_what_its_parts_talk_over(two):
 
 
 def test_several_prefixes_of_an_endpoint_are_pools_of_their_own(two):
-    pools = settings(two, "six-2/responder-six")["NSM_CIDR_PREFIX"]
+    pools = settings(two, "six-2/pong-six")["NSM_CIDR_PREFIX"]
     assert pools == "[172.16.6.0/24],[2001:db8:6::/64]"
-    assert settings(two, "east-2/responder")["NSM_CIDR_PREFIX"] == "172.16.1.0/24"
+    assert settings(two, "east-2/pong")["NSM_CIDR_PREFIX"] == "172.16.1.0/24"
 
 
 def test_an_outsider_has_a_namespace_and_no_process(two):
