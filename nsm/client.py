@@ -26,7 +26,7 @@ from uuid import uuid4
 
 import structlog
 
-from nsm import exclusions, mechanisms, nsurl, policy
+from nsm import exclusions, liveness, mechanisms, nsurl, policy
 from nsm.caller import inode_url
 from nsm.descriptors import Descriptors
 from nsm.errors import (
@@ -74,7 +74,8 @@ DIAL_TIMEOUT, REQUEST_TIMEOUT = 5.0, 15.0  # seconds, as upstream's client has t
 CLOSE_WITHIN = 5.0  # seconds all tries to close a wire may take; then its lease ends it
 PAUSES = (0.2, 0.3, 0.5, 0.8, 1.3, 2.0, 3.0, 5.0)  # seconds between tries; the last repeats
 LEAST_REFRESH = 0.2  # seconds, whatever expiries a path claims
-RESELECT_AFTER = 1.0  # seconds in which "not found" may be a restart
+RESELECT_AFTER = 10.0  # seconds of "not found" that end a wire nobody can ping
+LIVENESS_WITHIN = 0.5  # seconds an answer to a ping may take
 SETTLE = 0.05  # seconds in which a deletion may turn out to be a replacement
 
 Address = ipaddress.IPv4Interface | ipaddress.IPv6Interface
@@ -139,6 +140,8 @@ class Wire:
         self.stages: dict[str, float] = {}
         """Milliseconds that setting it up took, by stage."""
         self.up = False
+        self.answers = False
+        """Whether the other end has answered a ping: only then can its silence mean anything."""
         self.made: Connection | None = None
         """The last answer; None before the first and after the end."""
         self.news = News()
@@ -346,7 +349,8 @@ class Client:
 
     async def _keep(self, wire: Wire) -> None:
         """Refresh in time, and ask again for what is lost; never ends by itself."""
-        failures, gone, since = 0, False, 0.0
+        failures, gone, absent = 0, False, 0.0
+        wire.answers = await self._flows(wire)
         while True:
             pause = _jittered(_pause(failures)) if failures else _refresh_in(wire.connection)
             why = await wire.news.wait(pause)
@@ -356,23 +360,45 @@ class Client:
             conn = wire.connection
             try:
                 await self._ask(wire, _reselecting(conn) if gone else conn)
+                if gone and wire.endpoint != conn.endpoint:
+                    await self._ask(wire, _without(wire.connection, conn.ip))
             except NsmError as error:
                 log.warning("wire is not refreshed", id=wire.id, why=str(error))
-                since = since if failures else time.monotonic()
                 failures += 1
                 wire.news.waiting = True
-                # Not at once: while a forwarder restarts nobody is found either, and
-                # another endpoint would cost a wire that still carries packets.
-                long_enough = time.monotonic() - since >= RESELECT_AFTER
-                gone = gone or (isinstance(error, NotFoundError) and long_enough)
+                missing = isinstance(error, NotFoundError)
+                absent = (absent or time.monotonic()) if missing else 0.0
+                gone = gone or await self._dead(wire, absent)
                 silent = isinstance(error, UnavailableError | DeadlineError)
                 if not silent or _least_expiry(conn) < time.time_ns():
                     self._down(wire, error)
             else:
-                failures, gone, wire.news.waiting = 0, False, False
+                if failures:
+                    log.info("wire is refreshed again", id=wire.id, tries=failures + 1)
+                if gone:
+                    wire.answers = await self._flows(wire)
+                failures, gone, absent, wire.news.waiting = 0, False, 0.0, False
                 if not wire.up:
                     wire.up = True
                     self._changed(Change.UP, wire)
+
+    async def _dead(self, wire: Wire, absent: float) -> bool:
+        """Whether another endpoint is to be asked for; absent is since when ours is not found.
+
+        While the mesh restarts nobody is found either, and to choose anew closes a
+        wire that may carry packets. So the packets decide, and time where they cannot:
+        where the far end never answered a ping, its silence says nothing.
+        """
+        if wire.answers:
+            return not await self._flows(wire)
+        return absent > 0 and time.monotonic() - absent >= RESELECT_AFTER
+
+    async def _flows(self, wire: Wire) -> bool:
+        """Whether the other end answers pings from ours."""
+        if self._settings.namespace != OWN_NAMESPACE:
+            return False
+        own, other = wire.addresses, wire.peer_addresses
+        return bool(await liveness.alive(own, other, LIVENESS_WITHIN))
 
     def _first(self, wire: Wire) -> Connection:
         return Connection(
@@ -575,6 +601,23 @@ class Client:
 def _reselecting(conn: Connection) -> Connection:
     """The same wire to whichever endpoint there is now (`wire.md` §8.2)."""
     return replace(conn, mechanism=None, endpoint="", state=State.RESELECT_REQUESTED)
+
+
+def _without(conn: Connection, old: IPContext) -> Connection:
+    """The connection without what another endpoint had said of addresses.
+
+    The new one adds its own again at the next request, and what it cannot answer
+    for would stay on the interface for ever.
+    """
+    ip = replace(
+        conn.ip,
+        src_ip_addrs=tuple(one for one in conn.ip.src_ip_addrs if one not in old.src_ip_addrs),
+        dst_ip_addrs=tuple(one for one in conn.ip.dst_ip_addrs if one not in old.dst_ip_addrs),
+        src_routes=tuple(one for one in conn.ip.src_routes if one not in old.src_routes),
+        dst_routes=tuple(one for one in conn.ip.dst_routes if one not in old.dst_routes),
+        policies=tuple(one for one in conn.ip.policies if one not in old.policies),
+    )
+    return replace(conn, context=replace(conn.context or Context(), ip=ip))
 
 
 def _judge(news: News, event: Event, conn: Connection) -> None:

@@ -63,6 +63,8 @@ class Mesh:
         self.node = node
         self.agent = f"unix://{directory}/agent.sock"
         self.manager = f"unix://{directory}/nsm.io.sock"
+        self.nsmgr: Program
+        self.forwarder: Program
         self._programs: list[Program] = []
 
     async def start(
@@ -107,6 +109,14 @@ class Mesh:
         assert await program.ready(), "\n".join(program.log)
         return program
 
+    async def start_manager(self) -> Program:
+        variables = {"NSM_LISTEN_ON": self.manager, "NSM_REGISTRY_URL": ""}
+        return await self.up("nsmgr", kind="nsmgr", NSM_NAME="nsmgr-1", **variables)
+
+    async def start_forwarder(self) -> Program:
+        variables = {"NSM_LISTEN_ON": f"unix://{self.directory}/forwarder.sock"}
+        return await self.up("forwarder", kind="forwarder", NSM_NAME="forwarder-1", **variables)
+
     async def responder(self, where: Space, **variables: str) -> Program:
         variables = {"NSM_NAME": "nse-1", "NSM_SERVICE_NAMES": "echo,ping"} | variables
         return await self.up("endpoints.responder", kind="responder", where=where, **variables)
@@ -147,19 +157,8 @@ async def mesh(directory: Path, dns: Mapping[str, Sequence[str]]) -> AsyncIterat
                 NSM_ENTRIES=str(directory / "entries.json"),
                 NSM_LISTEN_ON=made.agent,
             )
-            await made.up(
-                "nsmgr",
-                kind="nsmgr",
-                NSM_NAME="nsmgr-1",
-                NSM_LISTEN_ON=made.manager,
-                NSM_REGISTRY_URL="",
-            )
-            await made.up(
-                "forwarder",
-                kind="forwarder",
-                NSM_NAME="forwarder-1",
-                NSM_LISTEN_ON=f"unix://{directory}/forwarder.sock",
-            )
+            made.nsmgr = await made.start_manager()
+            made.forwarder = await made.start_forwarder()
             yield made
         finally:
             await made.stop()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -73,21 +74,78 @@ async def test_a_killed_clients_wires_are_taken_over_by_its_next_life(node, here
         if "neigh" not in what
     }
     indexes = {link["ifname"]: link["ifindex"] for link in here.ip("link")}
-    pinging = subprocess.Popen(
-        ["ip", "netns", "exec", here.name, "ping", "-n", "-i0.02", "-w20", "-q", "10.9.0.0"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    await first.kill()
-    second = await node.client(here, "kernel://echo/nsm-1,kernel://ping")
-    assert await second.ready(), second.log
-    pinging.send_signal(signal.SIGINT)
-    said, _ = await asyncio.to_thread(pinging.communicate)
-    assert " 0% packet loss" in said, said
+    async with without_loss(here):
+        await first.kill()
+        second = await node.client(here, "kernel://echo/nsm-1,kernel://ping")
+        assert await second.ready(), second.log
     assert {link["ifname"]: link["ifindex"] for link in here.ip("link")} == indexes
     after = kernel_state(here, there)
     assert {what: after[what] for what in before} == before
     assert await second.end() == 0
+    assert here.links() == set()
+
+
+@asynccontextmanager
+async def without_loss(here):
+    """Packets flow to the endpoint for the block, and none is lost."""
+    pinging = subprocess.Popen(
+        ["ip", "netns", "exec", here.name, "ping", "-n", "-i0.02", "-w60", "-q", "10.9.0.0"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield
+    finally:
+        pinging.send_signal(signal.SIGINT)
+        said, _ = await asyncio.to_thread(pinging.communicate)
+    assert " 0% packet loss" in said, said
+
+
+@pytest.mark.parametrize("victim", ["nsmgr", "forwarder"])
+async def test_a_killed_process_of_the_mesh_costs_no_packet_and_the_wire_is_kept(
+    node, here, there, victim
+):
+    file = node.directory / "status"
+    await node.responder(there, NSM_CIDR_PREFIX="10.9.0.0/24")
+    app = await node.client(here, "kernel://echo/nsm-1", NSM_STATUS_FILE=str(file))
+    assert await app.ready(), app.log
+    indexes = {link["ifname"]: link["ifindex"] for link in here.ip("link")}
+    async with without_loss(here):
+        await getattr(node, victim).kill()
+        refused = "wire is not refreshed"
+        await until(
+            lambda: sum(refused in line for line in app.log) >= 5, "five tries to refresh", bar=3
+        )
+        await getattr(node, {"nsmgr": "start_manager", "forwarder": "start_forwarder"}[victim])()
+        again = "wire is refreshed again"
+        late = f"refresh after a new {victim}"
+        await until(lambda: any(again in line for line in app.log), late, bar=2)
+        assert status(file)[-1]["event"] == "up"
+    assert {link["ifname"]: link["ifindex"] for link in here.ip("link")} == indexes
+    assert {one["endpoint"] for one in status(file)} == {"nse-1"}
+    other = await node.client(here, "kernel://ping/nsm-2", NSM_NAME="other")
+    assert await other.ready(), other.log
+    assert await app.end() == 0
+    assert await other.end() == 0
+    assert here.links() == set()
+
+
+async def test_when_an_endpoint_goes_with_its_namespace_another_takes_its_place(node, here, there):
+    file = node.directory / "status"
+    with space("gone") as gone:
+        first = await node.responder(gone, NSM_CIDR_PREFIX="10.9.0.0/24")
+        app = await node.client(here, "kernel://echo/nsm-1", NSM_STATUS_FILE=str(file))
+        assert await app.ready(), app.log
+        await node.responder(there, NSM_NAME="nse-2", NSM_CIDR_PREFIX="10.8.0.0/24")
+        await first.kill()
+    await until(lambda: status(file)[-1]["endpoint"] == "nse-2", "another endpoint", bar=2)
+    last = status(file)[-1]
+    assert (last["event"], last["src"], last["dst"]) == ("up", ["10.8.0.1/32"], ["10.8.0.0/32"])
+    (link,) = here.ip("-4", "addr", "show", "nsm-1")
+    assert [info["local"] for info in link["addr_info"]] == ["10.8.0.1"]
+    assert {route["dst"] for route in here.ip("route")} == {"10.8.0.0"}
+    assert await here.pings("10.8.0.0")
+    assert await app.end() == 0
     assert here.links() == set()
 
 
