@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from nsm.identity.workload import workload_source
-from tests.e2e.identity.running import Place, Running, running
+from tests.e2e.identity.running import CALLER, Place, Running, running
 from tests.support.wait import until
 
 ME = {"id": "me", "uid": 0}
@@ -175,6 +175,22 @@ async def test_a_compiled_programs_digest_is_known(place: Place, tmp_path: Path)
         )
     assert ids(as_program) == ["program"]
     assert "runs what others wrote" in as_script[0]["refused"]
+
+
+async def test_an_entry_that_newly_asks_for_a_digest_is_asked_of_open_streams(
+    place: Place, tmp_path: Path
+) -> None:
+    compiled = tmp_path / "compiled"
+    shutil.copy(os.path.realpath(sys.executable), compiled)
+    digest = hashlib.sha256(compiled.read_bytes()).hexdigest()
+    packages = {"PYTHONHOME": sys.base_prefix, "PYTHONPATH": site.getsitepackages()[0]}
+    place.register(ME)
+    caller = running(str(compiled), CALLER, "stream", place.url, environ=packages)
+    async with place.issuer(), caller as asking:
+        await until(lambda: asking.said, "the first answer", bar=2)
+        place.register({"id": "program", "uid": 0, "exe-sha256": digest})
+        await until(lambda: len(asking.said) > 1, "the answer by digest", bar=2)
+    assert asking.said[1]["svid"]["id"] == "spiffe://td.example/program"
 
 
 async def test_a_connection_handed_to_another_process_is_worth_nothing(

@@ -158,6 +158,15 @@ def test_its_key_is_in_no_repr() -> None:
     assert repr(Authority.create("td.example")) == "Authority('td.example', 1 keys)"
 
 
+def test_a_bundle_for_others_can_be_read_by_others(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        module.write_atomically(tmp_path / "bundle.pem", b"", mode=0o644)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "bundle.pem").stat().st_mode) == 0o644
+
+
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_text("old")

@@ -46,6 +46,13 @@ def test_what_is_no_certificate_is_refused(der: bytes) -> None:
         material.certificates(der, "x", most=4)
 
 
+def test_a_certificate_without_end_is_not_even_parsed() -> None:
+    with pytest.raises(InvalidError, match="no concatenated DER"):
+        material.certificates(b"\x30\x83\x10\x00\x00" + b"\0" * 0x100000, "x", most=4)
+    with pytest.raises(InvalidError, match="no concatenated DER"):
+        material.certificates(DER[:-1], "x", most=4)
+
+
 def test_random_bytes_never_fall_over() -> None:
     for size in range(0, 200, 7):
         with pytest.raises(InvalidError):

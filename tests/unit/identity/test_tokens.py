@@ -169,6 +169,7 @@ def test_a_leaf_whose_key_is_no_p256_key_signed_nothing() -> None:
         "e30.e30=.AA",  # padded
         "e30.e3 0.AA",
         "e30." + base64.urlsafe_b64encode(b'{"exp": NaN}').decode().rstrip("=") + ".AA",
+        "e30." + base64.urlsafe_b64encode(b'{"sub":"a","exp":1,"x":NaN}').decode() + ".AA",
         "e30." + base64.urlsafe_b64encode(b"[" * 5000).decode().rstrip("=") + ".AA",
         "e30." + base64.urlsafe_b64encode(b'{"exp":' + b"9" * 5000 + b"}").decode() + ".AA",
         "e30." + base64.urlsafe_b64encode(b'{"a":"\xff"}').decode().rstrip("=") + ".AA",
