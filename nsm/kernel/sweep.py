@@ -66,7 +66,7 @@ def located(
             mark = owner.Mark.parse(device.alias)
             if device.group == group and mark and mark.connection == connection:
                 found.append(Found(place, mark, device))
-    if found and len(found) == len(hints):
+    if hints:  # a device keeps its index whatever it is renamed to: not there means gone
         return tuple(found)
     return tuple(item for item in find(group) if item.mark and item.mark.connection == connection)
 

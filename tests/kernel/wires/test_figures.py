@@ -208,7 +208,8 @@ async def test_a_thousand_wires_beside_it_do_not_slow_a_wire(
         f"with 10: {few * 1e6:.0f} us (raw {raw_few * 1e6:.0f}), with 1000: {many * 1e6:.0f} us"
         f" (raw {raw_many * 1e6:.0f}): {many / few:.2f}, the kernel's own {raw_many / raw_few:.2f}"
     )
-    write("a wire with 1000 beside it / with 10", many / few, 1.2)
-    write("the same of its raw netlink batch", raw_many / raw_few, 1.2)
+    # bringing a device up makes the kernel walk the namespace's IPv6 routes, whoever asks
+    growth = (many / few) / (raw_many / raw_few)
+    write("a wire with 1000 beside it / with 10, over the kernel's own growth", growth, 1.2)
     await kernel.remove_all()
-    assert many / few < 12
+    assert growth < 12

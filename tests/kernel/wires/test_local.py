@@ -211,6 +211,10 @@ async def test_a_refused_step_takes_back_the_ones_before_it_and_is_told_as_a_com
     ):
         await ensured(kernel, changed, client, server)
     assert kernel_state(client, server) == before
+    async with Undo() as undo:  # at once, for a caller that tries something else
+        with pytest.raises(InvalidError):
+            await kernel.ensure(changed, undo)
+        assert kernel_state(client, server) == before
     assert client.ip("link", "show", "nsm-1")[0]["mtu"] == 1450
 
 

@@ -152,6 +152,14 @@ async def test_a_vni_in_use_is_said_beforehand_and_refused_clearly_and_leaves_no
         await ensured(kernel, other)
     assert str(refused.value) == "VNI 42 is in use on UDP port 4789 in near; agree on another VNI"
     assert kernel_state(nodes.near, nodes.client, nodes.server) == before
+    async with Undo() as undo:  # agreeing on another one happens within one attempt
+        taken = replace(other, end=replace(other.end, policies=()))
+        with pytest.raises(VniTakenError):
+            await kernel.ensure(taken, undo)
+        assert kernel_state(nodes.near, nodes.client, nodes.server) == before
+        agreed = replace(taken, tunnel=replace(taken.tunnel, vni=46))
+        await kernel.ensure(agreed, undo)
+    assert nodes.server.links() == {"nsm-1"}
     nodes.near.do(
         *("link", "add", "vx", "type", "vxlan", "id", "77", "dstport", "4789"),
         *("local", "192.0.2.1", "remote", "192.0.2.2"),
