@@ -157,6 +157,7 @@ class _Lines:
         self._file = file
         self._waiting: list[str] = []
         self._some = asyncio.Event()
+        self._writing: asyncio.Future[int] | None = None
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write the line soon; the file is whole before the block ends."""
@@ -171,11 +172,15 @@ class _Lines:
             await self.flush()
 
     async def flush(self) -> None:
-        """Write what waits."""
+        """Write what waits, behind what is being written."""
+        if self._writing:  # also where whoever began it was cancelled: the thread goes on
+            await asyncio.wait({self._writing})
         self._some.clear()
         data, self._waiting = "".join(self._waiting).encode(), []
         if data:
-            await asyncio.shield(asyncio.to_thread(os.write, self._file, data))
+            loop = asyncio.get_running_loop()
+            self._writing = loop.run_in_executor(None, os.write, self._file, data)
+            await asyncio.shield(self._writing)
 
 
 @asynccontextmanager
