@@ -7,27 +7,24 @@ as after a good day. So there is one way of cleaning up, and it is used every ti
 import contextlib
 import json
 import os
-import select
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from labs import alive, processes, state
 from labs.alive import Mark
+from labs.births import Births
 from labs.lab import Lab, matching, parse
 from labs.paths import ROOT, Paths
-from labs.processes import Process, Stage
+from labs.processes import Stage
 from labs.state import State
 from nsm.errors import (
-    DeadlineError,
     InternalError,
     InvalidError,
-    NsmError,
     PreconditionError,
     TakenError,
     UnavailableError,
@@ -40,9 +37,8 @@ from nsm.kernel.topology import Plug
 Report = Callable[[str], None]
 """Told what is being done, in a few words, whenever that changes."""
 
-READY: Final = 15.0  # seconds a process may take; a client asks for up to 15 s itself
-CLIENT_READY: Final = 40.0
-TELLING: Final = 0.5
+IPV6: Final = "/proc/sys/net/ipv6"  # not there where the kernel was booted without
+TELLING: Final = 0.5  # seconds a client may take from being ready to having written it
 POLITE: Final = 5.0  # seconds a process may take to end
 _STAGES: Final = {
     Stage.ISSUER: "issuers",
@@ -53,10 +49,6 @@ _STAGES: Final = {
     Stage.CLIENT: "clients",
     Stage.PROGRAM: "programs",
 }
-
-
-class ProcessFailedError(NsmError):
-    """A process of the lab ended, or said no, before it was ready."""
 
 
 class NotUpError(UnavailableError):
@@ -145,7 +137,7 @@ def check_machine(lab: Lab) -> None:
         raise UnsupportedError("labs need Linux's network namespaces", hint="use a Linux VM")
     wants = any(cluster.underlay == "ipv6" for cluster in lab.clusters.values())
     wants = wants or any(":" in p for e in lab.endpoints.values() for p in e.prefixes)
-    if wants and not os.path.exists("/proc/sys/net/ipv6"):
+    if wants and not os.path.exists(IPV6):
         raise UnsupportedError(
             f"lab {lab.name} uses IPv6, and this kernel has it switched off",
             hint="boot without ipv6.disable=1, or use an IPv4 lab: one-node",
@@ -175,7 +167,7 @@ def _made(
         out.write(text)
     for folder in paths.folders(tuple(lab.nodes), tuple(lab.clusters)):
         os.makedirs(folder, exist_ok=True)
-    with _clock(seconds, "imports"), Nursery(paths, tuple(modules.values())) as nursery:
+    with _clock(seconds, "imports"), Births(paths, tuple(modules.values())) as births:
         with _clock(seconds, "network"):
             report(f"network: {len(wanted)} namespaces, {len(lab.links)} links")
             inodes = _network(lab, paths)
@@ -183,13 +175,13 @@ def _made(
         state.write(paths, now)
         _entries(lab, paths, plan)
         report("imports")
-        nursery.warm()
+        births.warm()
         for stage in Stage:
             todo = [replace(p, module=modules[stage]) if p.module else p for p in plan.of(stage)]
             if todo:
                 report(f"{_STAGES[stage]}: {len(todo)}")
                 with _clock(seconds, _STAGES[stage]):
-                    nursery.bear(todo)
+                    births.bear(todo)
         _hear_of_wires(lab, paths)
         state.write(paths, replace(now, phase="up", since=time.time()))
     seconds["imports"] -= sum(v for k, v in seconds.items() if k != "imports")
@@ -200,7 +192,7 @@ def _hear_of_wires(lab: Lab, paths: Paths) -> None:
     """Wait for the status files: a client may say that it is ready just before it writes."""
     end = time.monotonic() + TELLING
     for client in lab.clients.values():
-        while len(statuses(paths, client.name)) < len(client.connect):
+        while len(state.statuses(paths, client.name)) < len(client.connect):
             if time.monotonic() > end:
                 return  # the tables show what is told
             time.sleep(0.01)
@@ -227,8 +219,9 @@ def _network(lab: Lab, paths: Paths) -> dict[str, int]:
         here = [end.interface for end in ends if end.node == node.name]
         if node.kind == "switch":
             topology.bridge(paths.namespace(node.name), "bridge", here)
+        able = [a for a in node.addresses if ":" not in a or os.path.exists(IPV6)]
         for interface in here if node.kind == "node" else ():
-            topology.configure(paths.namespace(node.name), interface, node.addresses)
+            topology.configure(paths.namespace(node.name), interface, able)
     return inodes
 
 
@@ -236,158 +229,6 @@ def _entries(lab: Lab, paths: Paths, plan: processes.Plan) -> None:
     for cluster in lab.clusters:
         with open(paths.cluster(cluster, "entries.json"), "w") as out:
             json.dump(processes.entries(plan, cluster), out, indent=1)
-
-
-# --- the nursery, from outside ---------------------------------------------------------------
-
-
-class Nursery:
-    """The parent of a lab's processes; see labs/nursery.py. Left alone, it stays with them."""
-
-    def __init__(self, paths: Paths, modules: Sequence[str]) -> None:
-        self._paths = paths
-        self._modules = modules
-        self._process: subprocess.Popen[bytes] | None = None
-        self._heard = b""
-        self._warm = False
-        self._known: dict[str, Process] = {}
-        self._log = f"{paths.folder}/log/nursery"
-
-    def __enter__(self) -> "Nursery":
-        # the same code as ours, wherever that lies
-        here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        with open(self._log, "ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "labs.nursery", self._paths.lab,
-                 self._paths.processes, *self._modules],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd="/",
-                start_new_session=True, env={"PATH": processes.PATH, "PYTHONPATH": here},
-            )  # fmt: skip
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        process = self._started
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
-        process.stdout.close()
-        if not self._warm:
-            process.kill()  # nothing is written of it yet: nobody else could find it
-            process.wait()
-        elif process.poll() is None:
-            process.returncode = 0  # it outlives us on purpose; down finds it in the journal
-
-    @property
-    def _started(self) -> subprocess.Popen[bytes]:
-        assert self._process is not None, "a nursery is used inside its block"
-        return self._process
-
-    def warm(self) -> None:
-        """Wait until all programs are imported. Raises ProcessFailedError with why not."""
-        for event in self._events(time.monotonic() + 60.0):
-            if event["event"] == "born":
-                self._warm = True
-                return
-        raise ProcessFailedError(f"the lab's programs cannot be imported: {_tail(self._log)}")
-
-    def bear(self, todo: Sequence[Process]) -> None:
-        """Start processes and wait until all of them are ready."""
-        stdin = self._started.stdin
-        assert stdin is not None
-        self._known |= {process.name: process for process in todo}
-        for process in todo:
-            stdin.write(json.dumps(process.order()).encode() + b"\n")
-        stdin.flush()
-        waiting = {process.name: process for process in todo}
-        patience = CLIENT_READY if todo[0].stage == Stage.CLIENT else READY
-        if todo[0].stage == Stage.PROGRAM:
-            self._programs(waiting)
-            return
-        for event in self._events(time.monotonic() + patience):
-            if event["event"] == "ready":
-                waiting.pop(event["name"], None)
-            elif event["event"] == "ended":  # also one of a stage before: without it, no lab
-                raise self._failed(self._known[event["name"]], event["status"])
-            if not waiting:
-                return
-        name, late = next(iter(waiting.items()))
-        raise DeadlineError(
-            f"{name} is not ready after {patience:.0f} s; its log ends: {_tail(late.log)}"
-            + self._refusal(late),
-            hint=f"{len(waiting)} of {len(todo)} are missing",
-        )
-
-    def _programs(self, waiting: Mapping[str, Process]) -> None:
-        """Programs say nothing: those with a port are ready when something listens there."""
-        end = time.monotonic() + READY
-        for process in waiting.values():
-            while process.tcp and not _listens(process.namespace, process.tcp):
-                if time.monotonic() > end:
-                    raise DeadlineError(
-                        f"{process.name}: nothing listens on TCP port {process.tcp} after"
-                        f" {READY:.0f} s; its log ends: {_tail(process.log)}"
-                    )
-                gone = state.born(self._paths).get(process.name)
-                if gone and gone.ended is not None:
-                    raise self._failed(process, gone.ended)
-                time.sleep(0.02)
-
-    def _failed(self, process: Process, status: int) -> ProcessFailedError:
-        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        return ProcessFailedError(
-            f"{process.name} {how} before it was ready: {_tail(process.log)}"
-            + self._refusal(process)
-        )
-
-    def _refusal(self, process: Process) -> str:
-        """What the mesh told a client, from its status file."""
-        if process.stage != Stage.CLIENT:
-            return ""
-        client = process.name.rpartition("/")[2]
-        errors = [line["error"] for line in statuses(self._paths, client) if line.get("error")]
-        return f"; the mesh said: {errors[-1]}" if errors else ""
-
-    def _events(self, end: float) -> Iterator[dict[str, Any]]:
-        """What the nursery tells, until the end (of the loop's clock) or its own end."""
-        out = self._started.stdout
-        assert out is not None
-        while True:
-            while b"\n" in self._heard:
-                line, _, self._heard = self._heard.partition(b"\n")
-                yield json.loads(line)
-            patience = end - time.monotonic()
-            if patience <= 0 or not select.select([out], [], [], patience)[0]:
-                return
-            data = os.read(out.fileno(), 1 << 16)
-            if not data:
-                return
-            self._heard += data
-
-
-def _listens(namespace: str, port: int) -> bool:
-    """Whether something listens on a TCP port, as the kernel's table says."""
-    inode = topology.inode_named(namespace)
-    for mark in alive.inside([inode]):
-        with contextlib.suppress(OSError):
-            for table in ("tcp", "tcp6"):
-                with open(f"/proc/{mark.pid}/net/{table}") as file:
-                    rows = [line.split() for line in file][1:]
-                if any(r[3] == "0A" and int(r[1].rpartition(":")[2], 16) == port for r in rows):
-                    return True
-            return False
-    return False
-
-
-def _tail(log: str, lines: int = 3) -> str:
-    """The last words of a log, on one line."""
-    try:
-        with open(log, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
-            text = file.read().decode(errors="replace")
-    except FileNotFoundError:
-        return "(no log)"
-    return " | ".join(line.strip() for line in text.strip().splitlines()[-lines:]) or "(empty log)"
 
 
 # --- down ------------------------------------------------------------------------------------
@@ -526,17 +367,6 @@ def node_health(lab: Lab, paths: Paths) -> dict[str, bool]:
         node = process.name.partition("/")[0]
         health[node] = health[node] and ready and child is not None and child.mark.alive
     return health
-
-
-def statuses(paths: Paths, client: str) -> list[dict[str, Any]]:
-    """The newest line of each wire a client told of."""
-    newest: dict[str, dict[str, Any]] = {}
-    with contextlib.suppress(FileNotFoundError), open(paths.status(client)) as file:
-        for line in file:
-            with contextlib.suppress(ValueError):  # a line being written
-                told = json.loads(line)
-                newest[told["id"]] = told
-    return list(newest.values())
 
 
 def log_files(paths: Paths, asked: str = "") -> list[str]:

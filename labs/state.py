@@ -105,6 +105,17 @@ def born(paths: Paths) -> dict[str, Born]:
     return found
 
 
+def statuses(paths: Paths, client: str) -> list[dict[str, Any]]:
+    """The newest line of each wire a client told of."""
+    newest: dict[str, dict[str, Any]] = {}
+    with contextlib.suppress(FileNotFoundError), open(paths.status(client)) as file:
+        for line in file:
+            with contextlib.suppress(ValueError):  # a line being written
+                told = json.loads(line)
+                newest[told["id"]] = told
+    return list(newest.values())
+
+
 def labs(root: str = ROOT) -> list[str]:
     """The names of all labs there are."""
     try:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from labs import engine
+from labs import state
 from labs.hands import Hands
 from labs.lab import Family, Lab
 from labs.paths import Paths
@@ -56,7 +56,7 @@ def wires(lab: Lab, paths: Paths) -> list[Wire]:
 
 
 def _of(lab: Lab, paths: Paths, client: str) -> Iterator[Wire]:
-    for told in engine.statuses(paths, client):
+    for told in state.statuses(paths, client):
         if told.get("event") != "up":
             continue
         interface = str(told.get("interface", ""))

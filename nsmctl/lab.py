@@ -275,7 +275,7 @@ def _summary(name: str) -> dict[str, Any]:
     except FileNotFoundError:
         return row
     health = engine.node_health(lab, paths)
-    told = [line for client in lab.clients for line in engine.statuses(paths, client)]
+    told = [line for client in lab.clients for line in state.statuses(paths, client)]
     return row | {
         "nodes": len(health),
         "well": sum(health.values()),

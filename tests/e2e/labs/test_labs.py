@@ -152,6 +152,43 @@ async def test_ctrl_c_ends_a_held_wire_and_takes_it_back():
         assert [w["id"] for w in wires] == ["app-0"]
 
 
+def test_two_labs_of_one_file_run_at_once():
+    both = [names("one"), names("other")]
+    running = [
+        subprocess.Popen(
+            [*COMMAND, "lab", "run", "one-node", "--name", name, "--json"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=SURROUNDINGS, cwd="/", text=True,
+        )
+        for name in both
+    ]  # fmt: skip
+    for run in running:
+        out, errors = run.communicate(timeout=60)
+        assert run.returncode == 0, f"{out}\n{errors}"
+        assert json.loads(out)["failed"] == 0
+
+
+@pytest.mark.parametrize("clears", ["up", "down"])
+async def test_a_killed_engine_is_cleared_by_the_next_up_or_down(clears):
+    name = names(f"killed-{clears}")
+    running = subprocess.Popen(
+        [*COMMAND, "lab", "run", "two-nodes", "--name", name],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=SURROUNDINGS, cwd="/",
+    )  # fmt: skip
+    await until(Path(f"/run/vwire/labs/{name}/status/far").exists, "a first wire", bar=3.0)
+    running.kill()
+    running.wait()
+    if clears == "up":
+        again = nsmctl("lab", "up", "one-node", "--name", name, "--json")
+        assert again.returncode == 0, again.stderr
+        assert json.loads(again.stdout)["cleaned"]
+        assert json.loads(nsmctl("lab", "status", name, "--json").stdout)["well"] == 1
+    down = nsmctl("lab", "down", name, "--json")
+    assert json.loads(down.stdout)[name]["left"] == []
+    assert not os.path.exists(f"/run/vwire/labs/{name}")
+    left = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
+    assert name not in left
+
+
 async def test_ctrl_c_takes_a_lab_down_and_leaves_nothing():
     name = names("ctrl-c")
     running = subprocess.Popen(

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from labs import alive, engine, nursery, processes, state
+from labs import alive, births, engine, nursery, processes, state
 from labs.alive import Mark
 from labs.lab import Lab, parse
 from labs.paths import Paths
 from labs.processes import Stage
-from nsm.errors import TakenError
+from nsm.errors import TakenError, UnsupportedError
 from nsm.kernel.namespaces import create_named, delete_named, list_named
 from tests.support.wait import until
 
@@ -134,13 +134,12 @@ def test_each_process_runs_in_its_namespace_under_a_group_of_its_own(lab):
 
 
 def test_after_down_nothing_of_a_lab_is_left(lab):
-    before = (set(list_named()), [d["ifname"] for d in ip("link")])
     bring_up(lab)
     assert processes_of(lab)
     gone = take_down(lab)
     assert gone is not None
     assert gone.left == ()
-    assert (set(list_named()), [d["ifname"] for d in ip("link")]) == before
+    assert [name for name in list_named() if name.startswith(f"{lab}-")] == []
     assert processes_of(lab) == []
     assert not os.path.exists(Paths(lab).folder)
 
@@ -262,7 +261,7 @@ async def test_an_ended_process_is_reaped_and_the_lab_is_not_well(lab):
 def test_a_process_that_fails_ends_the_start_with_its_last_words_and_nothing_left(lab):
     lab_, text, paths = made(lab)
     failing = {**STANDIN, Stage.ENDPOINT: "tests.support.no_such_program"}
-    with state.locked(paths, create=True), pytest.raises(engine.ProcessFailedError) as caught:
+    with state.locked(paths, create=True), pytest.raises(births.ProcessFailedError) as caught:
         engine.up(lab_, text, "x.yaml", modules=failing)
     assert "no_such_program" in str(caught.value)
     assert [n for n in list_named() if n.startswith(f"{lab}-")] == []
@@ -314,6 +313,19 @@ def test_logs_are_bounded(tmp_path):
     parent._bound_logs()
     assert log.stat().st_size == 0
     assert (tmp_path / "log.1").stat().st_size == nursery.LARGEST_LOG + 1
+
+
+def test_without_ipv6_an_ipv4_lab_comes_up_and_an_ipv6_one_is_refused(lab, monkeypatch):
+    monkeypatch.setattr(engine, "IPV6", "/nowhere")
+    bring_up(lab)
+    eth0 = next(d for d in ip("-n", f"{lab}-n1", "addr") if d["ifname"] == "eth0")
+    assert "198.18.0.1" in {a["local"] for a in eth0["addr_info"]}
+    take_down(lab)
+    _, text, paths = made(lab)
+    six = parse(text.replace("clusters: {c: {}}", "clusters: {c: {underlay: ipv6}}"), "x")
+    with state.locked(paths, create=True), pytest.raises(UnsupportedError, match="uses IPv6"):
+        engine.up(six, text, "x", modules=STANDIN)
+    assert not os.path.exists(paths.folder)
 
 
 def test_a_reused_pid_is_never_signalled():
