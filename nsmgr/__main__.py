@@ -68,7 +68,10 @@ async def serve(config: Config, process: Process) -> None:
 def _domain(config: Config, process: Process, peers: Peers, lifetime: int) -> Store:
     """The domain's registry, or one in memory where none is named."""
     if config.registry_url:
-        return RemoteRegistry(RegistryClient(peers, config.registry_url, lifetime=lifetime))
+        client = RegistryClient(peers, config.registry_url, lifetime=lifetime)
+        remote = RemoteRegistry(client)
+        process.tasks.spawn(remote.follow(), "the domain's services", forever=True)
+        return remote
     registrar = Registrar(Offers())
     process.tasks.spawn(registrar.run(), "expiry of registrations", forever=True)
     return registrar

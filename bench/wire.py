@@ -1,0 +1,177 @@
+"""What a wire costs to set up, against the floors of its stages, measured in the same run.
+
+    make bench                         the figures, some 20 seconds
+    python -m bench.wire --quick    fewer rounds; --json for programs
+
+Ratios only: both sides of each are taken on the same machine within seconds. The
+absolute times are this machine's, and are there to see which stage they are in.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bench.raw import Raw, wire
+from labs import engine, processes
+from nsm.kernel import namespaces
+from nsm.kernel.ensure import Journal, Reach, ensure
+from nsm.kernel.namespaces import Home
+from nsm.kernel.node import Kernel
+
+KERNEL_BAR = 2.0
+REQUEST_BAR = 3.0
+# Calls of a first request for a wire on one node: client to manager, manager to forwarder,
+# forwarder to manager for the service, and for its endpoints, for which the manager asks the
+# registry, forwarder to endpoint. Three of them ask for the wire, and each hop checks and makes
+# tokens.
+CALLS = 6
+TOKENS = 3
+DELETE = ["ip", "link", "del", "c-200"]
+
+
+def main() -> int:
+    """Measure, print, and say by the exit code whether the bars hold."""
+    options = argparse.ArgumentParser(prog="python -m bench.wire", description=__doc__)
+    options.add_argument("--quick", action="store_true", help="fewer rounds")
+    options.add_argument("--json", action="store_true", help="one JSON object")
+    asked = options.parse_args()
+    rounds = 15 if asked.quick else 60
+    raw, ours = asyncio.run(kernel_figures(rounds))
+    told = request_figures(rounds)
+    figures = judged(raw, ours, told)
+    if asked.json:
+        print(json.dumps(figures, indent=2))
+    else:
+        print("\n".join(lines(figures)))
+    return 0 if figures["holds"] else 1
+
+
+async def kernel_figures(rounds: int) -> tuple[float, float]:
+    """Median ms of one wire: as a raw batch, and as we make it (look, plan, do, look again)."""
+    names = [f"bench-{os.getpid()}-{end}" for end in ("a", "b")]
+    raw, ours = [], []
+    try:
+        for name in names:
+            namespaces.create_named(name)
+        paths = (f"{namespaces.NAMED}/{names[0]}", f"{namespaces.NAMED}/{names[1]}")
+        async with Kernel("bench") as kernel:
+            here, there = [await kernel.namespace(path=path) for path in paths]
+            with Home() as home:
+                for n in range(rounds):
+                    raw.append(Raw(home, paths, wire(here, there, 200)).run())
+                    await kernel.within(here, lambda: subprocess.run(DELETE, check=True))
+                    wanted = wire(here, there, n)
+                    fds = {
+                        one: os.open(path, os.O_PATH)
+                        for one, path in zip((here, there), paths, strict=True)
+                    }
+                    start = time.perf_counter()
+                    with Reach(home, fds) as reach:
+                        ensure(reach, wanted, kernel.group, Journal())
+                    ours.append(time.perf_counter() - start)
+                    for fd in fds.values():
+                        os.close(fd)
+                    await kernel.remove(wanted.connection)
+    finally:
+        for name in names:
+            namespaces.delete_named(name)
+    return statistics.median(raw) * 1000, statistics.median(ours) * 1000
+
+
+def request_figures(rounds: int) -> dict[str, Any]:
+    """What a client in a lab of this machine measured."""
+    name = f"bench-{os.getpid() % 100000}"
+    nsmctl = [sys.executable, "-P", "-m", "nsmctl", "lab"]
+    try:
+        subprocess.run([*nsmctl, "up", "one-node", "--name", name], check=True, capture_output=True)
+        lab, paths = engine.running(name)
+        mine = [e for e in processes.plan(lab, paths).entries if e.spiffe_id.endswith("/outsider")]
+        asking = [sys.executable, "-m", "bench.asking", str(rounds)]
+        done = subprocess.run(
+            ["ip", "netns", "exec", paths.namespace("outsider"), *asking],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+            group=mine[0].gid,
+            extra_groups=[],
+            env={
+                "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+                "NSM_CONNECT_TO": f"unix://{paths.node('node-1', 'nsm.io.sock')}",
+                "SPIFFE_ENDPOINT_SOCKET": f"unix://{paths.cluster('home', 'spiffe.sock')}",
+            },
+        )
+    finally:
+        subprocess.run([*nsmctl, "down", name], check=False, capture_output=True)
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
+
+
+def judged(raw: float, ours: float, told: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures in ms, their ratios and bars, and whether these hold."""
+    floor = CALLS * told["call_floor_ms"] + TOKENS * told["token_ms"] + raw
+    request = statistics.median(told["request_ms"])
+    ratios = {
+        "kernel": {"ratio": ours / raw, "bar": KERNEL_BAR},
+        "request": {"ratio": request / floor, "bar": REQUEST_BAR},
+    }
+    return {
+        "ms": {
+            "request": request,
+            "close": statistics.median(told["close_ms"]),
+            **stages(told["hops"], request),
+        },
+        "floors_ms": {
+            "one call": told["call_floor_ms"],
+            "one token": told["token_ms"],
+            "raw netlink batch": raw,
+            f"{CALLS} calls, {TOKENS} tokens, one batch": floor,
+        },
+        "kernel_ms": ours,
+        "ratios": ratios,
+        "holds": all(one["ratio"] <= one["bar"] for one in ratios.values()),
+    }
+
+
+def stages(hops: Sequence[Sequence[Any]], request: float) -> dict[str, float]:
+    """The share of each hop in a request, from what each wrote on its segment."""
+
+    def median(position: int, key: str) -> float:
+        return statistics.median(float(one[position][1].get(key, 0)) for one in hops)
+
+    manager, forwarder, endpoint = (median(n, "took_ms") for n in (1, 2, 3))
+    find, kernel = median(2, "find_ms"), median(2, "kernel_ms")
+    return {
+        "to the manager": request - manager,
+        "manager": manager - forwarder,
+        "forwarder: find": find,
+        "forwarder: kernel": kernel,
+        "forwarder: rest": forwarder - find - kernel - endpoint,
+        "endpoint": endpoint,
+    }
+
+
+def lines(figures: Mapping[str, Any]) -> list[str]:
+    """The figures for people."""
+    told = ["set-up of a wire on one node, tokens and policies on (median, ms)"]
+    told += [f"  {what:<20}{value:8.2f}" for what, value in figures["ms"].items()]
+    told += ["floors of the same run (median, ms)"]
+    told += [f"  {what:<36}{value:8.3f}" for what, value in figures["floors_ms"].items()]
+    names = {
+        "kernel": "programming a wire / its raw netlink batch",
+        "request": "request / the sum of its floors",
+    }
+    for key, one in figures["ratios"].items():
+        verdict = "holds" if one["ratio"] <= one["bar"] else "DOES NOT HOLD"
+        told.append(f"{names[key]:<44}{one['ratio']:6.2f}  bar {one['bar']:.1f}  {verdict}")
+    return told
+
+
+if __name__ == "__main__":
+    sys.exit(main())
