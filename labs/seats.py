@@ -18,6 +18,12 @@ class Seat:
     identity: str
 
 
+def enter(lab: Lab, paths: Paths, place: str) -> None:
+    """Move the calling thread into a place's namespace, for good. InvalidError for none such."""
+    lab.node_of(place)
+    enter_named(paths.namespace(place))
+
+
 def take(lab: Lab, paths: Paths, place: str) -> Seat:
     """Turn this process into one of the lab's, for good: on a node as `nsmctl` of that node,
 
@@ -28,7 +34,7 @@ def take(lab: Lab, paths: Paths, place: str) -> Seat:
     namespace = paths.namespace(place)
     entries = processes.plan(lab, paths).entries
     entry = next(e for e in reversed(entries) if e.namespace == namespace)
-    enter_named(namespace)
+    enter(lab, paths, place)
     become.group(entry.gid)
     return Seat(
         place if place != node.name else f"nsmctl-{node.name}-{os.getpid()}",

@@ -311,15 +311,13 @@ def exec_(
 ) -> None:
     """Run a command in a node's, endpoint's or client's namespace; its exit status is ours."""
     show.need_root()
-    from labs import engine
-    from nsm.kernel.topology import enter_named
+    from labs import engine, seats
 
     there, paths = engine.running(_which(lab))
-    there.node_of(place)
     command = command[1:] if command[:1] == ["--"] else command
     if not command:
         raise InvalidError("no command", hint=f"nsmctl lab exec {place} -- ip addr")
-    enter_named(paths.namespace(place))
+    seats.enter(there, paths, place)
     try:
         os.execvp(command[0], command)  # noqa: S606 - what was asked for
     except OSError as wrong:
