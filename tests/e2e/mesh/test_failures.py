@@ -1,0 +1,515 @@
+"""What goes wrong ends with a status and one sentence, and changes nothing.
+
+Each sentence says what, whose, where and what to do. That nothing changed is what the
+fixtures of this folder ask the kernel after every test.
+"""
+
+import asyncio
+import os
+import pwd
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from labs.alive import Mark, started, stop
+from nsm.identity.authority import Authority, open_authority
+from nsm.identity.spiffe import SpiffeId
+from nsm.model import SECOND
+from tests.e2e.mesh.conftest import DOMAIN, ROOT, Asker, Mesh
+from tests.support.spaces import workload
+from tests.support.wait import until, write
+
+HOUR = 3600 * SECOND
+
+
+def is_sentence(answer: dict[str, Any], code: str, *words: str) -> str:
+    """That an answer is a refusal of that code in one line with these words; its text."""
+    text: str = answer["text"]
+    assert answer["code"] == code, answer
+    assert not [word for word in words if word not in text], text
+    assert "\n" not in text
+    assert "Traceback" not in text
+    assert "eyJ" not in text, "a token is in it"
+    assert len(text) < 1000, f"nobody reads {len(text)} characters"
+    print(f"{code}: {text}")
+    return text
+
+
+def asked(
+    who: Asker, service: str = "echo", *, name: str = "nsm-1", **connection: Any
+) -> dict[str, Any]:
+    """A Request of stock grpcio's, who names its namespace by /proc."""
+    pid = who.have("who")["pid"]
+    segments = [{"name": "raw", "id": "raw-1"}]
+    return {
+        "connection": {
+            "id": "raw-1",
+            "networkService": service,
+            "path": {"index": 0, "pathSegments": segments},
+            **connection,
+        },
+        "mechanismPreferences": [
+            {
+                "cls": "LOCAL",
+                "type": "KERNEL",
+                "parameters": {"name": name, "inodeURL": f"file:///proc/{pid}/ns/net"},
+            }
+        ],
+    }
+
+
+# --- who is asked for ------------------------------------------------------------------------
+
+
+def test_a_service_nobody_registered_is_not_found(alice):
+    answer = alice.ask("connect", url="kernel://nothing/nsm-1")
+    is_sentence(answer, "NOT_FOUND", "network service nothing", "not found", "`nsmctl services`")
+
+
+def test_a_service_without_an_endpoint_is_told_from_one_that_is_unknown(alice):
+    alice.have("call", method="RegisterService", message={"name": "lonely", "payload": "ETHERNET"},
+               metadata=[["path", "{}"]])  # fmt: skip
+    answer = alice.ask("connect", url="kernel://lonely/nsm-1")
+    is_sentence(answer, "NOT_FOUND", "nobody serves 'lonely'", "start an endpoint")
+    alice.have("call", method="UnregisterService", message={"name": "lonely"},
+               metadata=[["path", "{}"]])  # fmt: skip
+
+
+def test_labels_that_fit_no_endpoint_are_refused_with_who_was_there(alice, serving):
+    serving.have("serve", name="picky", services=["picky"])
+    answer = alice.ask(
+        "call", method="Request", message=asked(alice, "picky", networkServiceEndpointName="nobody")
+    )
+    serving.have("end", name="picky")
+    is_sentence(answer, "NOT_FOUND", "endpoint nobody not found")
+
+
+@pytest.fixture(scope="module")
+def without_forwarder(mesh: Mesh) -> str:
+    """A node whose forwarder was stopped, and how long that took to be true for its manager."""
+    pid = mesh.pid("node-3/forwarder")
+    assert stop([Mark(pid, started(pid))], 5.0) == 0
+    return "node-3"
+
+
+def test_a_node_without_a_forwarder_says_so(without_forwarder, mesh):
+    answer = mesh.askers["carol"].ask("connect", url="kernel://echo/nsm-1")
+    is_sentence(answer, "UNAVAILABLE", "forwarder-node-3")
+
+
+def test_what_an_endpoint_refuses_with_arrives_word_for_word(alice, serving):
+    text = "no more tables tonight for anyone; come back at eight"
+    serving.have("serve", name="full", services=["full"], refuse=["RESOURCE_EXHAUSTED", text])
+    answer = alice.ask("connect", url="kernel://full/nsm-1")
+    assert serving.have("serves", name="full") | {"held": []} == serving.have("serves", name="full")
+    serving.have("end", name="full")
+    assert is_sentence(answer, "RESOURCE_EXHAUSTED") == text
+
+
+def test_an_endpoint_that_denies_is_permission_denied(alice, serving):
+    serving.have(
+        "serve", name="club", services=["club"], refuse=["PERMISSION_DENIED", "members only"]
+    )
+    answer = alice.ask("connect", url="kernel://club/nsm-1")
+    serving.have("end", name="club")
+    is_sentence(answer, "PERMISSION_DENIED", "club", "members only")
+
+
+def test_a_pool_without_addresses_says_which_and_frees_them_with_a_wire(alice, bob):
+    wire = alice.have("connect", url="kernel://tiny/nsm-1")["wire"]
+    answer = bob.ask("connect", url="kernel://tiny/nsm-1")
+    is_sentence(answer, "RESOURCE_EXHAUSTED", "172.16.2.0/31", "2 held")
+    alice.have("close", wire=wire)
+    bob.have("close", wire=bob.have("connect", url="kernel://tiny/nsm-1")["wire"])
+
+
+def test_ip_packets_do_not_go_between_nodes_yet(alice):
+    answer = alice.ask("connect", url="kernel://packets/nsm-1")
+    is_sentence(answer, "UNIMPLEMENTED", "'packets'", "IP", "packets-1", "another node", "ETHERNET")
+
+
+# --- what the interface shall be -------------------------------------------------------------
+
+
+def test_a_name_taken_in_the_clients_namespace_stays_whose_it_is(alice, mesh):
+    space = mesh.namespace("alice")
+    subprocess.run(["ip", "-n", space, "link", "add", "nsm-1", "type", "bridge"], check=True)
+    before = mesh.kernel()
+    try:
+        answer = alice.ask("connect", url="kernel://echo/nsm-1")
+        is_sentence(answer, "ALREADY_EXISTS", "nsm-1", "client of 'echo'")
+        assert mesh.kernel() == before
+    finally:
+        subprocess.run(["ip", "-n", space, "link", "del", "nsm-1"], check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("sixteen-bytes-ab", "has 16 bytes, and Linux takes at most 15"),
+        ("ünïcödë-nämé", "has 17 bytes"),
+        ("a/b", "holds '/'"),
+        ("..", "means something else"),
+        ("a b", "holds ' '"),
+        ("eth%d", "holds '%'"),
+        ("a\nb", "holds '\\n'"),
+    ],
+)
+def test_a_name_the_kernel_refuses_is_refused_before_it(alice, name, problem):
+    answer = alice.ask("call", method="Request", message=asked(alice, name=name))
+    is_sentence(answer, "INVALID_ARGUMENT", "interface name", "the client of 'echo'", problem)
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("", "is empty"),
+        ("echo", "names no mechanism"),
+        ("kernel:echo", "names no mechanism"),
+        ("kernel://", "names no service"),
+        ("kernel:///nsm-1", "names no service"),
+        ("kernel://echo/nsm-1-is-too-long", "has 17 bytes, and Linux takes at most 15"),
+        ("kernel://echo/a%2Fb", "holds '/'"),
+        ("kernel://echo/%zz", "broken %-escape"),
+        ("kernel://echo@", "names no domain"),
+        ("kernel://a@b@c", "two '@'"),
+        ("kernel://echo/nsm 1", "holds ' '"),
+        ("kernel://echo#x", "has a fragment"),
+        ("kernel://echo?=x", "label without a name"),
+        ("kernel://" + "x" * 5000, "has over 4096 bytes"),
+    ],
+)  # fmt: skip
+def test_a_bad_nsurl_is_refused_with_its_mistake(alice, url, problem):
+    is_sentence(alice.ask("connect", url=url), "INVALID_ARGUMENT", "NSURL", problem)
+
+
+def test_a_mechanism_nobody_here_speaks_is_refused_by_client_and_mesh(alice):
+    answer = alice.ask("connect", url="memif://echo/nsm-1")
+    is_sentence(answer, "UNIMPLEMENTED", "'memif'", "memif://echo/nsm-1", "kernel://")
+    message = asked(alice)
+    message["mechanismPreferences"][0] |= {"type": "MEMIF"}
+    answer = alice.ask("call", method="Request", message=message)
+    is_sentence(answer, "UNIMPLEMENTED", "MEMIF", "'echo'", "ask for KERNEL")
+
+
+# --- what vanishes ---------------------------------------------------------------------------
+
+
+async def test_a_pod_killed_while_the_endpoint_thinks_leaves_nothing(mesh, serving):
+    serving.have("serve", name="slow", services=["slow"], gate=True)
+    mortal = mesh.askers["mortal"]
+    with workload() as pod:
+        mortal.tell("connect", url="kernel://slow/nsm-1", namespace=pod.ns)
+        await until(lambda: serving.have("serves", name="slow")["asked"], "the endpoint to think")
+        os.kill(mortal.ask("who")["pid"], signal.SIGKILL)
+        pod.kill()
+        serving.have("open", name="slow")
+        await until(
+            lambda: not serving.have("serves", name="slow")["held"], "the endpoint to be told"
+        )
+        serving.have("end", name="slow")
+
+
+async def test_a_namespace_that_goes_in_the_middle_ends_its_wire(alice, serving):
+    serving.have("serve", name="slow", services=["slow"], gate=True)
+    with workload() as pod:
+        number = alice.tell("connect", url="kernel://slow/nsm-1", namespace=pod.ns)
+        await until(lambda: serving.have("serves", name="slow")["asked"], "the endpoint to think")
+        pod.kill()
+        pod.process.wait()
+        serving.have("open", name="slow")
+        answer = alice.hear(number)
+        print(answer)
+        await until(
+            lambda: not serving.have("serves", name="slow")["held"], "the endpoint to be told"
+        )
+        print(alice.ask("told", wire="alice-nsm-1"))
+        print(alice.ask("close", wire="alice-nsm-1"))
+    serving.have("end", name="slow")
+
+
+async def test_an_endpoint_whose_namespace_is_gone_cannot_be_reached(alice, serving):
+    with workload() as pod:
+        serving.have("serve", name="dead", services=["dead"], namespace=pod.ns)
+        pod.kill()
+        pod.process.wait()
+        answer = alice.ask("connect", url="kernel://dead/nsm-1")
+        is_sentence(answer, "FAILED_PRECONDITION", "namespace", pod.ns)
+        serving.have("end", name="dead")
+
+
+# --- who asks --------------------------------------------------------------------------------
+
+
+def identity(
+    folder: Path, authority: Authority, who: str, trusted: Authority, **times: int
+) -> dict[str, str]:
+    """A certificate of authority for who in files; trusted is whom its owner believes."""
+    svid = authority.issue(SpiffeId.parse(who), **times)
+    (folder / "cert.pem").write_bytes(b"".join(c.public_bytes(Encoding.PEM) for c in svid.chain))
+    (folder / "key.pem").write_bytes(svid.key_pem())
+    (folder / "bundle.pem").write_bytes(trusted.bundle_pem())
+    files = {one: str(folder / f"{one}.pem") for one in ("cert", "key", "bundle")}
+    return {**files, "id": who, "domain": trusted.trust_domain}
+
+
+@pytest.fixture
+def home(mesh: Mesh) -> Authority:
+    return open_authority(mesh.authority, DOMAIN)
+
+
+def test_a_right_certificate_from_the_same_hand_is_let_in(alice, mesh, home, tmp_path):
+    """Else the refusals below could have another reason."""
+    files = identity(tmp_path, home, f"spiffe://{DOMAIN}/client/alice", home)
+    answer = alice.ask("link", message=asked(alice, "nothing"), identity=files)
+    is_sentence(answer, "NOT_FOUND", "nothing")
+
+
+def test_an_expired_certificate_is_refused(alice, home, tmp_path):
+    past = time.time_ns() - 2 * HOUR
+    files = identity(tmp_path, home, f"spiffe://{DOMAIN}/client/alice", home, ttl=HOUR, now=past)
+    answer = alice.ask("link", message=asked(alice), identity=files)
+    is_sentence(answer, "UNAUTHENTICATED", "expired")
+
+
+def test_a_certificate_of_a_foreign_domain_is_refused(alice, home, tmp_path):
+    foreign = Authority.create("foreign.test")
+    files = identity(tmp_path, foreign, "spiffe://foreign.test/client/alice", home)
+    answer = alice.ask("link", message=asked(alice), identity=files)
+    is_sentence(answer, "UNAUTHENTICATED")
+
+
+def test_a_certificate_that_only_claims_our_domain_is_refused(alice, home, tmp_path):
+    forger = Authority.create(DOMAIN)
+    files = identity(tmp_path, forger, f"spiffe://{DOMAIN}/node/node-1/nsmgr", home)
+    answer = alice.ask("link", message=asked(alice), identity=files)
+    is_sentence(answer, "UNAUTHENTICATED")
+
+
+def test_a_manager_of_a_foreign_domain_is_not_believed(alice, home, tmp_path):
+    foreign = Authority.create("foreign.test")
+    files = identity(tmp_path, home, f"spiffe://{DOMAIN}/client/alice", foreign)
+    answer = alice.ask("link", message=asked(alice), identity=files)
+    is_sentence(answer, "UNAUTHENTICATED", "nsm.io.sock")
+
+
+@pytest.mark.parametrize(
+    ("token", "problem"),
+    [
+        (None, "it has no token"),
+        ({"text": "not.a.jwt"}, "no JSON"),
+        ({"text": "x"}, "no JWT"),
+        ({"exp": -60}, "expired"),
+        ({"alg": "none"}, "not signed (ES256)"),
+        ({"alg": "HS256"}, "not signed (ES256)"),
+        ({"key": "another"}, "not signed (ES256)"),
+        ({"aud": ["spiffe://home.test/somebody/else"]}, "is meant for spiffe://home.test/somebody/else"),
+        ({"aud": "spiffe://home.test/node/node-1/nsmgr"}, "is meant for nobody"),
+    ],
+    ids=["none", "no-json", "no-jwt", "expired", "alg-none", "hs256", "another-key", "other-audience",
+         "bare-audience"],
+)  # fmt: skip
+def test_a_token_that_proves_nothing_is_refused(alice, token, problem):
+    answer = alice.ask("call", method="Request", message=asked(alice), token=token)
+    is_sentence(answer, "PERMISSION_DENIED", "client/alice", problem, "no sufficient privileges")
+
+
+def test_a_replayed_token_is_refused(alice, bob):
+    token = alice.have("mint")["token"]
+    answer = bob.ask("call", method="Request", message=asked(bob), token={"text": token})
+    is_sentence(answer, "PERMISSION_DENIED", "client/bob", "not signed (ES256)", "TLS peer")
+
+
+def test_somebody_elses_connection_can_be_neither_asked_for_nor_closed(alice, bob, mesh):
+    wire = alice.have("connect", url="kernel://echo/nsm-1")
+    hop = wire["path"][1]
+    stolen = asked(bob, name="nsm-9")
+    stolen["connection"]["path"]["pathSegments"] += [hop]
+    for method, message in (("Request", stolen), ("Close", stolen["connection"])):
+        answer = bob.ask("call", method=method, message=message)
+        is_sentence(answer, "PERMISSION_DENIED", hop["id"], "client/alice", "client/bob")
+    bare = {"id": hop["id"], "networkService": "echo"}
+    answer = bob.ask("call", method="Close", message=bare)
+    is_sentence(answer, "PERMISSION_DENIED", hop["id"])
+    inner = wire["path"][2]
+    stolen["connection"]["path"]["pathSegments"][1] = inner
+    for method, message in (("Request", stolen), ("Close", stolen["connection"])):
+        answer = bob.ask("call", method=method, message=message, to="forwarder")
+        is_sentence(answer, "PERMISSION_DENIED", inner["id"], "node/node-1/nsmgr", "client/bob")
+    assert mesh.links("alice") == {"nsm-1"}
+    assert mesh.pings("alice", wire["dst"][0])
+    alice.have("close", wire=wire["wire"])
+
+
+def test_an_endpoints_name_belongs_to_who_took_it(bob):
+    answer = bob.ask("serve", name="responder", services=["echo"], patience=0.0)
+    is_sentence(
+        answer,
+        "PERMISSION_DENIED",
+        "'responder'",
+        "endpoint/responder",
+        "client/bob",
+        "another name",
+    )
+
+
+# --- descriptors -----------------------------------------------------------------------------
+
+
+def test_a_descriptor_that_never_comes_is_waited_for_two_seconds(alice):
+    answer = alice.ask("link", message=asked(alice))
+    is_sentence(
+        answer, "UNAVAILABLE", "no file descriptor of inode://", "within 2 s", "send the open file"
+    )
+    write("a descriptor that never comes is given up", answer["seconds"], 2.5)
+    assert 1.5 < answer["seconds"] < 8
+
+
+@pytest.mark.parametrize("what", ["/proc/self/ns/mnt", "/dev/null", "/etc/passwd", "/"])
+def test_a_descriptor_of_something_else_is_no_network_namespace(alice, what):
+    answer = alice.ask("link", message=asked(alice), send=what)
+    is_sentence(answer, "INVALID_ARGUMENT", "network namespace", "the client of 'echo'")
+
+
+def test_another_processes_namespace_cannot_be_named_by_path(alice, bob):
+    message = asked(bob)
+    answer = alice.ask("call", method="Request", message=message)
+    is_sentence(answer, "PERMISSION_DENIED", "/ns/net", "client/alice", "name your own namespace")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["file:///etc/passwd", "file:///proc/1/root/etc/passwd", "file:///proc/self/ns/mnt", "x", ""],
+)
+def test_a_path_that_names_no_namespace_is_refused(alice, url):
+    message = asked(alice)
+    message["mechanismPreferences"][0]["parameters"]["inodeURL"] = url
+    answer = alice.ask("call", method="Request", message=message)
+    is_sentence(answer, "INVALID_ARGUMENT", "network namespace", repr(url))
+
+
+# --- what nobody honest sends ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ({"index": 5, "pathSegments": [{"name": "raw", "id": "raw-1"}]}, ("Path.Index+1==6", "behind its last segment")),
+        ({"index": 4294967295, "pathSegments": [{"name": "raw", "id": "raw-1"}]}, ("Path.Index+1==4294967296",)),
+        ({"index": 0, "pathSegments": [{"name": "raw", "id": "another"}]}, ("'another'", "'raw-1'")),
+        ({"index": 2, "pathSegments": [{"name": "a", "id": "1"}, {}, {"name": "raw", "id": "raw-1"}]}, ("segment",)),
+        ({"index": 0, "pathSegments": [{"name": "raw", "id": "raw-1"}] * 10_000}, ("10000 segments", "at most 64")),
+        ({"index": 0, "pathSegments": [{"name": "x" * 1000, "id": "raw-1"}]}, ("segment 0", "512 bytes")),
+    ],
+    ids=["behind-the-end", "far-behind", "wrong-id", "hole", "too-many", "long-name"],
+)  # fmt: skip
+def test_a_path_that_leads_nowhere_is_refused(alice, path, words):
+    answer = alice.ask("call", method="Request", message=asked(alice, path=path))
+    code = "PERMISSION_DENIED" if words == ("segment",) else "INVALID_ARGUMENT"
+    is_sentence(answer, code, *words)
+
+
+def test_a_megabyte_in_a_label_is_refused(alice):
+    message = asked(alice, labels={"a": "x" * (1 << 20)})
+    is_sentence(alice.ask("call", method="Request", message=message), "INVALID_ARGUMENT", "label")
+
+
+def test_a_message_over_four_megabytes_is_refused(alice):
+    message = asked(alice, labels={"a": "x" * (5 << 20)})
+    answer = alice.ask("call", method="Request", message=message)
+    is_sentence(answer, "RESOURCE_EXHAUSTED", "4194304")
+
+
+# --- processes that cannot start -------------------------------------------------------------
+
+
+class Started:
+    """A program that is to fail, and its last words."""
+
+    def __init__(
+        self, mesh: Mesh, module: str, like: str, *, user: str = "", **variables: str
+    ) -> None:
+        process = mesh.process(like)
+        environment = {k: v for k, v in process.environment.items() if k != "NSM_READY_FD"}
+        environment |= {"PYTHONPATH": str(ROOT), "NSM_LOG_LEVEL": "INFO", **variables}
+        self.process = subprocess.Popen(
+            ["ip", "netns", "exec", process.namespace, "setpriv", f"--regid={process.gid}",
+             "--clear-groups", *([f"--reuid={user}"] if user else []),
+             sys.executable, "-P", "-m", *module.split()],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd="/",
+        )  # fmt: skip
+
+    def ends(self, patience: float = 30.0) -> tuple[int, str]:
+        """Its exit code, and what it said."""
+        try:
+            said, _ = self.process.communicate(timeout=patience)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            said, _ = self.process.communicate()
+            pytest.fail(f"still runs after {patience} s: {said}")
+        print(said)
+        return self.process.returncode, said
+
+
+def test_a_forwarder_that_is_not_root_says_what_it_lacks(mesh, tmp_path):
+    code, said = Started(mesh, "forwarder", "node-1/forwarder", user="nobody",
+                         NSM_LISTEN_ON=f"unix://{tmp_path}/f.sock").ends()  # fmt: skip
+    assert code == 3, said
+    assert "CAP_NET_ADMIN" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("module", "like", "port"),
+    [("nsmgr", "node-1/nsmgr", 5001), ("registry", "node-1/registry", 5002)],
+)
+def test_a_port_that_is_taken_is_told_with_its_holder(mesh, tmp_path, module, like, port):
+    listen = f"tcp://198.18.0.1:{port}"
+    code, said = Started(mesh, module, like, NSM_LISTEN_ON=listen,
+                         NSM_STORE=str(tmp_path / "store")).ends()  # fmt: skip
+    assert code == 1, said
+    for word in (listen, str(mesh.pid(like)), "NSM_LISTEN_ON", f"port {port}"):
+        assert word in said
+    assert "Traceback" not in said
+
+
+def test_without_a_manager_the_client_ends_with_where_it_looked(mesh):
+    code, said = Started(
+        mesh, "nsm.process.client", "node-1/responder", NSM_NAME="late", NSM_PATIENCE="100ms",
+        NSM_NETWORK_SERVICES="kernel://echo", NSM_CONNECT_TO="unix:///nowhere/nsm.io.sock",
+    ).ends()  # fmt: skip
+    assert code == 4, said
+    assert "unix:///nowhere/nsm.io.sock" in said
+
+
+@pytest.mark.parametrize(
+    ("socket", "code", "words"),
+    [
+        ("tcp://127.0.0.1:8081", 2, ("SPIFFE_ENDPOINT_SOCKET", "unix://")),
+        ("/run/agent.sock", 2, ("SPIFFE_ENDPOINT_SOCKET",)),
+    ],
+)
+def test_an_agent_that_is_none_is_refused_at_once(mesh, socket, code, words):
+    ended, said = Started(
+        mesh, "nsm.process.client", "node-1/responder", NSM_NAME="late",
+        NSM_NETWORK_SERVICES="kernel://echo", SPIFFE_ENDPOINT_SOCKET=socket,
+    ).ends()  # fmt: skip
+    assert ended == code, said
+    for word in words:
+        assert word in said
+
+
+def test_an_agent_that_is_away_is_named(mesh):
+    code, said = Started(
+        mesh, "nsmctl services --identity unix:///nowhere/agent.sock", "node-1/responder",
+        **{"NSM_CONNECT_TO": mesh.url("node-1")},
+    ).ends()  # fmt: skip
+    assert code == 4, said
+    assert "unix:///nowhere/agent.sock" in said
