@@ -1,0 +1,59 @@
+"""Nodes for the tests of one module, and the loop guard of their processes."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.wires.nodes import Nodes
+
+LAB = """
+name: wires
+topology:
+  clusters:
+    east: {trust-domain: east.test}
+  nodes:
+    one: {cluster: east}
+    two: {cluster: east}
+    lan: {kind: switch}
+  links:
+    - {endpoints: ["one:eth0", "lan:p1"]}
+    - {endpoints: ["two:eth0", "lan:p2"]}
+  underlay: {ipv4: 198.18.0.0/24}
+services:
+  echo:
+    payload: ethernet
+    endpoints:
+      pong: {on: two, prefixes: [172.16.1.0/24]}
+  pair:                             # room for one wire at a time
+    payload: ethernet
+    endpoints:
+      single: {on: two, prefixes: [172.16.2.0/31]}
+clients:
+  app: {on: one, connect: ["kernel://echo/nsm-1"]}
+  near: {on: two, connect: ["kernel://echo/nsm-1"]}
+"""
+
+
+@pytest.fixture(scope="module")
+def lab_text() -> str:
+    return LAB
+
+
+@pytest.fixture(scope="module")
+def mesh(lab_text: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """A mesh for all tests of a module; each leaves it as it found it."""
+    with Nodes(lab_text, tmp_path_factory.mktemp("w")).up() as made:
+        yield made
+
+
+@pytest.fixture
+def nodes(mesh: Nodes) -> Iterator[Nodes]:
+    yield mesh
+    for program in mesh.programs:  # whom a failing test left
+        if program not in mesh.now.values() and program.pid:
+            mesh.hear(lambda: False, 0.0)
+            if program.status is None:
+                program.end()
+    told = mesh.guard.read_text().splitlines() if mesh.guard.exists() else []
+    mesh.guard.unlink(missing_ok=True)
+    assert not told, f"{len(told)} calls that may block ran on an event loop: {told[0]}"

@@ -1,0 +1,285 @@
+"""Two nodes of real processes that a test may stop, kill and start again, one by one.
+
+Who they are and what they are told comes from a lab file, so each has the group, the
+namespace and the SPIFFE id a lab would give it; the nursery forks them, so one is
+ready in a moment.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from labs import lab as labfile
+from labs import processes
+from labs.engine import _entries, _network
+from labs.paths import Paths
+from labs.processes import MODULES, Process, Stage
+from nsm.kernel.namespaces import delete_named, list_named
+from tests.support.spaces import Space
+
+ROOT = Path(__file__).parents[3]
+READY = 20.0  # seconds
+MESH = (Stage.ISSUER, Stage.REGISTRY, Stage.MANAGER, Stage.FORWARDER, Stage.ENDPOINT)
+
+
+@dataclass(eq=False)
+class Program:
+    """One life of a process."""
+
+    name: str
+    nodes: "Nodes" = field(repr=False)
+    log_file: Path
+    status_file: Path
+    pid: int = 0
+    said: str | None = None  # when it was ready
+    status: int | None = None  # once it has ended
+
+    def ready(self) -> "Program":
+        """Wait until it says so."""
+        self.nodes.hear(lambda: self.said is not None or self.status is not None, READY)
+        assert self.status is None, f"{self.name} ended with {self.status}: {self.words}"
+        assert self.said, f"{self.name} is not ready: {self.words}"
+        return self
+
+    def send(self, number: int) -> None:
+        assert self.status is None, f"{self.name} has ended: {self.words}"
+        os.kill(self.pid, number)
+
+    def ended(self) -> int:
+        """Wait for its end; its exit code, or minus its signal."""
+        self.nodes.hear(lambda: self.status is not None, READY)
+        assert self.status is not None, f"{self.name} does not end: {self.words}"
+        return self.status
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.send(number)
+        return self.ended()
+
+    @property
+    def log(self) -> list[str]:
+        return self.log_file.read_text().splitlines() if self.log_file.exists() else []
+
+    @property
+    def words(self) -> str:
+        """The end of its log, for whoever reads why a test failed."""
+        return "\n".join(self.log[-12:])
+
+    @property
+    def told(self) -> list[dict[str, Any]]:
+        """What became of a client's wires."""
+        if not self.status_file.exists():
+            return []
+        return [json.loads(line) for line in self.status_file.read_text().splitlines()]
+
+    @property
+    def pss(self) -> int:
+        """Its share of memory in bytes, as the kernel counts it."""
+        for line in Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+        raise AssertionError("the kernel tells no Pss")
+
+    @property
+    def fds(self) -> list[str]:
+        """What it has open, by kind: numbers of sockets differ, how many there are must not."""
+        kinds = []
+        for entry in os.listdir(f"/proc/{self.pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                kinds.append(os.readlink(f"/proc/{self.pid}/fd/{entry}").split("[")[0])
+        return sorted(kinds)
+
+    @property
+    def threads(self) -> int:
+        return len(os.listdir(f"/proc/{self.pid}/task"))
+
+
+class Nodes:
+    """The lab's namespaces, and the processes that were started in them."""
+
+    def __init__(self, text: str, directory: Path, **variables: str) -> None:
+        self.lab = labfile.parse(text, "nodes.yaml", name=f"w{os.getpid() % 10_000}")
+        self.directory = directory
+        self.guard = directory / "guard"
+        self.paths = Paths(self.lab.name, str(directory))
+        self._variables = {"NSM_LOOP_GUARD": str(self.guard), **variables}
+        self.plan = processes.plan(self.lab, self.paths)
+        self.programs: list[Program] = []
+        self.now: dict[str, Program] = {}
+        """Whoever lives of the mesh, by NODE/PROCESS."""
+        self._nursery: subprocess.Popen[bytes]
+        self._rest = b""
+
+    def space(self, place: str) -> Space:
+        return Space(self.paths.namespace(place))
+
+    @contextlib.contextmanager
+    def up(self) -> Iterator["Nodes"]:
+        """All of the mesh and its endpoints, no client."""
+        for folder in self.paths.folders(tuple(self.lab.nodes), tuple(self.lab.clusters)):
+            os.makedirs(folder, exist_ok=True)
+        command = [sys.executable, "-P", "-m", "labs.nursery", self.lab.name, self.paths.processes]
+        modules = (*MODULES.values(), "tests.e2e.wires.holder")
+        with contextlib.ExitStack() as stack:
+            self._nursery = subprocess.Popen(
+                [*command, *modules],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+                cwd="/",
+                start_new_session=True,
+            )
+            stack.enter_context(self._nursery)
+            stack.callback(self._end)
+            _network(self.lab, self.paths)
+            _entries(self.lab, self.paths, self.plan)
+            for stage in MESH:
+                of = [self.start(process.name) for process in self.plan.of(stage)]
+                for program in of:
+                    program.ready()
+            yield self
+
+    def start(self, name: str, **variables: str) -> Program:
+        """Start a process of the plan; it may be the second life of its name."""
+        (process,) = (one for one in self.plan.processes if one.name == name)
+        program = self.now[name] = self.bear(process, name, **variables)
+        return program
+
+    def client(self, place: str, *urls: str, name: str = "", **variables: str) -> Program:
+        """Start a client in a client's place, under its identity, and wait for its wires."""
+        return self.asks(place, *urls, name=name, **variables).ready()
+
+    def asks(self, place: str, *urls: str, name: str = "", **variables: str) -> Program:
+        """Start a client and do not wait."""
+        name = name or f"c{len(self.programs)}"
+        process = self.process(place)
+        status = self.paths.status(f"{name}-{len(self.programs)}")
+        own = {"NSM_NAME": name, "NSM_NETWORK_SERVICES": ",".join(urls), "NSM_STATUS_FILE": status}
+        program = self.bear(process, name, **own, **variables)
+        program.status_file = Path(status)
+        return program
+
+    def process(self, place: str) -> Process:
+        """What the plan has for a client's or an endpoint's place."""
+        (process,) = (one for one in self.plan.processes if one.name.endswith(f"/{place}"))
+        return replace(process, module=process.module or MODULES[Stage.CLIENT])
+
+    def bear(self, process: Process, name: str, **variables: str) -> Program:
+        key = f"{name}#{len(self.programs)}"
+        log = self.paths.log(key)
+        environment = {**process.environment, **self._variables, **variables}
+        order = replace(process, name=key, environment=environment, log=log).order()
+        assert self._nursery.stdin is not None
+        self._nursery.stdin.write(json.dumps(order).encode() + b"\n")
+        self._nursery.stdin.flush()
+        program = Program(key, self, Path(log), Path())
+        self.programs.append(program)
+        self.hear(lambda: program.pid, READY)
+        return program
+
+    def hear(self, wanted: Any, seconds: float) -> None:
+        """Take in what the nursery tells until wanted() is true, or seconds are over."""
+        out = self._nursery.stdout
+        assert out is not None
+        until = time.monotonic() + seconds
+        while not wanted():
+            patience = max(0.0, until - time.monotonic())
+            if not select.select([out], [], [], patience)[0]:
+                return
+            data = os.read(out.fileno(), 1 << 16)
+            assert data, "the nursery has ended"
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            for line in lines:
+                self._note(json.loads(line))
+
+    def _note(self, event: dict[str, Any]) -> None:
+        for program in self.programs:
+            if program.name == event["name"]:
+                match event["event"]:
+                    case "born":
+                        program.pid = event["pid"]
+                    case "ready":
+                        program.said = event["says"]
+                    case "ended":
+                        program.status = event["status"]
+
+    def _end(self) -> None:
+        """Clients first: they close their wires."""
+        self.hear(lambda: False, 0.0)
+        clients = [p for p in self.programs if p not in self.now.values()]
+        for group in (clients, [*self.now.values()][::-1]):
+            for program in group:
+                if program.pid and program.status is None:
+                    program.send(signal.SIGTERM)
+            for program in group:
+                self.hear(lambda p=program: p.status is not None, 10.0)
+                if program.pid and program.status is None:
+                    program.send(signal.SIGKILL)
+        assert self._nursery.stdin is not None
+        self._nursery.stdin.close()
+        for place in self.lab.places:
+            if self.paths.namespace(place) in list_named():
+                delete_named(self.paths.namespace(place))
+        self._nursery.wait(20)
+
+
+# --- what the kernel says -------------------------------------------------------------------
+
+
+def link(space: Space, name: str) -> dict[str, Any]:
+    """One device, as `ip -d -j link` has it."""
+    (found,) = space.ip("link", "show", name)
+    return found
+
+
+def far_end(client: Space, name: str, endpoint: Space) -> dict[str, Any]:
+    """The device at the other end of a wire: where the endpoint sends what is for the client."""
+    (way,) = endpoint.ip("route", "get", addresses(client, name)[0])
+    return link(endpoint, way["dev"])
+
+
+def identity(device: dict[str, Any]) -> tuple[Any, ...]:
+    """What must stay of a device as long as its wire is the same."""
+    data = device.get("linkinfo", {}).get("info_data", {})
+    return device["ifindex"], device["ifname"], device["address"], device["mtu"], data.get("id")
+
+
+def addresses(space: Space, name: str) -> list[str]:
+    """A device's addresses, link-local ones aside."""
+    (found,) = space.ip("addr", "show", name)
+    return sorted(i["local"] for i in found["addr_info"] if i["scope"] != "link")
+
+
+@dataclass
+class Flow:
+    """Echoes at a steady pace; sent and received are known at the end."""
+
+    sent: int = 0
+    received: int = 0
+
+
+@contextlib.contextmanager
+def flow(space: Space, address: str, interval: float = 0.02) -> Iterator[Flow]:
+    """Ping an address 50 times a second for the block."""
+    command = ["ping", "-n", "-q", f"-i{interval}", "-w100", address]
+    counts = Flow()
+    pinging = subprocess.Popen(
+        ["ip", "netns", "exec", space.name, *command], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        yield counts
+    finally:
+        pinging.send_signal(signal.SIGINT)
+        said, _ = pinging.communicate(timeout=10)
+        for line in said.splitlines():
+            if "packets transmitted" in line:
+                words = line.split()
+                counts.sent, counts.received = int(words[0]), int(words[3])
