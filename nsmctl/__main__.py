@@ -4,6 +4,7 @@ Exit codes: 0 ok, 1 a check or the mesh said no, 2 asked wrongly, 3 this machine
 cannot, 4 not running, 130 Ctrl-C.
 """
 
+import errno
 import platform
 import sys
 from importlib import metadata
@@ -65,6 +66,10 @@ def main() -> None:
         own = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
         show.error(failure, json_wanted="--json" in own)
         sys.exit(show.exit_code(failure))
+    except OSError as closed:
+        if closed.errno not in (errno.EIO, errno.EPIPE):
+            raise
+        sys.exit(show.FAILED)  # the terminal or pipe is gone: nobody reads what went wrong
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from types import FrameType
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.status import Status
 from rich.table import Table
 
 from nsm.errors import NsmError
@@ -101,16 +102,34 @@ def exit_code(failure: NsmError) -> int:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """Say what is being done while it takes time: a moving line, or lines where nothing moves."""
+    """Say what is being done while it takes time: a moving line, or lines where nothing moves.
+
+    A terminal that is closed meanwhile takes nothing more; what is being done goes on.
+    """
     out = console(stderr=True)
-    if out.is_terminal:
-        with out.status("...") as status:
-            yield lambda text: status.update(escape(text))
-        return
     start = time.monotonic()
-    yield lambda text: out.print(
-        escape(f"{time.monotonic() - start:5.1f} s  {text}"), soft_wrap=True
-    )
+    with ExitStack() as stack:
+        status: Status | None = None
+        if out.is_terminal:
+            with suppress(OSError):
+                status = out.status("...")
+                status.start()
+                stack.callback(_stopped, status)
+
+        def tell(text: str) -> None:
+            with suppress(OSError):
+                if status:
+                    status.update(escape(text))
+                else:
+                    seconds = time.monotonic() - start
+                    out.print(escape(f"{seconds:5.1f} s  {text}"), soft_wrap=True)
+
+        yield tell
+
+
+def _stopped(status: Status) -> None:
+    with suppress(OSError):
+        status.stop()
 
 
 @contextmanager

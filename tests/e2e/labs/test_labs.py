@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -150,6 +151,38 @@ async def test_ctrl_c_ends_a_held_wire_and_takes_it_back():
         assert after.returncode == 1
         wires = json.loads(nsmctl("connections", "--lab", lab, "--json").stdout)
         assert [w["id"] for w in wires] == ["app-0"]
+
+
+def _on_a_terminal(*words: str, hang_up_at: bytes = b"", **more: str) -> tuple[int, bytes]:
+    """Exit code and output of nsmctl on a terminal of its own, which may be closed early."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(sys.executable, [*COMMAND, *words], {**SURROUNDINGS, "TERM": "xterm", **more})
+    out = b""
+    with contextlib.suppress(OSError):  # EIO: the other side has ended
+        while (data := os.read(terminal, 4096)) and not (hang_up_at and hang_up_at in out):
+            out += data
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), out
+
+
+def test_on_a_terminal_progress_moves_and_with_no_color_nothing_but_text_comes():
+    code, out = _on_a_terminal("lab", "run", "one-node", "--name", names("tty"))
+    assert code == 0, out
+    assert b"\x1b" in out
+    code, out = _on_a_terminal("lab", "run", "one-node", "--name", names("nc"), NO_COLOR="1")
+    assert code == 0, out
+    assert b"\x1b" not in out
+
+
+@pytest.mark.parametrize("at", ["managers", "clients", "check"])
+def test_a_closed_terminal_takes_the_lab_down_too(at):
+    name = names(f"hup-{at}")
+    words = ("lab", "run", "two-nodes", "--name", name)
+    code, out = _on_a_terminal(*words, hang_up_at=at.encode(), NO_COLOR="1")
+    assert at.encode() in out
+    assert code != 0
+    assert not os.path.exists(f"/run/vwire/labs/{name}")
 
 
 def test_two_labs_of_one_file_run_at_once():
