@@ -1,16 +1,20 @@
-"""One veth wire as one raw netlink batch a side: the floor of programming it.
+"""One veth wire as one raw netlink batch a side, beside one as we make it.
 
-The messages are those a wire of ours is made of, built beforehand; what is
-timed is the kernel and the way there, and nothing of how we decide.
+The batch is the floor of programming a wire: the same messages, built
+beforehand. What is timed of it is the kernel and the way there, and nothing of
+how anybody decides.
 """
 
 import os
+import statistics
 import struct
 import time
 from ipaddress import ip_interface
 
 from nsm.kernel import messages, owner
+from nsm.kernel.ensure import Journal, Reach, ensure
 from nsm.kernel.namespaces import Home
+from nsm.kernel.netlink import Socket
 from nsm.kernel.state import Address, End, Hop, Interface, LocalWire, Namespace, Neighbour, Route
 
 
@@ -38,7 +42,7 @@ def wire(client: Namespace, server: Namespace, n: int) -> LocalWire:
 
 
 class Raw:
-    """wanted as prepared messages between the namespaces at two paths."""
+    """wanted as prepared messages, between the namespaces at two paths."""
 
     def __init__(self, home: Home, paths: tuple[str, str], wanted: LocalWire) -> None:
         self._home = home
@@ -51,6 +55,7 @@ class Raw:
             group = owner.group("raw")
             ends.append(End(interface.namespace, interface.name, mac, 1500, group, mark))
         indexes = [messages.fresh_index() for _ in ends]
+        self.index = indexes[0]
         for end, (_, asked), index in zip(ends, wanted.sides, indexes, strict=True):
             where, link = end.namespace, end.name
             batch = [messages.set_link(index, None, end)]
@@ -70,7 +75,7 @@ class Raw:
         self._far_fd = self._create.rindex(struct.pack("=HHI", 8, 28, 0)) + 4
 
     def run(self) -> float:
-        """Make the wire; how many seconds that took."""
+        """Make the wire; how many seconds that took. RuntimeError if the kernel refused."""
         start = time.perf_counter()
         near_fd, far_fd = (os.open(path, os.O_RDONLY) for path in self._paths)
         struct.pack_into("=I", self._create, self._far_fd, far_fd)
@@ -81,3 +86,46 @@ class Raw:
         if any(refused):
             raise RuntimeError(f"the raw batch was refused: {refused}")
         return time.perf_counter() - start
+
+
+class Measured:
+    """Raw batches and ensures by turns, in the same thread, with nothing else between them."""
+
+    def __init__(self, group: int, home: Home, paths: tuple[str, str]) -> None:
+        self._group = group
+        self._home = home
+        self._paths = paths
+        self._raw: list[float] = []
+        self._ensure: list[float] = []
+
+    def turn(self, here: Namespace, there: Namespace, n: int) -> None:
+        """Make one wire either way, and take both away to the very end."""
+        raw = Raw(self._home, self._paths, wire(here, there, 200))
+        wanted = wire(here, there, n)
+        fds = {
+            space: os.open(path, os.O_PATH)
+            for space, path in zip((here, there), self._paths, strict=True)
+        }
+        for which in ("raw", "ensure") if n % 2 else ("ensure", "raw"):
+            if which == "raw":
+                self._raw.append(raw.run())
+            else:
+                start = time.perf_counter()
+                with Reach(self._home, fds) as reach:
+                    ensure(reach, wanted, self._group, Journal())
+                self._ensure.append(time.perf_counter() - start)
+        # not `Kernel.remove`, which answers while the kernel still tidies up
+        with Socket.here() as own:
+            for index in (raw.index, _index_of(own, here, wanted.src.name)):
+                own.do([messages.delete_link(index, here.nsid)])
+        for fd in fds.values():
+            os.close(fd)
+
+    @property
+    def medians(self) -> tuple[float, float]:
+        """Seconds of a raw batch, and of an ensure."""
+        return statistics.median(self._raw), statistics.median(self._ensure)
+
+
+def _index_of(own: Socket, space: Namespace, name: str) -> int:
+    return messages.device(own.ask(messages.get_link(name=name, nsid=space.nsid))).index

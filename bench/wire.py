@@ -14,14 +14,12 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.raw import Raw, wire
+from bench.raw import Measured
 from labs import engine, processes
 from nsm.kernel import namespaces
-from nsm.kernel.ensure import Journal, Reach, ensure
 from nsm.kernel.namespaces import Home
 from nsm.kernel.node import Kernel
 
@@ -33,7 +31,6 @@ REQUEST_BAR = 3.0
 # tokens.
 CALLS = 6
 TOKENS = 3
-DELETE = ["ip", "link", "del", "c-200"]
 
 
 def main() -> int:
@@ -56,33 +53,21 @@ def main() -> int:
 async def kernel_figures(rounds: int) -> tuple[float, float]:
     """Median ms of one wire: as a raw batch, and as we make it (look, plan, do, look again)."""
     names = [f"bench-{os.getpid()}-{end}" for end in ("a", "b")]
-    raw, ours = [], []
+    paths = (f"{namespaces.NAMED}/{names[0]}", f"{namespaces.NAMED}/{names[1]}")
     try:
         for name in names:
             namespaces.create_named(name)
-        paths = (f"{namespaces.NAMED}/{names[0]}", f"{namespaces.NAMED}/{names[1]}")
         async with Kernel("bench") as kernel:
             here, there = [await kernel.namespace(path=path) for path in paths]
             with Home() as home:
+                measured = Measured(kernel.group, home, paths)
                 for n in range(rounds):
-                    raw.append(Raw(home, paths, wire(here, there, 200)).run())
-                    await kernel.within(here, lambda: subprocess.run(DELETE, check=True))
-                    wanted = wire(here, there, n)
-                    fds = {
-                        one: os.open(path, os.O_PATH)
-                        for one, path in zip((here, there), paths, strict=True)
-                    }
-                    start = time.perf_counter()
-                    with Reach(home, fds) as reach:
-                        ensure(reach, wanted, kernel.group, Journal())
-                    ours.append(time.perf_counter() - start)
-                    for fd in fds.values():
-                        os.close(fd)
-                    await kernel.remove(wanted.connection)
+                    measured.turn(here, there, n)
     finally:
         for name in names:
             namespaces.delete_named(name)
-    return statistics.median(raw) * 1000, statistics.median(ours) * 1000
+    raw, ours = measured.medians
+    return raw * 1000, ours * 1000
 
 
 def request_figures(rounds: int) -> dict[str, Any]:
