@@ -23,6 +23,7 @@ from labs.paths import ROOT, Paths
 from labs.processes import Stage
 from labs.state import State
 from nsm.errors import (
+    DeadlineError,
     InternalError,
     InvalidError,
     PreconditionError,
@@ -38,6 +39,7 @@ Report = Callable[[str], None]
 """Told what is being done, in a few words, whenever that changes."""
 
 IPV6: Final = "/proc/sys/net/ipv6"  # not there where the kernel was booted without
+CARRIER: Final = 5.0  # seconds until cables pass packets; some milliseconds in fact
 TELLING: Final = 0.5  # seconds a client may take from being ready to having written it
 POLITE: Final = 5.0  # seconds a process may take to end
 _STAGES: Final = {
@@ -176,6 +178,8 @@ def _made(
         _entries(lab, paths, plan)
         report("imports")
         births.warm()
+        with _clock(seconds, "cables"):
+            _await_cables(lab, paths)
         for stage in Stage:
             todo = [replace(p, module=modules[stage]) if p.module else p for p in plan.of(stage)]
             if todo:
@@ -186,6 +190,16 @@ def _made(
         state.write(paths, replace(now, phase="up", since=time.time()))
     seconds["imports"] -= sum(v for k, v in seconds.items() if k != "imports")
     return Up(lab, paths, seconds, cleaned)
+
+
+def _await_cables(lab: Lab, paths: Paths) -> None:
+    """Wait until every cable passes packets: a first one that is lost costs TCP a second."""
+    end = time.monotonic() + CARRIER
+    for port in [end_ for link in lab.links for end_ in link.ends]:
+        while not topology.carries(paths.namespace(port.node), port.interface):
+            if time.monotonic() > end:
+                raise DeadlineError(f"{port} passes no packets {CARRIER:g} s after it was made")
+            time.sleep(0.01)
 
 
 def _hear_of_wires(lab: Lab, paths: Paths) -> None:

@@ -25,6 +25,8 @@ from nsm.kernel.netlink import Refusal, Socket, attr, message, nested, text, u32
 
 _ADDRESS, _IFNAME, _MTU, _MASTER, _LINKINFO, _NET_NS_FD = 1, 3, 4, 10, 18, 28
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
+_OPERSTATE, _OPER_UP = 16, 6
+_INFO_SLAVE_DATA, _BRPORT_STATE, _FORWARDING = 5, 1, 3
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _NODAD, _PERMANENT = 0x02, 0x80
 _LINK_BODY: Final = struct.Struct("=BBHiII")
@@ -64,9 +66,12 @@ def inode_named(name: str) -> int:
 def cable(a: Plug, b: Plug, mtu: int) -> None:
     """Join two interfaces by a veth pair, made straight in their namespaces, both down."""
     with Home() as home, _door(home, a) as a_fd, _door(home, b) as b_fd, Socket.here() as sock:
-        peer = _LINK_BODY.pack(0, 0, 0, 0, 0, 0) + _shape(b, mtu) + u32(_NET_NS_FD, b_fd)
+        # numbers of their own, because the kernel puts off for up to a second whatever
+        # happens to a link whose number is by chance its peer's in the other namespace
+        a_index, b_index = messages.fresh_index(), messages.fresh_index()
+        peer = _LINK_BODY.pack(0, 0, 0, b_index, 0, 0) + _shape(b, mtu) + u32(_NET_NS_FD, b_fd)
         body = (
-            _LINK_BODY.pack(0, 0, 0, 0, 0, 0)
+            _LINK_BODY.pack(0, 0, 0, a_index, 0, 0)
             + _shape(a, mtu)
             + u32(_NET_NS_FD, a_fd)
             + nested(
@@ -127,6 +132,25 @@ def device(namespace: str, interface: str) -> Device | None:
             if refusal.errno == _ENODEV:
                 return None
             raise netlink.explain(refusal, f"ip link show {interface}", namespace) from refusal
+
+
+def carries(namespace: str, interface: str) -> bool:
+    """Whether an interface passes packets now, and as a bridge's port too.
+
+    Up is not enough: the kernel attaches queues and opens ports in the background.
+    """
+    with _inside(namespace) as sock:
+        try:
+            found = netlink.table(sock.ask(messages.get_link(name=interface)), 16)
+        except Refusal as refusal:
+            raise netlink.explain(refusal, f"ip link show {interface}", namespace) from refusal
+    if netlink.number(found[_OPERSTATE]) != _OPER_UP:
+        return False
+    if _MASTER not in found:
+        return True
+    info = netlink.table(found[_LINKINFO], 0)
+    port = netlink.table(info[_INFO_SLAVE_DATA], 0)
+    return netlink.number(port[_BRPORT_STATE]) == _FORWARDING
 
 
 @contextmanager

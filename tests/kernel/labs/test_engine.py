@@ -21,7 +21,9 @@ from labs.lab import Lab, parse
 from labs.paths import Paths
 from labs.processes import Stage
 from nsm.errors import TakenError, UnsupportedError
+from nsm.kernel import topology
 from nsm.kernel.namespaces import create_named, delete_named, list_named
+from nsm.kernel.topology import Plug
 from tests.support.wait import until
 
 STANDIN = {stage: "tests.support.standin" for stage in Stage if stage != Stage.PROGRAM}
@@ -111,6 +113,30 @@ def test_packets_cross_the_underlay_in_both_families_at_once(lab):
         order = {"do": "ping", "targets": targets, "count": 3, "patience": 1.0}
         told = hands.ask({f"{lab}-n1": order})[f"{lab}-n1"]
     assert [row["lost"] for row in told] == [0, 0]
+
+
+def test_a_cable_carries_only_when_both_ends_are_up_and_its_port_is_open():
+    names = [f"k{os.getpid() % 10000}-{side}" for side in "ab"]
+    for name in names:
+        create_named(name)
+    try:
+        a, b = names
+        topology.cable(Plug(a, "x"), Plug(b, "p"), 1500)
+        topology.configure(a, "x", ["198.18.0.1/24"])
+        assert not topology.carries(a, "x")
+        topology.bridge(b, "bridge", ["p"])
+        end = time.monotonic() + 5
+        while not (topology.carries(a, "x") and topology.carries(b, "p")):
+            assert time.monotonic() < end
+        said = subprocess.run(
+            ["bridge", "-n", b, "link", "show"], capture_output=True, text=True, check=True
+        )
+        assert "state forwarding" in said.stdout
+        ip("-n", b, "link", "set", "p", "down")
+        assert not topology.carries(b, "p")
+    finally:
+        for name in names:
+            delete_named(name)
 
 
 def test_each_process_runs_in_its_namespace_under_a_group_of_its_own(lab):
