@@ -17,7 +17,7 @@ import struct
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import Any
 
 import grpc
@@ -28,6 +28,8 @@ from nsm.errors import NsmError, UnavailableError
 from nsm.identity.source import Handshake, Source
 from nsm.identity.tokens import format_instant, issue
 from nsm.model import SECOND
+from nsm.process.config import parse
+from nsm.process.workload import Surroundings
 from nsm.rpc import addresses
 from nsm.rpc.background import background
 from nsm.rpc.fds import CallFds, FdSocket, Received, connect, credentials_of
@@ -51,7 +53,7 @@ _FD_AGE = 30.0  # seconds a received one is kept unclaimed
 @asynccontextmanager
 async def channel(
     url: str,
-    source: Source,
+    source: Source | None = None,
     *,
     lifetime: int = 600 * SECOND,
     options: Sequence[tuple[str, Any]] = (),
@@ -59,6 +61,10 @@ async def channel(
 ) -> AsyncIterator[grpc.aio.Channel]:
     """A `grpc.aio.Channel` to url (`unix:///p`, `tcp://h:p`, `h:p`) as source's identity.
 
+        async with nsm.grpcio.channel("unix:///run/nsm.io.sock") as channel:
+            stub = NetworkServiceStub(channel)
+
+    Without a source it is the identity SPIFFE_ENDPOINT_SOCKET has for this process.
     Every call carries a token of lifetime (ns). options are grpcio's. To pass file
     descriptors use `door`. Failures to connect are `grpc.aio.AioRpcError`s that say why.
     """
@@ -71,13 +77,28 @@ async def channel(
 @asynccontextmanager
 async def door(
     url: str,
-    source: Source,
+    source: Source | None = None,
     *,
     lifetime: int = 600 * SECOND,
     options: Sequence[tuple[str, Any]] = (),
     dial_timeout: float = DIAL_TIMEOUT,
 ) -> AsyncIterator["Door"]:
     """As `channel`, with the descriptors of its connection."""
+    async with (
+        nullcontext(source) if source else parse(Surroundings).identity() as identity,
+        _door(url, identity, lifetime, options, dial_timeout) as made,
+    ):
+        yield made
+
+
+@asynccontextmanager
+async def _door(
+    url: str,
+    source: Source,
+    lifetime: int,
+    options: Sequence[tuple[str, Any]],
+    dial_timeout: float,
+) -> AsyncIterator["Door"]:
     target = addresses.parse(url)
     contexts = Contexts(source, server=False)
     await contexts.build()
