@@ -49,11 +49,9 @@ def mesh(lab_text: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 @pytest.fixture
 def nodes(mesh: Nodes) -> Iterator[Nodes]:
     yield mesh
-    for program in mesh.programs:  # whom a failing test left
-        if program not in mesh.now.values() and program.pid:
-            mesh.hear(lambda: False, 0.0)
-            if program.status is None:
-                program.end()
+    mesh.end_clients()
+    errors = [line for program in mesh.programs for line in program.errors()]
+    assert not errors, f"{len(errors)} lines of level error: {errors[0]}"
     told = mesh.guard.read_text().splitlines() if mesh.guard.exists() else []
     mesh.guard.unlink(missing_ok=True)
     assert not told, f"{len(told)} calls that may block ran on an event loop: {told[0]}"

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from labs.paths import Paths
 from labs.processes import MODULES, Process, Stage
 from nsm.kernel.namespaces import delete_named, list_named
 from tests.support.spaces import Space
+from tests.support.wait import until
 
 ROOT = Path(__file__).parents[3]
 READY = 20.0  # seconds
@@ -42,6 +43,7 @@ class Program:
     pid: int = 0
     said: str | None = None  # when it was ready
     status: int | None = None  # once it has ended
+    _read: int = 0
 
     def ready(self) -> "Program":
         """Wait until it says so."""
@@ -72,6 +74,15 @@ class Program:
     def words(self) -> str:
         """The end of its log, for whoever reads why a test failed."""
         return "\n".join(self.log[-12:])
+
+    def errors(self) -> list[str]:
+        """What it logged as a defect, or printed past its log, since the last call."""
+        lines, self._read = self.log[self._read :], len(self.log)
+        return [
+            line
+            for line in lines
+            if '"exception"' in line or '"level": "critical"' in line or not line.startswith("{")
+        ]
 
     @property
     def told(self) -> list[dict[str, Any]]:
@@ -211,6 +222,13 @@ class Nodes:
                     case "ended":
                         program.status = event["status"]
 
+    def end_clients(self) -> None:
+        """Whom a failing test left."""
+        self.hear(lambda: False, 0.0)
+        for program in self.programs:
+            if program not in self.now.values() and program.pid and program.status is None:
+                program.end()
+
     def _end(self) -> None:
         """Clients first: they close their wires."""
         self.hear(lambda: False, 0.0)
@@ -256,6 +274,13 @@ def addresses(space: Space, name: str) -> list[str]:
     """A device's addresses, link-local ones aside."""
     (found,) = space.ip("addr", "show", name)
     return sorted(i["local"] for i in found["addr_info"] if i["scope"] != "link")
+
+
+async def same(look: Callable[[], object], before: object, what: str) -> None:
+    """Wait until all is as it was; what is not is the failure's text."""
+    with contextlib.suppress(AssertionError):
+        await until(lambda: look() == before, what, bar=0.5)
+    assert look() == before
 
 
 @dataclass
