@@ -118,6 +118,9 @@ class ForwarderRoute:
             conn = path.took(conn, find_ms=time.monotonic() - began)
             for offer in offers:
                 url = self._url(offer, fds)
+                if refused and known and url == known.url:  # nobody new: it was asked just now
+                    self._sockets.release(url)
+                    continue
                 same = known if known and known.endpoint == offer.endpoint.name else None
                 target = Target(offer.endpoint.name, offer.payload, url, same)
                 try:
