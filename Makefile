@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test check protos lock bars clean
+.PHONY: help setup demo test check protos lock bars bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -15,6 +15,7 @@ setup:  ## what is missing on this machine (Debian packages, .venv, .venv/bin/ns
 
 demo: setup  ## two nodes on this machine, wires between them, checks; all taken down again
 	@$(BIN)/nsmctl lab run labs/two-nodes.yaml
+	@$(BIN)/python -m bench.wire --quick
 
 test: setup  ## every test; as root, because wires need namespaces
 	@rm -f out/times.json
@@ -39,6 +40,9 @@ lock: setup  ## requirements.lock from pyproject.toml, with the newest versions 
 
 bars:  ## how the times the last test run waited compare with their bars
 	@$(BIN)/python tests/support/bars.py out/times.json
+
+bench: setup  ## what a wire costs, against the floors of its stages; exit code 1 above a bar
+	@$(BIN)/python -m bench.wire --bars
 
 clean:  ## remove .venv, caches and what tests wrote
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
