@@ -6,9 +6,11 @@ may outlive the request that brought it: not on the error path either.
 
 import contextlib
 import os
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Protocol, Self
 
+from nsm.errors import InvalidError, UnavailableError
 from nsm.model import Mechanism
 
 INODE_URL = "inodeURL"  # the mechanism parameter that names a shared file (`wire.md` §2.1)
@@ -55,6 +57,16 @@ class Descriptors:
         if channel is not None and url.startswith("inode://") and url not in self._fds:
             self.adopt(url, await channel.claim(url, patience))
 
+    async def claim_rest(self, channel: Channel | None, url: str, patience: float) -> None:
+        """As claim; one that came although it is here already is closed.
+
+        Nobody else would ask for it, and until it is old it pins what it refers to.
+        """
+        if url in self._fds:
+            await drop(channel, (url,))
+        else:
+            await self.claim(channel, url, patience)
+
     async def claim_all(
         self, channel: Channel | None, mechanisms: tuple[Mechanism, ...], patience: float
     ) -> None:
@@ -76,3 +88,10 @@ class Descriptors:
 
     def __len__(self) -> int:
         return len(self._fds)
+
+
+async def drop(channel: Channel | None, urls: Iterable[str]) -> None:
+    """Close the descriptors that came under these URLs and that nobody wants, if any came."""
+    for url in {one for one in urls if channel is not None and one.startswith("inode://")}:
+        with contextlib.suppress(UnavailableError, InvalidError):
+            os.close(await channel.claim(url, 0.0))  # type: ignore[union-attr] # asked above

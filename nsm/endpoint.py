@@ -35,7 +35,14 @@ import structlog
 from nsm import mechanisms, model, path
 from nsm.caller import Caller
 from nsm.connections import Held
-from nsm.errors import NsmError, PreconditionError, TakenError, UnavailableError, UnsupportedError
+from nsm.errors import (
+    ExhaustedError,
+    NsmError,
+    PreconditionError,
+    TakenError,
+    UnavailableError,
+    UnsupportedError,
+)
 from nsm.hop import Established, Hop
 from nsm.identity.source import Source
 from nsm.ipam import Pools
@@ -106,7 +113,12 @@ class EndpointRoute:
         offered = mechanisms.acceptable(conn, asked.preferences, (KERNEL, NOOP))
         if held.memory is None:
             undo.add(f"forget connection {conn.id}", self.withdraw, conn, None, None)
-        ip = self.pools.assign(conn.id, conn.ip)
+        try:
+            ip = self.pools.assign(conn.id, conn.ip)
+        except ExhaustedError as full:
+            raise ExhaustedError(
+                f"endpoint {self._name!r}: {full.message}", hint=full.hint
+            ) from full
         context = conn.context or Context()
         context = replace(
             context,
@@ -122,12 +134,15 @@ class EndpointRoute:
         mechanism, name = offered[0], ""
         if mechanism.type == KERNEL:
             name = self._named(made, mechanism)
-            here = await self._send_namespace(caller, conn)
-            mechanism = mechanism.with_(**{NAME: name, INODE_URL: here})
+            mechanism = mechanism.with_(**{NAME: name})
         made = path.measured(made, server_interface=f"{mechanism.type}/{name or 'unknown'}")
         made = replace(made, mechanism=mechanism)
         if self._answer:
             made = await self._answer(made)
+        if made.mechanism and made.mechanism.type == KERNEL:
+            # Last: it would ride on a refusal as well, and pin us with whoever gets it.
+            here = await self._send_namespace(caller, conn)
+            made = replace(made, mechanism=made.mechanism.with_(**{INODE_URL: here}))
         held.memory = name
         return Established(made)
 
@@ -169,19 +184,21 @@ class EndpointRoute:
                 f" {caller.id} and endpoint {self._name!r}",
                 hint="listen on a unix:// URL, and register that",
             )
-        fd = await asyncio.to_thread(_opened, self._namespace)
+        fd = await asyncio.to_thread(_opened, self._namespace, self._name)
         try:
             return caller.fds.send(fd)
         finally:
             os.close(fd)
 
 
-def _opened(namespace: str) -> int:
+def _opened(namespace: str, whose: str) -> int:
     try:
         return os.open(namespace, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
         raise PreconditionError(
-            f"the endpoint's network namespace {namespace} cannot be opened: {error.strerror}"
+            f"the network namespace {namespace} of endpoint {whose!r} cannot be opened:"
+            f" {error.strerror}",
+            hint="if its workload has ended, end the endpoint as well",
         ) from error
 
 

@@ -60,7 +60,8 @@ class Calls:
                 )
             made = wire.connection(message)
             if made.mechanism:
-                await fds.claim(link.fds, made.mechanism.get(INODE_URL), FD_PATIENCE)
+                # A hop that passes a namespace on sends it back with its answer (`wire.md` §5.6).
+                await fds.claim_rest(link.fds, made.mechanism.get(INODE_URL), FD_PATIENCE)
             return Answer(made, link.handshake)
 
     async def close(

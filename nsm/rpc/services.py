@@ -6,8 +6,11 @@ from typing import Any
 from google.protobuf.empty_pb2 import Empty
 from grpclib.server import Stream
 
+from nsm.descriptors import INODE_URL, drop
 from nsm.errors import InvalidError
 from nsm.hop import Hop
+from nsm.model import Connection as ConnectionValue
+from nsm.model import Mechanism
 from nsm.proto.connection_grpc import MonitorConnectionBase
 from nsm.proto.connection_pb2 import Connection, ConnectionEvent, MonitorScopeSelector
 from nsm.proto.networkservice_grpc import NetworkServiceBase
@@ -29,7 +32,11 @@ class NetworkServices(NetworkServiceBase):
         message = await stream.recv_message()
         if message is None:
             raise InvalidError("a Request without a message")
-        made = await self._hop.request(wire.request(message), current_caller(stream))
+        asked, caller = wire.request(message), current_caller(stream)
+        try:
+            made = await self._hop.request(asked, caller)
+        finally:
+            await drop(caller.fds, _files(asked.connection, asked.preferences))
         await stream.send_message(wire.to_pb(made))
 
     async def Close(self, stream: "Stream[Connection, Empty]") -> None:  # noqa: N802 - gRPC's name
@@ -37,7 +44,11 @@ class NetworkServices(NetworkServiceBase):
         message = await stream.recv_message()
         if message is None:
             raise InvalidError("a Close without a message")
-        await self._hop.close(wire.connection(message), current_caller(stream))
+        conn, caller = wire.connection(message), current_caller(stream)
+        try:
+            await self._hop.close(conn, caller)
+        finally:
+            await drop(caller.fds, _files(conn))
         await stream.send_message(Empty())
 
 
@@ -58,6 +69,12 @@ class Monitors(MonitorConnectionBase):
         async with contextlib.aclosing(seen):
             async for event in seen:
                 await stream.send_message(wire.to_pb(event))
+
+
+def _files(conn: ConnectionValue, preferences: tuple[Mechanism, ...] = ()) -> list[str]:
+    """The URLs of the descriptors that come beside a call, of which none may outlive it."""
+    named = (*preferences, *((conn.mechanism,) if conn.mechanism else ()))
+    return [mechanism.get(INODE_URL) for mechanism in named]
 
 
 def of(hop: Hop[Any]) -> list[NetworkServices | Monitors]:
