@@ -239,7 +239,9 @@ def _open_files(pid: int) -> Counter[str]:
             target = os.readlink(f"{folder}/{number}")
         except FileNotFoundError:
             continue  # closed meanwhile
-        found[re.sub(r"^(socket|pipe):\[\d+\]", r"\1", target)] += 1
+        if not target.endswith((".sock", "/listen.on")):
+            # A socket's own file comes back with each answer about it; that one pins nobody.
+            found[re.sub(r"^(socket|pipe):\[\d+\]", r"\1", target)] += 1
     return found
 
 

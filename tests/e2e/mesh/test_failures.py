@@ -108,7 +108,7 @@ def test_what_an_endpoint_refuses_with_arrives_word_for_word(alice, serving):
     text = "no more tables tonight for anyone; come back at eight"
     serving.have("serve", name="full", services=["full"], refuse=["RESOURCE_EXHAUSTED", text])
     answer = alice.ask("connect", url="kernel://full/nsm-1")
-    assert serving.have("serves", name="full") | {"held": []} == serving.have("serves", name="full")
+    assert serving.have("serves", name="full")["held"] == []
     serving.have("end", name="full")
     assert is_sentence(answer, "RESOURCE_EXHAUSTED") == text
 
@@ -119,13 +119,13 @@ def test_an_endpoint_that_denies_is_permission_denied(alice, serving):
     )
     answer = alice.ask("connect", url="kernel://club/nsm-1")
     serving.have("end", name="club")
-    is_sentence(answer, "PERMISSION_DENIED", "club", "members only")
+    is_sentence(answer, "PERMISSION_DENIED", "members only")
 
 
 def test_a_pool_without_addresses_says_which_and_frees_them_with_a_wire(alice, bob):
     wire = alice.have("connect", url="kernel://tiny/nsm-1")["wire"]
     answer = bob.ask("connect", url="kernel://tiny/nsm-1")
-    is_sentence(answer, "RESOURCE_EXHAUSTED", "172.16.2.0/31", "2 held")
+    is_sentence(answer, "RESOURCE_EXHAUSTED", "'tiny-pool'", "172.16.2.0/31", "2 held")
     alice.have("close", wire=wire)
     bob.have("close", wire=bob.have("connect", url="kernel://tiny/nsm-1")["wire"])
 
@@ -154,7 +154,7 @@ def test_a_name_taken_in_the_clients_namespace_stays_whose_it_is(alice, mesh):
     ("name", "problem"),
     [
         ("sixteen-bytes-ab", "has 16 bytes, and Linux takes at most 15"),
-        ("ünïcödë-nämé", "has 17 bytes"),
+        ("ünïcödë-nämé", "has 18 bytes"),
         ("a/b", "holds '/'"),
         ("..", "means something else"),
         ("a b", "holds ' '"),
@@ -241,7 +241,7 @@ async def test_an_endpoint_whose_namespace_is_gone_cannot_be_reached(alice, serv
         pod.kill()
         pod.process.wait()
         answer = alice.ask("connect", url="kernel://dead/nsm-1")
-        is_sentence(answer, "FAILED_PRECONDITION", "namespace", pod.ns)
+        is_sentence(answer, "FAILED_PRECONDITION", "endpoint 'dead'", pod.ns)
         serving.have("end", name="dead")
 
 
@@ -437,7 +437,7 @@ class Started:
         self, mesh: Mesh, module: str, like: str, *, user: str = "", **variables: str
     ) -> None:
         process = mesh.process(like)
-        environment = {k: v for k, v in process.environment.items() if k != "NSM_READY_FD"}
+        environment = {k: v for k, v in process.environment.items() if k not in ("NSM_READY_FD", "NSM_LOOP_GUARD")}
         environment |= {"PYTHONPATH": str(ROOT), "NSM_LOG_LEVEL": "INFO", **variables}
         self.process = subprocess.Popen(
             ["ip", "netns", "exec", process.namespace, "setpriv", f"--regid={process.gid}",
