@@ -282,6 +282,8 @@ def _taken_down(paths: Paths, report: Report, *, keep_folder: bool) -> Gone:
         alive.stop([children["nursery"].mark], POLITE)
         with contextlib.suppress(ChildProcessError):  # it is ours if this process made the lab
             os.waitpid(children["nursery"].mark.pid, os.WNOHANG)
+    # whom the nursery bore while it was being stopped, and whoever else came into the lab
+    alive.kill([child.mark for child in state.born(paths).values()])
     namespaces = now.namespaces if now else {}
     inodes = _inodes(namespaces)
     alive.kill(alive.inside(inodes))
