@@ -28,7 +28,7 @@ class Discovery:
         Raises NotFoundError, in upstream's words and with what was there.
         """
         if sticky:
-            return [await self._here(sticky, caller.left())]
+            return [await self.here(sticky, caller.left())]
         service = await self._service(conn, caller)
         await self._some(caller.left())
         forwarders = {one.endpoint.name: one for one in self._locals.of(self._forwarder_service)}
@@ -50,10 +50,6 @@ class Discovery:
             )
         return [forwarders[one.name] for one in fitting]
 
-    def known(self, name: str) -> Local | None:
-        """The forwarder called name, if it is registered now."""
-        return self._locals.get(name)
-
     async def _service(self, conn: Connection, caller: Caller) -> Service:
         query = Service(conn.service, conn.payload)
         async with aclosing(self._domain.find_services(query, False, caller)) as found:
@@ -62,11 +58,16 @@ class Discovery:
                     return one.item
         with_payload = f" with payload {conn.payload}" if conn.payload else ""
         raise NotFoundError(
-            f"network service {conn.service}{with_payload} is not found",
+            f"network service {conn.service}{with_payload} is not found: nobody has registered it"
+            " in this domain",
             hint="see `nsmctl services` for those that are registered",
         )
 
-    async def _here(self, name: str, left: float | None) -> Local:
+    async def here(self, name: str, left: float | None) -> Local:
+        """The forwarder called name; left is how many seconds its caller has, if it says.
+
+        Raises NotFoundError where it is not registered and does not come.
+        """
         try:
             async with asyncio.timeout(_patience(left)):
                 while (local := self._locals.get(name)) is None:

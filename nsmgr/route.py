@@ -4,10 +4,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import structlog
+
 from nsm.caller import Caller, inode_url
 from nsm.connections import Held
 from nsm.descriptors import INODE_URL, Descriptors
-from nsm.errors import DeniedError, NsmError, UnavailableError
+from nsm.errors import DeniedError, NotFoundError, NsmError, UnavailableError
 from nsm.hop import Established
 from nsm.model import Connection, Context, IPContext, Mechanism, Request, State
 from nsm.rpc.calls import Calls
@@ -17,6 +19,7 @@ from nsmgr.excluded import ExcludedPrefixes
 from nsmgr.namespaces import open_of_caller
 from nsmgr.registry import Local
 
+log = structlog.get_logger(__name__)
 LONGEST = 60.0  # seconds for a caller without a deadline
 FD_PATIENCE = 2.0  # seconds a descriptor may come after the call that names it
 
@@ -72,13 +75,24 @@ class ManagerRoute:
         raise _none_took(conn, refused)
 
     async def withdraw(self, conn: Connection, memory: Next | None, caller: Caller | None) -> None:
-        """Close it at its forwarder; after a restart, at the one its path names."""
+        """Close it at its forwarder; after a restart, at the one its path names.
+
+        Just after a restart nobody has registered yet, so the forwarder is waited
+        for: a Close answered without it would leave the wire until its lease ends.
+        """
         name = memory.name if memory else ""
         if not name and len(conn.segments) > conn.index + 1:
             name = conn.segments[conn.index + 1].name
-        forwarder = self._discovery.known(name)
-        if forwarder:
+        if not name:
+            return
+        try:
+            forwarder = await self._discovery.here(name, caller.left() if caller else None)
             await self._close(forwarder.url, conn)
+        except NsmError as reason:
+            if caller:
+                raise _not_now(conn, name, reason) from reason
+            # Nobody waits for an answer, and the forwarder's own lease ends soon after ours.
+            log.warning("the forwarder was not told of a close", forwarder=name, why=str(reason))
 
     async def _try(
         self, forwarder: Local, asked: Request, held: Held[Next], caller: Caller
@@ -98,6 +112,7 @@ class ManagerRoute:
                     fds=fds,
                     within=caller.left() or LONGEST,
                     dial_timeout=self._dial_timeout,
+                    whose=f"forwarder {forwarder.endpoint.name}",
                 )
             made = answer.connection
             if made.mechanism:
@@ -154,6 +169,16 @@ class ManagerRoute:
 def _renamed(mechanism: Mechanism, names: Mapping[str, str]) -> Mechanism:
     url = mechanism.get(INODE_URL)
     return mechanism.with_(**{INODE_URL: names[url]}) if url in names else mechanism
+
+
+def _not_now(conn: Connection, forwarder: str, reason: NsmError) -> NsmError:
+    if not isinstance(reason, NotFoundError):
+        return reason
+    return UnavailableError(
+        f"connection {conn.id} of {conn.service!r} is not closed: forwarder {forwarder},"
+        " which carries it, is not registered",
+        hint="ask again; if it does not come back the wire ends with its tokens",
+    )
 
 
 def _none_took(conn: Connection, refused: list[tuple[Local, NsmError]]) -> NsmError:
