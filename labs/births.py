@@ -44,12 +44,16 @@ class Births:
     def __enter__(self) -> Self:
         # the same code as ours, wherever that lies
         here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-        with open(self._log, "ab") as log:
+        # the very file, by number: should we be killed now, a nursery that is still importing
+        # must not write into the journal of the next lab of that name
+        with open(self._log, "ab") as log, open(self._paths.processes, "ab") as journal:
+            number = journal.fileno()
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "labs.nursery", self._paths.lab,
-                 self._paths.processes, *self._modules],
+                 f"/proc/self/fd/{number}", *self._modules],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd="/",
-                start_new_session=True, env={"PATH": processes.PATH, "PYTHONPATH": here},
+                start_new_session=True, pass_fds=[number],
+                env={"PATH": processes.PATH, "PYTHONPATH": here},
             )  # fmt: skip
         return self
 

@@ -264,6 +264,19 @@ def _kill_engine_at(name: str, when: str) -> None:
     assert state.read(Paths(name)).crashed
 
 
+async def test_a_nursery_that_outlives_its_engine_writes_into_no_other_labs_journal(lab):
+    for _ in range(3):
+        _kill_engine_at(lab, "network")  # its nursery is still importing then
+        bring_up(lab)
+        nurseries = [line for line in _journal(lab) if line["name"] == "nursery"]
+        assert [n["pid"] for n in nurseries] == [state.born(Paths(lab))["nursery"].mark.pid]
+        take_down(lab)
+
+
+def _journal(name: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in Path(Paths(name).processes).read_text().splitlines()]
+
+
 async def test_a_killed_nursery_leaves_processes_that_down_still_finds(lab):
     bring_up(lab)
     born = state.born(Paths(lab))
