@@ -131,6 +131,8 @@ class Hop(Generic[M]):
     async def close(self, asked: Connection, caller: Caller) -> None:
         """Take the connection down. Closing what is not there is not an error."""
         conn, _ = path.enter(asked, self.name)
+        if len(asked.segments) == conn.index and (unanswered := self._unanswered(conn, caller)):
+            conn = unanswered
         _named(conn)
         conn = self.tokens.vouch(conn, caller)
         known = self.connections.get(conn.id)
@@ -195,6 +197,27 @@ class Hop(Generic[M]):
             await self.route.withdraw(held.made, held.memory, caller)
         finally:
             held.memory = None
+
+    def _unanswered(self, conn: Connection, caller: Caller) -> Connection | None:
+        """conn by the id we gave it, where the hop before never got our answer that has it.
+
+        It takes back a Request it could not wait for. Its own id of the connection tells
+        which: hops draw theirs, a workload may choose it, so workloads are not asked.
+        """
+        before = conn.segments[conn.index - 1]
+        if conn.index < 2:
+            return None
+        for held in self.connections.established():
+            made = held.made
+            if (
+                made
+                and made.index == conn.index
+                and made.segments[made.index - 1].id == before.id
+                and held.previous == caller.handshake.peer_id
+            ):
+                segments = (*conn.segments[: conn.index], *made.segments[conn.index :])
+                return replace(conn, id=held.id, path=Path(segments, conn.index))
+        return None
 
     def _expired(self, id_: str) -> None:
         self._spawn(self.expire(id_), f"expiry of {id_}")
