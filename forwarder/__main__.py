@@ -1,7 +1,9 @@
 """Start a forwarder: `python -P -m forwarder`. All objects are made here, in start order."""
 
+import asyncio
 import sys
 
+from forwarder import rights
 from forwarder.config import Config
 from forwarder.deaths import Deaths
 from forwarder.discovery import Discovery
@@ -28,6 +30,7 @@ IDENTITY_PATIENCE = 30.0  # seconds for the first certificate
 
 async def serve(config: Config, process: Process) -> None:
     """Be a forwarder until the process is asked to stop. Wires stay when it does."""
+    await asyncio.to_thread(rights.check, config.name)
     lifetime = int(config.max_token_lifetime * SECOND)
     async with (
         Kernel(config.name) as kernel,
