@@ -5,6 +5,7 @@ it. Stepping onto a hop makes that hop's id the connection's id; stepping off
 gives the caller back the id and index it came with.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from uuid import uuid4
 
@@ -13,6 +14,7 @@ from nsm.model import Connection, Path, Segment
 
 MAX_SEGMENTS = 64  # 8 between domains today; a longer one is an attack or a loop
 MAX_NAME = 512  # bytes of a segment's name or id; pod names have 253
+MAX_TABLE = 64 * 1024  # characters of all labels, or of one segment's metrics; hops keep them
 
 
 def enter(conn: Connection, name: str) -> tuple[Connection, int]:
@@ -107,11 +109,24 @@ def check(conn: Connection) -> None:
             f"a path of {len(conn.segments)} segments; at most {MAX_SEGMENTS} are taken",
             hint="look for two hops that pass the request to one another",
         )
+    _bounded("labels", conn.labels)
+    _bounded("extra context", conn.context.extra if conn.context else {})
+    _bounded("parameters of the mechanism", conn.mechanism.parameters if conn.mechanism else {})
     for position, segment in enumerate(conn.segments):
+        _bounded(f"metrics of segment {position}", segment.metrics)
         if len(segment.name) > MAX_NAME or len(segment.id) > MAX_NAME:
             raise InvalidError(
                 f"segment {position} of the path has a name or id of more than {MAX_NAME} bytes"
             )
+
+
+def _bounded(what: str, table: Mapping[str, str]) -> None:
+    size = sum(map(len, table)) + sum(map(len, table.values()))
+    if size > MAX_TABLE:
+        raise InvalidError(
+            f"{size} characters of {what} in a connection; at most {MAX_TABLE} are taken",
+            hint="send data through the wire, not beside it",
+        )
 
 
 def _path(conn: Connection, segments: tuple[Segment, ...], index: int) -> Path:
