@@ -68,7 +68,8 @@ class Discovery:
                 return service
         with_payload = f" with payload {conn.payload}" if conn.payload else ""
         raise NotFoundError(
-            f"network service {conn.service}{with_payload} is not found",
+            f"network service {conn.service}{with_payload} is not found: nobody has registered it"
+            " in this domain",
             hint="see `nsmctl services` for those that are registered",
         )
 

@@ -424,6 +424,7 @@ class ForwarderRoute:
             fds=far_fds,
             within=caller.left() or LONGEST,
             dial_timeout=self._dial_timeout,
+            whose=f"endpoint {target.endpoint}",
         )
         made = answer.connection
         if made.id != conn.id or made.index != conn.index or len(made.segments) <= conn.index:

@@ -44,6 +44,7 @@ class Calls:
         fds: Descriptors,
         within: float,
         dial_timeout: float | None = None,
+        whose: str = "",
     ) -> Answer:
         """Ask the hop at url for a connection; within is in seconds.
 
@@ -52,7 +53,9 @@ class Calls:
         """
         conn = asked.connection
         private = conn.id if len(fds) else ""
-        async with self.peers.link(url, private=private, dial_timeout=dial_timeout) as link:
+        async with self.peers.link(
+            url, private=private, dial_timeout=dial_timeout, whose=whose
+        ) as link:
             fds.send_all(link.fds, (*asked.preferences, *_own(conn)))
             with link.errors():
                 message = await NetworkServiceStub(link.channel).Request(

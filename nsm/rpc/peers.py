@@ -211,17 +211,18 @@ class Peers:
 
     @asynccontextmanager
     async def link(
-        self, url: str, *, private: str = "", dial_timeout: float | None = None
+        self, url: str, *, private: str = "", dial_timeout: float | None = None, whose: str = ""
     ) -> AsyncIterator[Link]:
         """A place on a connection to url for one call or one long stream.
 
         private is the connection id of a wire whose call carries file descriptors:
         unless the peer frees those, its calls have a connection of their own.
+        whose says in messages who is meant to be there, as `forwarder fwd-1`.
         Raises InvalidError, UnavailableError and UnauthenticatedError.
         """
         target = addresses.parse(url)
         authority = "localhost" if isinstance(target, addresses.Unix) else _authority(target)
-        where = _Where(url, target, _place(url, target))
+        where = _Where(f"{whose} at {url}" if whose else url, target, _place(url, target))
         connection = await self._get(where, private, dial_timeout or self._dial_timeout)
         link = Link(connection, authority)
         try:
