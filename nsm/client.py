@@ -498,10 +498,11 @@ class Client:
 
     async def _say_close(self, conn: Connection, within: float) -> None:
         with Descriptors() as fds:
-            here = await self._namespace(fds)
-            mechanism = conn.mechanism and conn.mechanism.with_(**{INODE_URL: here})
-            asked = replace(conn, mechanism=mechanism)
-            await self._calls.close(self.manager, asked, fds=fds, within=within)
+            if conn.mechanism:
+                with contextlib.suppress(PreconditionError):  # it may be gone, and the wire with it
+                    here = await self._namespace(fds)
+                    conn = replace(conn, mechanism=conn.mechanism.with_(**{INODE_URL: here}))
+            await self._calls.close(self.manager, conn, fds=fds, within=within)
 
     # --- what an earlier life left ------------------------------------------------
 
