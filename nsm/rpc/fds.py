@@ -9,6 +9,7 @@ and every device in it, alive.
 
 import array
 import asyncio
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -140,6 +141,16 @@ class FdSocket(socket.socket):
             if done:
                 return done
             raise
+        except (BrokenPipeError, ConnectionResetError):
+            if self._said_something():
+                return len(view)  # nobody reads it, but reading goes on and has the reason
+            raise
+
+    def _said_something(self) -> bool:
+        """Whether the peer's last words, such as a TLS alert, are still to be read."""
+        with contextlib.suppress(OSError):
+            return bool(super().recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        return False
 
     def close(self) -> None:
         super().close()
