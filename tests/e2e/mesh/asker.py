@@ -179,7 +179,7 @@ class Asker:
     async def serve(
         self, name: str, services: list[str], refuse: list[str] | None = None, **options: Any
     ) -> dict[str, Any]:
-        """Serve until `end`. refuse is a code and a text; a gate holds each request until `open`."""
+        """Serve until `end`. refuse is a code and a text; with gate, all wait for `open`."""
         gate = self._gates[name] = asyncio.Event()
         if not options.pop("gate", False):
             gate.set()

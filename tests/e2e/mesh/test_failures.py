@@ -4,14 +4,11 @@ Each sentence says what, whose, where and what to do. That nothing changed is wh
 fixtures of this folder ask the kernel after every test.
 """
 
-import asyncio
 import os
-import pwd
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ from tests.support.spaces import workload
 from tests.support.wait import until, write
 
 HOUR = 3600 * SECOND
+OWN = {"name": "raw", "id": "raw-1"}  # the first segment of every raw path
 
 
 def is_sentence(answer: dict[str, Any], code: str, *words: str) -> str:
@@ -47,12 +45,11 @@ def asked(
 ) -> dict[str, Any]:
     """A Request of stock grpcio's, who names its namespace by /proc."""
     pid = who.have("who")["pid"]
-    segments = [{"name": "raw", "id": "raw-1"}]
     return {
         "connection": {
             "id": "raw-1",
             "networkService": service,
-            "path": {"index": 0, "pathSegments": segments},
+            "path": {"index": 0, "pathSegments": [dict(OWN)]},
             **connection,
         },
         "mechanismPreferences": [
@@ -101,7 +98,25 @@ def without_forwarder(mesh: Mesh) -> str:
 
 def test_a_node_without_a_forwarder_says_so(without_forwarder, mesh):
     answer = mesh.askers["carol"].ask("connect", url="kernel://echo/nsm-1")
-    is_sentence(answer, "UNAVAILABLE", "forwarder-node-3")
+    is_sentence(answer, "UNAVAILABLE", "forwarder forwarder-node-3", "is its process running?")
+
+
+def test_a_manager_that_no_forwarder_ever_met_says_so(mesh, tmp_path):
+    door = f"unix://{tmp_path}/nsm.io.sock"
+    lonely = Started(mesh, "nsmgr", "node-3/nsmgr", NSM_NAME="lonely", NSM_LISTEN_ON=door)
+    try:
+        lonely.says("ready")
+        answer = mesh.askers["carol"].ask("connect", url="kernel://echo/nsm-1", manager=door)
+        is_sentence(answer, "NOT_FOUND", "no candidates found", "0 forwarders", "start a forwarder")
+    finally:
+        assert lonely.stopped() == 0
+
+
+def test_an_endpoint_that_died_is_named(alice, serving):
+    serving.have("serve", name="ghost", services=["ghost"], unregister=False)
+    serving.have("end", name="ghost")
+    answer = alice.ask("connect", url="kernel://ghost/nsm-1")
+    is_sentence(answer, "UNAVAILABLE", "endpoint ghost", "is its process running?")
 
 
 def test_what_an_endpoint_refuses_with_arrives_word_for_word(alice, serving):
@@ -225,13 +240,20 @@ async def test_a_namespace_that_goes_in_the_middle_ends_its_wire(alice, serving)
         pod.kill()
         pod.process.wait()
         serving.have("open", name="slow")
-        answer = alice.hear(number)
-        print(answer)
+        answer = alice.hear(number)  # it may have been ready just in time
         await until(
             lambda: not serving.have("serves", name="slow")["held"], "the endpoint to be told"
         )
-        print(alice.ask("told", wire="alice-nsm-1"))
-        print(alice.ask("close", wire="alice-nsm-1"))
+        if answer["code"] == "OK":
+            told = alice.have("told", wire="alice-nsm-1")["told"]
+            assert [what for what, _ in told][:1] == ["up"]
+            await until(
+                lambda: ["down", ""] in alice.have("told", wire="alice-nsm-1")["told"],
+                "the client to be told",
+            )
+            alice.have("close", wire="alice-nsm-1")
+        else:
+            is_sentence(answer, "FAILED_PRECONDITION", "gone")
     serving.have("end", name="slow")
 
 
@@ -313,8 +335,8 @@ def test_a_manager_of_a_foreign_domain_is_not_believed(alice, home, tmp_path):
         ({"aud": ["spiffe://home.test/somebody/else"]}, "is meant for spiffe://home.test/somebody/else"),
         ({"aud": "spiffe://home.test/node/node-1/nsmgr"}, "is meant for nobody"),
     ],
-    ids=["none", "no-json", "no-jwt", "expired", "alg-none", "hs256", "another-key", "other-audience",
-         "bare-audience"],
+    ids=["none", "no-json", "no-jwt", "expired", "alg-none", "hs256", "another-key",
+         "other-audience", "bare-audience"],
 )  # fmt: skip
 def test_a_token_that_proves_nothing_is_refused(alice, token, problem):
     answer = alice.ask("call", method="Request", message=asked(alice), token=token)
@@ -401,12 +423,12 @@ def test_a_path_that_names_no_namespace_is_refused(alice, url):
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ({"index": 5, "pathSegments": [{"name": "raw", "id": "raw-1"}]}, ("Path.Index+1==6", "behind its last segment")),
-        ({"index": 4294967295, "pathSegments": [{"name": "raw", "id": "raw-1"}]}, ("Path.Index+1==4294967296",)),
-        ({"index": 0, "pathSegments": [{"name": "raw", "id": "another"}]}, ("'another'", "'raw-1'")),
-        ({"index": 2, "pathSegments": [{"name": "a", "id": "1"}, {}, {"name": "raw", "id": "raw-1"}]}, ("segment",)),
-        ({"index": 0, "pathSegments": [{"name": "raw", "id": "raw-1"}] * 10_000}, ("10000 segments", "at most 64")),
-        ({"index": 0, "pathSegments": [{"name": "x" * 1000, "id": "raw-1"}]}, ("segment 0", "512 bytes")),
+        ({"index": 5, "pathSegments": [OWN]}, ("Path.Index+1==6", "behind its last segment")),
+        ({"index": 4294967295, "pathSegments": [OWN]}, ("Path.Index+1==4294967296",)),
+        ({"pathSegments": [{"name": "raw", "id": "another"}]}, ("'another'", "'raw-1'")),
+        ({"index": 2, "pathSegments": [{"name": "a", "id": "1"}, {}, OWN]}, ("segment",)),
+        ({"pathSegments": [OWN] * 10_000}, ("10000 segments", "at most 64")),
+        ({"pathSegments": [{"name": "x" * 1000, "id": "raw-1"}]}, ("segment 0", "512 bytes")),
     ],
     ids=["behind-the-end", "far-behind", "wrong-id", "hole", "too-many", "long-name"],
 )  # fmt: skip
@@ -418,7 +440,8 @@ def test_a_path_that_leads_nowhere_is_refused(alice, path, words):
 
 def test_a_megabyte_in_a_label_is_refused(alice):
     message = asked(alice, labels={"a": "x" * (1 << 20)})
-    is_sentence(alice.ask("call", method="Request", message=message), "INVALID_ARGUMENT", "label")
+    answer = alice.ask("call", method="Request", message=message)
+    is_sentence(answer, "INVALID_ARGUMENT", "1048577 characters of labels", "at most 65536")
 
 
 def test_a_message_over_four_megabytes_is_refused(alice):
@@ -437,7 +460,11 @@ class Started:
         self, mesh: Mesh, module: str, like: str, *, user: str = "", **variables: str
     ) -> None:
         process = mesh.process(like)
-        environment = {k: v for k, v in process.environment.items() if k not in ("NSM_READY_FD", "NSM_LOOP_GUARD")}
+        environment = {
+            k: v
+            for k, v in process.environment.items()
+            if k not in ("NSM_READY_FD", "NSM_LOOP_GUARD")
+        }
         environment |= {"PYTHONPATH": str(ROOT), "NSM_LOG_LEVEL": "INFO", **variables}
         self.process = subprocess.Popen(
             ["ip", "netns", "exec", process.namespace, "setpriv", f"--regid={process.gid}",
@@ -445,6 +472,20 @@ class Started:
              sys.executable, "-P", "-m", *module.split()],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd="/",
         )  # fmt: skip
+
+    def says(self, word: str) -> None:
+        """Wait for a line with that word."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if word in line:
+                return
+        pytest.fail(f"it ended without saying {word!r}")
+
+    def stopped(self) -> int:
+        """Its exit code, once it obeyed."""
+        self.process.terminate()
+        self.process.communicate(timeout=10)
+        return self.process.returncode
 
     def ends(self, patience: float = 30.0) -> tuple[int, str]:
         """Its exit code, and what it said."""
@@ -509,7 +550,7 @@ def test_an_agent_that_is_none_is_refused_at_once(mesh, socket, code, words):
 def test_an_agent_that_is_away_is_named(mesh):
     code, said = Started(
         mesh, "nsmctl services --identity unix:///nowhere/agent.sock", "node-1/responder",
-        **{"NSM_CONNECT_TO": mesh.url("node-1")},
+        NSM_CONNECT_TO=mesh.url("node-1"),
     ).ends()  # fmt: skip
     assert code == 4, said
     assert "unix:///nowhere/agent.sock" in said
