@@ -160,6 +160,8 @@ def kernel_state(*spaces: Space) -> dict[str, object]:
         ),
         "rules": lambda s: sorted(map(str, s.ip("rule"))),
         "rules6": lambda s: sorted(map(str, ip("-6", "-n", s.name, "rule"))),
-        "neighbours": lambda s: sorted(map(str, s.ip("neigh"))),
+        "neighbours": lambda s: sorted(  # but not how fresh they are: that changes by itself
+            str({key: what for key, what in one.items() if key != "state"}) for one in s.ip("neigh")
+        ),
     }
     return {f"{s.name} {what}": view(s) for s in spaces for what, view in views.items()}

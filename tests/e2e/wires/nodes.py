@@ -28,6 +28,7 @@ from tests.support.spaces import Space
 from tests.support.wait import until
 
 ROOT = Path(__file__).parents[3]
+ANYWHERE = 61_999  # a group that has an identity in whatever namespace it is
 READY = 20.0  # seconds
 MESH = (Stage.ISSUER, Stage.REGISTRY, Stage.MANAGER, Stage.FORWARDER, Stage.ENDPOINT)
 
@@ -152,6 +153,11 @@ class Nodes:
             stack.callback(self._end)
             _network(self.lab, self.paths)
             _entries(self.lab, self.paths, self.plan)
+            for name, cluster in self.lab.clusters.items():
+                file = Path(self.paths.cluster(name, "entries.json"))
+                entries = json.loads(file.read_text())
+                anywhere = f"spiffe://{cluster.trust_domain}/anywhere"
+                file.write_text(json.dumps([*entries, {"id": anywhere, "gid": ANYWHERE}]))
             for stage in MESH:
                 of = [self.start(process.name) for process in self.plan.of(stage)]
                 for program in of:
@@ -181,7 +187,25 @@ class Nodes:
     def process(self, place: str) -> Process:
         """What the plan has for a client's or an endpoint's place."""
         (process,) = (one for one in self.plan.processes if one.name.endswith(f"/{place}"))
-        return replace(process, module=process.module or MODULES[Stage.CLIENT])
+        return process
+
+    @contextlib.contextmanager
+    def alone(self, place: str, name: str, **variables: str) -> Iterator[Program]:
+        """A place's program in a namespace that nothing but the program keeps alive."""
+        with contextlib.ExitStack() as stack:
+            doomed = Space(self.paths.namespace(name))
+            subprocess.run(["ip", "netns", "add", doomed.name], check=True)
+            try:
+                process = replace(self.process(place), namespace=doomed.name, gid=ANYWHERE)
+                status = self.paths.status(f"{name}-{len(self.programs)}")
+                own = {"NSM_NAME": name, "NSM_STATUS_FILE": status}
+                program = self.bear(process, name, **own, **variables)
+                program.status_file = Path(status)
+                stack.callback(lambda: program.status is not None or program.end(signal.SIGKILL))
+                program.ready()
+            finally:
+                subprocess.run(["ip", "netns", "del", doomed.name], check=True)
+            yield program
 
     def bear(self, process: Process, name: str, **variables: str) -> Program:
         key = f"{name}#{len(self.programs)}"
@@ -274,6 +298,12 @@ def addresses(space: Space, name: str) -> list[str]:
     """A device's addresses, link-local ones aside."""
     (found,) = space.ip("addr", "show", name)
     return sorted(i["local"] for i in found["addr_info"] if i["scope"] != "link")
+
+
+def tentative(*spaces: Space) -> bool:
+    """Whether the kernel still tries out addresses it gave itself."""
+    infos = [i for space in spaces for one in space.ip("addr") for i in one["addr_info"]]
+    return any(info.get("tentative") for info in infos)
 
 
 async def same(look: Callable[[], object], before: object, what: str) -> None:

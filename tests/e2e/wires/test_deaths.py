@@ -1,0 +1,92 @@
+"""A wire ends with the namespace of either end, and everybody is told."""
+
+import os
+import signal
+
+import pytest
+
+from tests.e2e.wires.nodes import Nodes, addresses
+from tests.support.spaces import Space, kernel_state
+from tests.support.wait import until
+
+
+def holders(inode: int) -> list[str]:
+    """Every process that is in a network namespace or has it open."""
+    link, found = f"net:[{inode}]", []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        for folder in (f"/proc/{pid}/fd", f"/proc/{pid}/task"):
+            try:
+                entries = os.listdir(folder)
+            except OSError:
+                continue  # it ended meanwhile
+            paths = [
+                f"{folder}/{e}" + ("/ns/net" if folder.endswith("task") else "") for e in entries
+            ]
+            found += [path for path in paths if _target(path) == link]
+    return found
+
+
+def _target(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+def tunnel_sockets(node: Space) -> int:
+    return node.run("ss", "-Hlun").stdout.count(":4789")
+
+
+@pytest.mark.parametrize(
+    ("place", "node"), [("app", "one"), ("near", "two")], ids=["vxlan", "veth"]
+)
+async def test_a_client_whose_namespace_dies_leaves_no_device_and_no_address(
+    nodes: Nodes, place: str, node: str
+):
+    single, here = nodes.space("single"), nodes.space(node)
+    before = kernel_state(single), tunnel_sockets(here)
+    urls = {"NSM_NETWORK_SERVICES": "kernel://pair/nsm-1"}
+    with nodes.alone(place, "mortal", **urls) as app:
+        inode = os.stat(f"/proc/{app.pid}/ns/net").st_ino
+        inside = [entry for entry in holders(inode) if f"/{app.pid}/" not in entry]
+        assert not inside, f"somebody else holds the workload's namespace: {inside}"
+        assert len(single.links()) == 1
+        assert tunnel_sockets(here) == (1 if place == "app" else 0)
+        app.end(signal.SIGKILL)
+        await until(lambda: not single.links(), f"the far end's death over {place}", bar=0.5)
+        await until(lambda: not holders(inode), "the namespace's end", bar=0.5)
+        await until(lambda: tunnel_sockets(here) == 0, "the tunnel's socket closed", bar=0.5)
+    assert (kernel_state(single), tunnel_sockets(here)) == before
+    # The pool has room for one wire, so its address was given back.
+    again = nodes.client(place, "kernel://pair/nsm-1")
+    assert addresses(nodes.space(place), "nsm-1") == ["172.16.2.1"]
+    assert again.end() == 0
+
+
+@pytest.mark.parametrize("place", ["app", "near"], ids=["vxlan", "veth"])
+async def test_a_client_whose_endpoints_namespace_dies_is_told_and_gets_another(
+    nodes: Nodes, place: str
+):
+    client = nodes.space(place)
+    before = kernel_state(client, nodes.space("pong"))
+    service = f"mortal-{place}"
+    serving = {"NSM_SERVICE_NAMES": service, "NSM_PAYLOAD": "ETHERNET"}
+    first = {**serving, "NSM_CIDR_PREFIX": "172.16.7.0/24"}
+    with nodes.alone("pong", f"first-{place}", **first) as doomed:
+        app = nodes.client(place, f"kernel://{service}/nsm-1")
+        assert addresses(client, "nsm-1") == ["172.16.7.1"]
+        second = {**serving, "NSM_NAME": f"second-{place}", "NSM_CIDR_PREFIX": "172.16.8.0/24"}
+        heir = nodes.bear(nodes.process("pong"), f"second-{place}", **second).ready()
+        doomed.end(signal.SIGKILL)
+        await until(
+            lambda: client.links() and addresses(client, "nsm-1") == ["172.16.8.1"],
+            f"another endpoint over {place}",
+            bar=1.5,
+        )
+        assert await client.pings("172.16.8.0")
+        await until(lambda: app.told[-1]["event"] == "up", "the client's word", bar=0.5)
+        assert [one["event"] for one in app.told] == ["up", "down", "up"]
+        assert [one["endpoint"] for one in app.told][::2] == [f"first-{place}", f"second-{place}"]
+        assert app.end() == 0
+        assert heir.end() == 0
+    assert kernel_state(client, nodes.space("pong")) == before

@@ -1,0 +1,94 @@
+"""Any process of the mesh may stop or be killed under traffic: no wire notices."""
+
+import signal
+
+import pytest
+
+from tests.e2e.wires.nodes import Nodes, addresses, far_end, flow, identity, link, tentative
+from tests.support.spaces import kernel_state
+from tests.support.wait import until
+
+# A lease outlasts what a test takes to start a process again on a busy machine, and is
+# much shorter than the module: that the wire lives to its end shows that refreshes work.
+STEADY = {"NSM_MAX_TOKEN_LIFETIME": "6s", "NSM_REQUEST_TIMEOUT": "1500ms"}
+VICTIMS = ("one/nsmgr", "two/nsmgr", "one/forwarder", "two/forwarder", "one/registry")
+
+
+@pytest.fixture(scope="module")
+def steady(mesh: Nodes):
+    """A wire that is there before the first victim falls, and after the last."""
+    client, endpoint = mesh.space("app"), mesh.space("pong")
+    app = mesh.now["app/steady"] = mesh.client(
+        "app", "kernel://echo/steady", name="steady", **STEADY
+    )
+    before = identity(link(client, "steady")), identity(far_end(client, "steady", endpoint))
+    yield app
+    assert (
+        identity(link(client, "steady")),
+        identity(far_end(client, "steady", endpoint)),
+    ) == before, "the wire was made anew meanwhile"
+    downs = [one for one in app.told if one["event"] != "up"]
+    assert app.end() == 0
+    assert [one["event"] for one in app.told].count("closed") == 1
+    assert client.links() == endpoint.links() == set()
+    print("said to be down meanwhile:", len(downs))
+
+
+def grants(nodes: Nodes) -> list[int]:
+    """How many requests each manager granted."""
+    granted = '"method": "networkservice.NetworkService/Request"', '"code": "OK"'
+    return [
+        sum(all(word in line for word in granted) for line in nodes.now[manager].log)
+        for manager in ("one/nsmgr", "two/nsmgr")
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
+@pytest.mark.parametrize("victim", VICTIMS, ids=lambda name: name.replace("/", "-"))
+async def test_a_process_of_the_mesh_goes_and_comes_back_and_no_packet_is_lost(
+    nodes: Nodes, steady, victim: str, number: int
+):
+    client, endpoint, near = nodes.space("app"), nodes.space("pong"), nodes.space("near")
+    await until(lambda: not tentative(client, endpoint), "the kernel's own addresses", bar=2)
+    before = kernel_state(client, endpoint, near)
+    wire = identity(link(client, "steady")), identity(far_end(client, "steady", endpoint))
+    leaving = nodes.client("app", "kernel://echo/leaving", name="leaving")
+    beside = nodes.client("near", "kernel://echo/leaving", name="beside")
+    with flow(client, "172.16.1.0") as echoes, flow(endpoint, own(client)) as back:
+        code = nodes.now[victim].end(number)
+        assert code == (0 if number == signal.SIGTERM else -number), nodes.now[victim].words
+        assert client.links() == {"steady", "leaving"}
+        nodes.start(victim).ready()
+        # Close after the restart, before anybody refreshed what is closed.
+        assert leaving.end() == 0, leaving.words
+        assert beside.end() == 0, beside.words
+        assert client.links() == {"steady"}
+        assert len(endpoint.links()) == 1
+        assert near.links() == set()
+        fresh = [
+            nodes.client("app", "kernel://echo/fresh", name="fresh"),
+            nodes.client("near", "kernel://echo/fresh", name="fresh-near"),
+        ]
+        for place in (client, near):
+            (address,) = addresses(place, "fresh")
+            assert await endpoint.pings(address)
+        for one in fresh:
+            assert one.end() == 0, one.words
+        granted = grants(nodes)  # from here on only one client is there to ask for any
+        await until(
+            lambda: all(a > b for a, b in zip(grants(nodes), granted, strict=True)),
+            f"a refresh after {victim} came back",
+            bar=3,
+        )
+        assert (
+            identity(link(client, "steady")),
+            identity(far_end(client, "steady", endpoint)),
+        ) == wire
+    for counts in (echoes, back):
+        assert counts.received == counts.sent > 20, f"lost {counts.sent - counts.received}"
+    assert kernel_state(client, endpoint, near) == before
+
+
+def own(client) -> str:
+    (address,) = addresses(client, "steady")
+    return address
