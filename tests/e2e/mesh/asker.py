@@ -34,7 +34,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from labs import become
 from nsm.caller import inode_url
-from nsm.client import Client, Settings
+from nsm.client import Client, Settings, Why, Wire
 from nsm.endpoint import Endpoint
 from nsm.errors import Code, NsmError
 from nsm.identity.files import file_source
@@ -89,6 +89,7 @@ class Asker:
         self._ends: dict[str, tuple[asyncio.Event, asyncio.Task[NsmError | None]]] = {}
         self._heard: dict[str, dict[str, Any]] = {}
         self._told: dict[str, list[list[str]]] = {}
+        self._wires: dict[str, Wire] = {}
         self._endpoints: dict[str, Endpoint] = {}
         self._gates: dict[str, asyncio.Event] = {}
         self._asked: dict[str, int] = {}
@@ -145,6 +146,7 @@ class Asker:
                 ):
                     self._told[wire.id] = told
                     self._ends[wire.id] = ended, mine
+                    self._wires[wire.id] = wire
                     conn = wire.connection
                     made.set_result(
                         {
@@ -170,6 +172,10 @@ class Asker:
         ended.set()
         if error := await task:
             raise error
+
+    async def refresh(self, wire: str) -> None:
+        """Ask for the wire again now, as its client does by itself in some minutes."""
+        self._wires[wire].news.add(Why.REFRESH)
 
     async def told(self, wire: str) -> dict[str, Any]:
         return {"told": self._told[wire]}
