@@ -66,6 +66,9 @@ _STATX_AT = 32  # where stx_ino begins
 _statx_buffer = ctypes.create_string_buffer(256)  # used by the loop's thread only
 
 
+_REPEATS = 16  # times the limit: how often few files may be queued before a peer reads
+
+
 class FdSocket(socket.socket):
     """A connected unix stream socket whose every read takes descriptors and whose writes
     carry the queued ones: each on a message of one byte of its own, as upstream does it.
@@ -81,21 +84,34 @@ class FdSocket(socket.socket):
         super().__init__(family, type, proto, fileno)
         self.arrived: Callable[[int], None] = os.close
         self.closed: Callable[[], None] | None = None
-        self._queue: deque[tuple[int, Key]] = deque()
+        self._queue: deque[Key] = deque()
+        self._files: dict[Key, list[int]] = {}  # the duplicate, and how often it is in the queue
 
     def queue(self, fd: int, limit: int) -> Key:
         """Let a duplicate of fd ride on the next bytes; at most limit wait at once."""
         found = os.fstat(fd)
         key = (found.st_dev, found.st_ino)
-        if any(waiting == key for _, waiting in self._queue):
-            return key  # still here: one is enough, receivers match by inode
-        if len(self._queue) >= limit:
+        # Sent as often as it was queued, though receivers match by inode: each call
+        # counts on one of its own, and one that ends takes what it claimed with it.
+        if key in self._files and len(self._queue) < _REPEATS * limit:
+            self._files[key][1] += 1
+            self._queue.append(key)
+            return key
+        if len(self._files) >= limit or key in self._files:
             raise ExhaustedError(
                 f"{limit} file descriptors already wait to be sent on this connection",
                 hint="the peer does not read",
             )
-        self._queue.append((duplicate(fd), key))
+        self._files[key] = [duplicate(fd), 1]
+        self._queue.append(key)
         return key
+
+    def _sent(self) -> None:
+        key = self._queue.popleft()
+        held = self._files[key]
+        held[1] -= 1
+        if not held[1]:
+            os.close(self._files.pop(key)[0])
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         view = memoryview(buffer)[: nbytes or None]
@@ -120,7 +136,7 @@ class FdSocket(socket.socket):
         view = memoryview(data).cast("B")
         done = 0
         while self._queue and done < len(view):
-            fd, _ = self._queue[0]
+            fd = self._files[self._queue[0]][0]
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
             try:
                 self.sendmsg([view[done : done + 1]], rights, flags)
@@ -130,8 +146,7 @@ class FdSocket(socket.socket):
                 if done and error.errno in (errno.EAGAIN, errno.EWOULDBLOCK):
                     return done
                 raise
-            self._queue.popleft()
-            os.close(fd)
+            self._sent()
             done += 1
         if done == len(view):
             return done
@@ -155,7 +170,7 @@ class FdSocket(socket.socket):
     def close(self) -> None:
         super().close()
         while self._queue:
-            os.close(self._queue.popleft()[0])
+            self._sent()
         if self.closed:
             closed, self.closed = self.closed, None
             closed()

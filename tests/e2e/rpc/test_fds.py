@@ -326,3 +326,27 @@ def _holds(inode: int) -> list[int]:
         except OSError:
             continue
     return found
+
+
+async def test_many_answers_that_name_one_file_at_once_bring_it_to_each_call(tmp_path: Any) -> None:
+    calls, came = 40, asyncio.Barrier(40)
+    fd = path(tmp_path, "shared")
+
+    async def answer(caller: Any, connection: Any) -> Any:
+        await came.wait()
+        connection.labels["back"] = caller.fds.send(fd)
+        return connection
+
+    async def ask(peers: Peers, url: str) -> None:
+        async with peers.link(url) as link:
+            back = (await call(link)).labels["back"]
+            os.close(await link.fds.claim(back, 5.0))
+
+    async with (
+        serve([f"unix://{tmp_path}/s.sock"], [Echo(answer)], A.source("/s")) as server,
+        Peers(A.source("/c")) as peers,
+        asyncio.TaskGroup() as group,
+    ):
+        for _ in range(calls):
+            group.create_task(ask(peers, server.urls[0]))
+    os.close(fd)
