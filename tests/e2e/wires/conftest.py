@@ -52,6 +52,5 @@ def nodes(mesh: Nodes) -> Iterator[Nodes]:
     mesh.end_clients()
     errors = [line for program in mesh.programs for line in program.errors()]
     assert not errors, f"{len(errors)} lines of level error: {errors[0]}"
-    told = mesh.guard.read_text().splitlines() if mesh.guard.exists() else []
-    mesh.guard.unlink(missing_ok=True)
+    told = mesh.guarded()
     assert not told, f"{len(told)} calls that may block ran on an event loop: {told[0]}"

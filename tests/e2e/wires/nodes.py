@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from labs.engine import _entries, _network
 from labs.paths import Paths
 from labs.processes import MODULES, Process, Stage
 from nsm.kernel.namespaces import delete_named, list_named
+from tests.support.leaks import changed
 from tests.support.spaces import Space
 from tests.support.wait import until
 
@@ -102,12 +103,19 @@ class Program:
 
     @property
     def fds(self) -> list[str]:
-        """What it has open, by kind: numbers of sockets differ, how many there are must not."""
+        """What it has open, by kind: numbers of sockets differ, how many there are must not.
+
+        But the way to its own socket: whoever watches its registration gets that with
+        each renewal, and lets go of it within a minute.
+        """
+        own = "forwarder.sock" if "/forwarder" in self.name else "listen.on"
         kinds = []
         for entry in os.listdir(f"/proc/{self.pid}/fd"):
             with contextlib.suppress(FileNotFoundError):
                 kinds.append(os.readlink(f"/proc/{self.pid}/fd/{entry}").split("[")[0])
-        return sorted(kinds)
+        return sorted(
+            kind for kind in kinds if "/nsmgr" in self.name or os.path.basename(kind) != own
+        )
 
     @property
     def threads(self) -> int:
@@ -129,6 +137,7 @@ class Nodes:
         """Whoever lives of the mesh, by NODE/PROCESS."""
         self._nursery: subprocess.Popen[bytes]
         self._rest = b""
+        self._guarded = 0
 
     def space(self, place: str) -> Space:
         return Space(self.paths.namespace(place))
@@ -246,6 +255,12 @@ class Nodes:
                     case "ended":
                         program.status = event["status"]
 
+    def guarded(self) -> list[str]:
+        """What the processes' loop guards told since the last call."""
+        lines = self.guard.read_text().splitlines() if self.guard.exists() else []
+        new, self._guarded = lines[self._guarded :], len(lines)
+        return new
+
     def end_clients(self) -> None:
         """Whom a failing test left."""
         self.hear(lambda: False, 0.0)
@@ -306,11 +321,23 @@ def tentative(*spaces: Space) -> bool:
     return any(info.get("tentative") for info in infos)
 
 
-async def same(look: Callable[[], object], before: object, what: str) -> None:
+async def settled(look: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What look shows once nothing is under way any more: the same five times in a row."""
+    seen: list[Mapping[str, Any]] = []
+
+    def quiet() -> bool:
+        seen.append(look())
+        return len(seen) > 5 and all(one == seen[-1] for one in seen[-5:])
+
+    await until(quiet, "nothing under way", bar=0.5)
+    return seen[-1]
+
+
+async def same(look: Callable[[], Mapping[str, Any]], before: Mapping[str, Any], what: str) -> None:
     """Wait until all is as it was; what is not is the failure's text."""
     with contextlib.suppress(AssertionError):
         await until(lambda: look() == before, what, bar=0.5)
-    assert look() == before
+    assert not (now := changed(before, look())), "\n".join([f"not {what}:", *now])
 
 
 @dataclass

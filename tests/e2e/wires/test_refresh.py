@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.e2e.wires.nodes import Nodes, addresses, far_end, flow, identity, link, same
+from tests.e2e.wires.nodes import Nodes, addresses, far_end, flow, identity, link, same, settled
 from tests.support.spaces import kernel_state
 from tests.support.wait import until, write
 
@@ -49,7 +49,7 @@ async def test_a_hundred_refreshes_change_nothing_lose_nothing_and_leak_nothing(
 
     granted = requests(nodes)
     await until(lambda: requests(nodes) >= granted + 20, "the first refreshes", bar=2)
-    before, held_before, granted = ends(), held(), requests(nodes)
+    before, held_before, granted = ends(), await settled(held), requests(nodes)
     memory = {one.name: one.pss for one in mesh}
     with flow(client, "172.16.1.0") as echoes:
         await until(lambda: requests(nodes) >= granted + 100, "a hundred refreshes", bar=6)
