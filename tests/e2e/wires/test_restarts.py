@@ -11,7 +11,15 @@ from tests.support.wait import until
 # A lease outlasts what a test takes to start a process again on a busy machine, and is
 # much shorter than the module: that the wire lives to its end shows that refreshes work.
 STEADY = {"NSM_MAX_TOKEN_LIFETIME": "6s", "NSM_REQUEST_TIMEOUT": "1500ms"}
-VICTIMS = ("one/nsmgr", "two/nsmgr", "one/forwarder", "two/forwarder", "one/registry")
+VICTIMS = (
+    "one/nsmgr",
+    "two/nsmgr",
+    "one/forwarder",
+    "two/forwarder",
+    "one/registry",
+    "two/pong",
+    "one/issuer",
+)
 
 
 @pytest.fixture(scope="module")
