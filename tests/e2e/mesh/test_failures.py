@@ -232,6 +232,26 @@ async def test_a_pod_killed_while_the_endpoint_thinks_leaves_nothing(mesh, servi
         serving.have("end", name="slow")
 
 
+def test_a_hop_takes_back_what_it_never_got_an_answer_for(mesh, alice):
+    """It cannot name the id that the answer would have told it."""
+    manager, token = mesh.askers["manager"], alice.have("mint")["token"]
+    until_then = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 300))
+    message = asked(alice)
+    message["connection"]["id"] = "node-1-1"
+    message["connection"]["path"] = {
+        "index": 1,
+        "pathSegments": [
+            {**OWN, "token": token, "expires": until_then},
+            {"name": "nsmgr-node-1", "id": "node-1-1"},
+        ],
+    }
+    space = f"/run/netns/{mesh.namespace('alice')}"
+    manager.have("link", message=message, send=space, to="forwarder")
+    assert mesh.links("alice") == {"nsm-1"}
+    manager.have("link", method="Close", message=message["connection"], send=space, to="forwarder")
+    assert mesh.links("alice") == set()
+
+
 async def test_a_namespace_that_goes_in_the_middle_ends_its_wire(alice, serving):
     serving.have("serve", name="slow", services=["slow"], gate=True)
     with workload() as pod:
