@@ -2,7 +2,10 @@
 
 A lease ends at the earliest expiry to the left of the hop, less the time the
 last request had left when it came: hops further left still accept our Close
-then. Clocks may step, so the wall clock is asked again when the timer fires.
+then. That spares at most half of what is left until the expiry, because a caller
+with tokens shorter than its patience would else have a lease that is over before
+its answer is there. Clocks may step, so the wall clock is asked again when the
+timer fires.
 """
 
 import asyncio
@@ -64,4 +67,5 @@ def until_when(conn: Connection, remaining: float) -> int:
             "expiration for the previous path segment cannot be nil",
             hint="the caller must send nsm-client-token-expires with its token",
         )
-    return first - int(remaining * SECOND)
+    ahead = max(0, first - time.time_ns())
+    return first - min(int(remaining * SECOND), ahead // 2)

@@ -18,7 +18,15 @@ def conn(*left: int | None) -> Connection:
 
 
 def test_a_lease_ends_at_the_earliest_expiry_on_the_left_less_the_requests_time_left():
-    assert until_when(conn(50 * SECOND, 40 * SECOND), 3.0) == 37 * SECOND
+    now = time.time_ns()
+    assert until_when(conn(now + 50 * SECOND, now + 40 * SECOND), 3.0) == now + 37 * SECOND
+
+
+def test_a_callers_patience_takes_at_most_half_of_its_lease():
+    now = time.time_ns()
+    until = until_when(conn(now + 4 * SECOND), 15.0)
+    assert now + 2 * SECOND <= until < now + 2.1 * SECOND
+    assert until_when(conn(now - SECOND), 15.0) == now - SECOND
 
 
 def test_what_lies_to_the_right_and_the_hops_own_segment_do_not_count():
