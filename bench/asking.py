@@ -41,19 +41,18 @@ async def main(rounds: int) -> None:
                 start = time.perf_counter()
                 async with client.connect(URL) as wire:
                     took = time.perf_counter() - start
-                    hops = [(s.name, dict(s.metrics)) for s in wire.connection.segments]
                     start = time.perf_counter()
                 if turn >= 3:  # the first dial connections, and import what is imported late
                     requests.append(took * 1000)
                     closes.append((time.perf_counter() - start) * 1000)
-                    stages.append(hops)
+                    stages.append(dict(wire.stages))
         own = source.identity.svid
     print(
         json.dumps(
             {
                 "request_ms": requests,
                 "close_ms": closes,
-                "hops": stages,
+                "stages": stages,
                 "call_floor_ms": floor,
                 "token_ms": token_floor(own),
             }

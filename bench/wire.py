@@ -14,7 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from bench.raw import Measured
@@ -31,6 +31,7 @@ REQUEST_BAR = 3.0
 # tokens.
 CALLS = 6
 TOKENS = 3
+STAGES = ("calling", "manager", "find", "forwarder", "kernel", "endpoint")
 
 
 def main() -> int:
@@ -111,7 +112,7 @@ def judged(raw: float, ours: float, told: Mapping[str, Any]) -> dict[str, Any]:
         "ms": {
             "request": request,
             "close": statistics.median(told["close_ms"]),
-            **stages(told["hops"], request),
+            **{stage: statistics.median(one[stage] for one in told["stages"]) for stage in STAGES},
         },
         "floors_ms": {
             "one call": told["call_floor_ms"],
@@ -125,28 +126,10 @@ def judged(raw: float, ours: float, told: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def stages(hops: Sequence[Sequence[Any]], request: float) -> dict[str, float]:
-    """The share of each hop in a request, from what each wrote on its segment."""
-
-    def median(position: int, key: str) -> float:
-        return statistics.median(float(one[position][1].get(key, 0)) for one in hops)
-
-    manager, forwarder, endpoint = (median(n, "took_ms") for n in (1, 2, 3))
-    find, kernel = median(2, "find_ms"), median(2, "kernel_ms")
-    return {
-        "to the manager": request - manager,
-        "manager": manager - forwarder,
-        "forwarder: find": find,
-        "forwarder: kernel": kernel,
-        "forwarder: rest": forwarder - find - kernel - endpoint,
-        "endpoint": endpoint,
-    }
-
-
 def lines(figures: Mapping[str, Any]) -> list[str]:
     """The figures for people."""
     told = ["set-up of a wire on one node, tokens and policies on (median, ms)"]
-    told += [f"  {what:<20}{value:8.2f}" for what, value in figures["ms"].items()]
+    told += [f"  {what:<12}{value:8.2f}" for what, value in figures["ms"].items()]
     told += ["floors of the same run (median, ms)"]
     told += [f"  {what:<36}{value:8.3f}" for what, value in figures["floors_ms"].items()]
     names = {

@@ -26,7 +26,7 @@ from uuid import uuid4
 
 import structlog
 
-from nsm import exclusions, liveness, mechanisms, nsurl, policy
+from nsm import exclusions, liveness, mechanisms, nsurl, path, policy
 from nsm.caller import inode_url
 from nsm.descriptors import Descriptors
 from nsm.errors import (
@@ -334,7 +334,7 @@ class Client:
                 wire.stages["look"] = _ms(began)
                 began = time.monotonic()
                 await self._ask(wire, left or self._first(wire))
-                wire.stages["request"] = _ms(began)
+                wire.stages |= path.stages(wire.connection, _ms(began))
             except NsmError as error:
                 failures += 1
                 pause = _pause(failures)

@@ -86,6 +86,36 @@ def took(conn: Connection, **seconds: float) -> Connection:
     return _here(conn, replace(here, metrics={**here.metrics, **metrics}))
 
 
+def stages(conn: Connection, whole: float) -> dict[str, float]:
+    """Where the milliseconds of a request went, from what each hop wrote on its segment.
+
+    whole is what the client saw of it; conn is as returned. On a wire between two
+    nodes the shares of both managers, and of both forwarders, are added up. A
+    hop that wrote nothing counts with the hop before it.
+    """
+    shares = dict.fromkeys(("calling", "manager", "find", "forwarder", "kernel", "endpoint"), 0.0)
+    before, role = whole, "calling"
+    for position, segment in enumerate(conn.segments[1:], 1):
+        took = _milliseconds(segment, TOOK)
+        if took is not None:
+            shares[role] += before - took
+            last = position == len(conn.segments) - 1
+            before, role = took, "endpoint" if last else ("forwarder", "manager")[position % 2]
+        for key, name in ((FIND, "find"), (KERNEL, "kernel")):
+            part = _milliseconds(segment, key) or 0.0
+            shares[name] += part
+            shares["forwarder"] -= part
+    shares[role] += before
+    return shares
+
+
+def _milliseconds(segment: Segment, key: str) -> float | None:
+    try:
+        return float(segment.metrics[key])
+    except (KeyError, ValueError):
+        return None
+
+
 def measured(conn: Connection, **metrics: str) -> Connection:
     """Add metrics to the segment the connection is at; the first writer of a key wins."""
     here = conn.segments[conn.index]

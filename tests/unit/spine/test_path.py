@@ -92,3 +92,41 @@ def test_through_any_hops_and_back_the_first_caller_has_what_it_came_with(names)
     for name in names[1:]:
         again, _ = path.enter(again, name)
     assert [s.id for s in again.segments] == [s.id for s in conn.segments]
+
+
+def hop(name, **metrics):
+    return Segment(name, name, metrics=metrics)
+
+
+def test_where_the_time_of_a_request_went_is_read_from_what_each_hop_wrote():
+    local = (
+        hop("nsc"),
+        hop("nsmgr", took_ms="8"),
+        hop("forwarder", took_ms="6", find_ms="2", kernel_ms="1"),
+        hop("nse", took_ms="0.5"),
+    )
+    shares = path.stages(Connection(id="nsc", path=Path(local)), 10.0)
+    assert (shares["calling"], shares["manager"], shares["find"]) == (2.0, 2.0, 2.0)
+    assert (shares["forwarder"], shares["kernel"], shares["endpoint"]) == (2.5, 1.0, 0.5)
+    assert sum(shares.values()) == 10.0
+
+
+def test_between_two_nodes_both_managers_and_both_forwarders_are_added_up():
+    remote = (
+        hop("nsc"),
+        hop("nsmgr-1", took_ms="20"),
+        hop("forwarder-1", took_ms="18", find_ms="3", kernel_ms="1"),
+        hop("nsmgr-2", took_ms="12"),
+        hop("forwarder-2", took_ms="9", find_ms="2", kernel_ms="1"),
+        hop("nse", took_ms="1"),
+    )
+    shares = path.stages(Connection(id="nsc", path=Path(remote)), 21.0)
+    assert shares["manager"] == 2.0 + 3.0
+    assert (shares["find"], shares["kernel"], shares["endpoint"]) == (5.0, 2.0, 1.0)
+    assert sum(shares.values()) == 21.0
+
+
+def test_hops_that_write_nothing_count_with_the_one_before():
+    upstream = (hop("nsc"), hop("nsmgr"), hop("forwarder", took_ms="x"), hop("nse", took_ms="1"))
+    shares = path.stages(Connection(id="nsc", path=Path(upstream)), 5.0)
+    assert (shares["calling"], shares["endpoint"], shares["manager"]) == (4.0, 1.0, 0.0)
