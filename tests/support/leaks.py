@@ -91,9 +91,13 @@ def _threads() -> Iterator[str]:
 
 def _children() -> Iterator[str]:
     for thread in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{thread}/children") as file:
-            for pid in file.read().split():
-                yield f"{pid} ({_command(pid)})"
+        try:
+            with open(f"/proc/self/task/{thread}/children") as file:
+                pids = file.read().split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended meanwhile, and its children are another thread's now
+        for pid in pids:
+            yield f"{pid} ({_command(pid)})"
 
 
 def _command(pid: str) -> str:

@@ -13,8 +13,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -310,9 +312,9 @@ def identity(device: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def addresses(space: Space, name: str) -> list[str]:
-    """A device's addresses, link-local ones aside."""
-    (found,) = space.ip("addr", "show", name)
-    return sorted(i["local"] for i in found["addr_info"] if i["scope"] != "link")
+    """A device's addresses, link-local ones aside; none where there is no such device."""
+    of = (one["addr_info"] for one in space.ip("addr") if one["ifname"] == name)
+    return sorted(i["local"] for infos in of for i in infos if i["scope"] != "link")
 
 
 def tentative(*spaces: Space) -> bool:
@@ -338,6 +340,43 @@ async def same(look: Callable[[], Mapping[str, Any]], before: Mapping[str, Any],
     with contextlib.suppress(AssertionError):
         await until(lambda: look() == before, what, bar=0.5)
     assert not (now := changed(before, look())), "\n".join([f"not {what}:", *now])
+
+
+Held = Mapping[str, "Counter[str]"]
+
+
+async def lasting(look: Callable[[], Held]) -> Held:
+    """What look shows every time it is asked, ten times: what work in progress opens is not in it.
+
+    For where the work never rests. How much of a kind is there at the least is what stays.
+    """
+    seen: list[Held] = []
+    await until(lambda: seen.append(look()) or len(seen) > 10, "ten looks", bar=0.5, record=False)
+    return reduce(_least, seen)
+
+
+async def nothing_more(look: Callable[[], Held], before: Held, what: str) -> None:
+    """Wait until no more stays than before; what does is the failure's text.
+
+    Each look can only lower what is thought to stay, and what was leaked is in every look.
+    """
+    least = look()
+
+    def more() -> dict[str, Counter[str]]:
+        return {name: left for name in least if (left := least[name] - before[name])}
+
+    def gone() -> bool:
+        nonlocal least
+        least = _least(least, look())
+        return not more()
+
+    with contextlib.suppress(AssertionError):
+        await until(gone, what, bar=1)
+    assert not (left := more()), f"not {what}: {left}"
+
+
+def _least(one: Held, other: Held) -> Held:
+    return {name: one[name] & other[name] for name in one}
 
 
 @dataclass

@@ -3,10 +3,20 @@
 import asyncio
 import signal
 import time
+from collections import Counter
 
 import pytest
 
-from tests.e2e.wires.nodes import Nodes, addresses, far_end, flow, identity, link, same, settled
+from tests.e2e.wires.nodes import (
+    Nodes,
+    addresses,
+    far_end,
+    flow,
+    identity,
+    lasting,
+    link,
+    nothing_more,
+)
 from tests.support.spaces import kernel_state
 from tests.support.wait import until, write
 
@@ -45,17 +55,17 @@ async def test_a_hundred_refreshes_change_nothing_lose_nothing_and_leak_nothing(
         shown = [(identity(near), identity(far)) for near, far in both]
         return [*shown, *(addresses(client, name) for name in names)]
 
-    def held() -> dict[str, object]:
-        return {one.name: one.fds for one in mesh}
+    def held() -> dict[str, Counter[str]]:
+        return {one.name: Counter(one.fds) for one in mesh}
 
     granted = requests(nodes)
     await until(lambda: requests(nodes) >= granted + 20, "the first refreshes", bar=2)
-    before, held_before, granted = ends(), await settled(held), requests(nodes)
+    before, held_before, granted = ends(), await lasting(held), requests(nodes)
     memory = {one.name: one.pss for one in mesh}
     with flow(client, "172.16.1.0") as echoes:
         await until(lambda: requests(nodes) >= granted + 100, "a hundred refreshes", bar=6)
         assert ends() == before
-        await same(held, held_before, "file descriptors as before")
+        await nothing_more(held, held_before, "as many file descriptors as before")
         assert all(one.threads <= THREADS for one in mesh)  # as many as its pools may have
     print({one.name: one.pss - memory[one.name] for one in mesh})
     assert echoes.received == echoes.sent > 50
