@@ -29,6 +29,22 @@ class Credentials:
     pid: int
     uid: int
     gid: int
+    pidfd: int | None = field(default=None, compare=False)  # closed with the connection
+
+
+def ended(who: Credentials) -> bool:
+    """Whether the process has ended, so that its number may be another's by now. Blocks.
+
+    To be asked after something was opened in /proc/<pid>: what was opened before the
+    answer was False is that process's. Without a handle on it nothing is believed.
+    """
+    try:
+        with open(f"/proc/self/fdinfo/{who.pidfd}", "rb") as file:
+            said = file.read(4096)
+    except OSError:
+        return True  # the connection has ended, and its handle with it
+    # the number itself and not -1; nor another file's, whose descriptor got the handle's place
+    return f"\nPid:\t{who.pid}\n".encode() not in said
 
 
 class Fds(Protocol):

@@ -6,6 +6,7 @@ about it is believed only if the process was alive after it was read: then its
 number cannot have gone to another one meanwhile.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -77,8 +78,8 @@ def connected(sock: socket.socket) -> Connected:
     )
     try:
         pidfd = sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
-    except OSError:  # an older kernel, or a process that is already gone
-        pidfd = _opened(pid)
+    except OSError as why:  # before Linux 6.5 there is none; else the process is already gone
+        pidfd = _opened(pid) if why.errno == errno.ENOPROTOOPT else -1
     return Connected(pid, uid, gid, pidfd)
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from nsm.caller import Credentials, inode_url, parse_inode_url
 from nsm.errors import ExhaustedError, UnavailableError
+from nsm.identity.attest import connected
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class FdSocket(socket.socket):
         fileno: int | None = None,
     ) -> None:
         super().__init__(family, type, proto, fileno)
+        self.process: Credentials | None = None  # its handle is closed with the socket
         self.arrived: Callable[[int], None] = os.close
         self.closed: Callable[[], None] | None = None
         self._queue: deque[Key] = deque()
@@ -169,6 +171,9 @@ class FdSocket(socket.socket):
 
     def close(self) -> None:
         super().close()
+        process, self.process = self.process, None
+        if process is not None and process.pidfd is not None:
+            os.close(process.pidfd)
         while self._queue:
             self._sent()
         if self.closed:
@@ -198,6 +203,12 @@ def credentials_of(sock: socket.socket) -> Credentials:
     return Credentials(
         *array.array("i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     )
+
+
+def process_of(sock: socket.socket) -> Credentials:
+    """As `credentials_of`, with a handle on that very process, the caller's to close."""
+    who = connected(sock)
+    return Credentials(who.pid, who.uid, who.gid, who.pidfd if who.pidfd >= 0 else None)
 
 
 @dataclass(slots=True)

@@ -39,7 +39,7 @@ from hyperframe.frame import GoAwayFrame
 from nsm.caller import Caller, Credentials
 from nsm.errors import ExhaustedError, UnauthenticatedError, UnavailableError
 from nsm.identity.source import Handshake, Identity
-from nsm.rpc.fds import CallFds, FdSocket, Received, credentials_of
+from nsm.rpc.fds import CallFds, FdSocket, Received
 from nsm.rpc.tls import handshake_of, refusal
 
 log = logging.getLogger(__name__)
@@ -343,7 +343,7 @@ class Http2(H2Protocol):
         self.connection.sock = self.sock
         if self.sock is not None:
             self.connection.received = self._received
-            self.connection.process = credentials_of(self.sock)
+            self.connection.process = self.sock.process
         try:
             shown = handshake_of(transport.get_extra_info("ssl_object"), self.identity)
             self.connection.handshake = shown

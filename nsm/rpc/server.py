@@ -30,7 +30,7 @@ from nsm.identity.spiffe import SpiffeId
 from nsm.identity.tokens import parse_instant
 from nsm.rpc import addresses
 from nsm.rpc.background import background
-from nsm.rpc.fds import FdSocket, credentials_of
+from nsm.rpc.fds import FdSocket, credentials_of, process_of
 from nsm.rpc.grpclib_private import Limits, Method, ServerHttp2, method, stream_of
 from nsm.rpc.holders import holder_of_port
 from nsm.rpc.sockets import watch_for_death
@@ -324,7 +324,8 @@ class Server:
         if listener.path:
             raw = sock = FdSocket(fileno=accepted.detach())
             sock.setblocking(False)
-            whose = f"pid {credentials_of(sock).pid} on {listener.url}"
+            sock.process = process_of(sock)  # now: later its number may be another's
+            whose = f"pid {sock.process.pid} on {listener.url}"
         else:
             watch_for_death(accepted)
             whose = _peer_of(accepted)

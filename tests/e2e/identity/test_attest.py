@@ -1,16 +1,18 @@
 """Who is at the other end of a socket, where numbers of processes are not to be trusted."""
 
+import errno
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nsm.errors import DeniedError
-from nsm.identity.attest import Connected, attest, connected
+from nsm.identity.attest import SO_PEERPIDFD, Connected, attest, connected
 
 
 @pytest.fixture
@@ -62,6 +64,27 @@ def test_a_number_that_went_to_another_process_is_found_out(
 def test_without_a_handle_nothing_is_believed(process: subprocess.Popen[bytes]) -> None:
     with pytest.raises(DeniedError, match="has ended"):
         attest(Connected(process.pid, 0, 0, -1), digest=False)
+
+
+def test_without_a_handle_only_an_old_kernel_is_asked_by_number() -> None:
+    class Asked(socket.socket):
+        """A socket whose kernel answers the question for the handle with `why`."""
+
+        why = errno.ENOPROTOOPT
+
+        def getsockopt(self, level: int, option: int, room: int = 0) -> Any:
+            if option == SO_PEERPIDFD:
+                raise OSError(self.why, os.strerror(self.why))
+            return super().getsockopt(level, option, room)
+
+    ours, theirs = socket.socketpair()
+    with theirs, Asked(fileno=ours.detach()) as asked:
+        old = connected(asked)
+        assert old.pidfd >= 0
+        os.close(old.pidfd)
+        for why in (errno.EINVAL, errno.ESRCH, errno.EMFILE):  # it ended, or we are short of room
+            asked.why = why
+            assert connected(asked).pidfd == -1
 
 
 def test_a_process_that_became_another_users_is_refused(process: subprocess.Popen[bytes]) -> None:

@@ -20,6 +20,15 @@ Request = networkservice_pb2.NetworkServiceRequest
 Event = connection_pb2.ConnectionEvent
 Selector = connection_pb2.MonitorScopeSelector
 LIFE = 600 * 10**9  # ns a token lives
+METHOD = "/networkservice.NetworkService/Request"
+HEADERS = [  # of a Request, for tests that speak HTTP/2 by hand
+    (":method", "POST"),
+    (":scheme", "https"),
+    (":path", METHOD),
+    (":authority", "localhost"),
+    ("te", "trailers"),
+    ("content-type", "application/grpc"),
+]
 
 
 async def _same(caller: Caller, connection: Any) -> Any:

@@ -4,7 +4,9 @@ import array
 import asyncio
 import os
 import socket
+import struct
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,14 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from h2.config import H2Configuration
+from h2.connection import H2Connection
 
+from nsm.caller import Credentials, ended
 from nsm.errors import InvalidError, UnavailableError
 from nsm.proto.networkservice_grpc import NetworkServiceStub
 from nsm.rpc.fds import FdSocket, url_of
 from nsm.rpc.grpclib_private import Limits
 from nsm.rpc.peers import Link, Peers
 from nsm.rpc.server import serve
-from tests.e2e.rpc.echo import Echo, request
+from nsm.rpc.tls import context_of
+from tests.e2e.rpc.echo import HEADERS, Echo, request
 from tests.support.certs import Authority
 from tests.support.wait import until
 
@@ -310,6 +316,75 @@ async def test_a_descriptor_number_that_is_used_again_reaches_the_new_socket(
         with pytest.raises(UnavailableError, match="no such descriptor"):
             async with peers.link(f"unix:///proc/self/fd/{spare}"):
                 pass
+
+
+CONNECT_AND_END = """
+import socket, sys
+made = socket.socket(socket.AF_UNIX)
+made.connect(sys.argv[1])
+with socket.socket(fileno=0) as back:
+    socket.send_fds(back, [b"x"], [made.fileno()])
+"""
+
+
+async def _connected_by_another(path: str) -> tuple[socket.socket, int]:
+    """A connection made by a process that has ended since, and that process's number."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        run = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", CONNECT_AND_END, path, stdin=theirs
+        )
+        assert await run.wait() == 0
+        _, [fd], _, _ = socket.recv_fds(ours, 1, 1)
+    return socket.socket(fileno=fd), run.pid
+
+
+async def test_a_caller_is_known_to_run_and_one_that_handed_its_connection_on_to_have_ended(
+    tmp_path: Any,
+) -> None:
+    seen: list[tuple[Credentials, bool]] = []
+
+    async def look(caller: Any, connection: Any) -> Any:
+        seen.append((caller.process, await asyncio.to_thread(ended, caller.process)))
+        return connection
+
+    before = _open()
+    url = f"unix://{tmp_path}/s.sock"
+    async with serve([url], [Echo(look)], A.source("/s")) as server, Peers(A.source("/c")) as peers:
+        async with peers.link(url) as link:
+            await call(link)
+        made, pid = await _connected_by_another(f"{tmp_path}/s.sock")
+        context = context_of(A.source("/c").identity, server=False)
+        _reader, writer = await asyncio.open_unix_connection(
+            sock=made, ssl=context, server_hostname=""
+        )
+        h2 = H2Connection(H2Configuration(header_encoding="utf-8"))
+        h2.initiate_connection()
+        h2.send_headers(1, HEADERS)
+        h2.send_data(1, struct.pack(">BI", 0, 0), end_stream=True)
+        writer.write(h2.data_to_send())
+        await until(lambda: len(seen) == 2, "the second call", bar=0.5)
+        writer.transport.abort()
+        await until(lambda: server.connections == 1, "its connection to end", bar=0.5)
+        assert not ended(seen[0][0])
+    assert [(who.pid, gone) for who, gone in seen] == [(os.getpid(), False), (pid, True)]
+    await until(lambda: _open() <= before, "every handle to be closed", bar=0.5)
+    assert ended(seen[0][0])  # its connection ended: nothing is believed of it any more
+
+
+def test_a_process_has_ended_when_its_handle_says_so_or_is_another_file() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        handle = os.pidfd_open(process.pid)
+        who = Credentials(process.pid, 0, 0, handle)
+        assert not ended(who)
+        assert ended(Credentials(process.pid, 0, 0))
+        other = os.pidfd_open(os.getpid())
+        assert ended(Credentials(process.pid, 0, 0, other))
+        os.close(other)
+        process.kill()
+    assert ended(who)
+    os.close(handle)
+    assert ended(who)
 
 
 def _open() -> int:

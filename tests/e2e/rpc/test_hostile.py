@@ -21,20 +21,11 @@ from nsm.rpc.grpclib_private import Limits
 from nsm.rpc.peers import Peers
 from nsm.rpc.server import Server, serve
 from nsm.rpc.tls import context_of
-from tests.e2e.rpc.echo import Echo, request, stock_credentials, stock_options, target
+from tests.e2e.rpc.echo import HEADERS, Echo, request, stock_credentials, stock_options, target
 from tests.support.certs import Authority
 from tests.support.wait import until
 
 A = Authority("a.test")
-METHOD = "/networkservice.NetworkService/Request"
-HEADERS = [
-    (":method", "POST"),
-    (":scheme", "https"),
-    (":path", METHOD),
-    (":authority", "localhost"),
-    ("te", "trailers"),
-    ("content-type", "application/grpc"),
-]
 
 
 @asynccontextmanager
