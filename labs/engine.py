@@ -111,6 +111,7 @@ def up(
 
 def _cleared(paths: Paths, *, replace_it: bool, report: Report) -> bool:
     """Make room: refuse a lab that is up, take away what a crash left. Whether it did."""
+    _refuse_foreign(paths)
     old = state.read(paths)
     if old is None:
         return False
@@ -270,6 +271,7 @@ def _undisturbed() -> Iterator[None]:
 
 def _taken_down(paths: Paths, report: Report, *, keep_folder: bool) -> Gone:
     start = time.monotonic()
+    _refuse_foreign(paths)
     now = state.read(paths)
     if now is not None:
         state.write(paths, replace(now, phase="going", engine=state.me()))
@@ -300,6 +302,15 @@ def _taken_down(paths: Paths, report: Report, *, keep_folder: bool) -> Gone:
             state.remove(paths)
             left = [paths.folder] if os.path.exists(paths.folder) else []
     return Gone(time.monotonic() - start, killed, tuple(left))
+
+
+def _refuse_foreign(paths: Paths) -> None:
+    """Raises TakenError rather than remove what no lab has made."""
+    if state.is_foreign(paths):
+        raise TakenError(
+            f"{paths.folder} is no lab's: there is no state.json in it",
+            hint=f"look into it, and remove it yourself, or take another name than {paths.lab}",
+        )
 
 
 def _goodbyes(paths: Paths, children: Mapping[str, state.Born]) -> Iterator[tuple[str, list[Mark]]]:

@@ -1,18 +1,39 @@
 """Where a lab keeps what: everything below one folder, so that one removal takes all of it."""
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Final
 
+from nsm.errors import InvalidError
+
 ROOT: Final = "/run/vwire/labs"
+NAME: Final = "[a-z]([a-z0-9-]{0,22}[a-z0-9])?"
+"""What a lab may be called, as in schema.json."""
+
+
+def is_name(text: str) -> bool:
+    """Whether a lab may be called so."""
+    return re.fullmatch(NAME, text) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """The files of one lab. Nothing here looks at the machine."""
+    """The files of one lab. Nothing here looks at the machine.
+
+    Raises InvalidError for what cannot be a lab's name: these paths are removed, and a
+    name typed on a command line must not lead out of the folder of labs.
+    """
 
     lab: str
     root: str = ROOT
+
+    def __post_init__(self) -> None:
+        if not is_name(self.lab):
+            raise InvalidError(
+                f"{self.lab[:60]!r} cannot be a lab's name",
+                hint="a lab has a name of 1 to 24 characters a-z 0-9 -, starting with a letter",
+            )
 
     @property
     def folder(self) -> str:

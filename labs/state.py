@@ -17,10 +17,11 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from labs.alive import Mark, started
-from labs.paths import ROOT, Paths
+from labs.paths import ROOT, Paths, is_name
 from nsm.errors import DeniedError, InternalError, TakenError
 
 SCHEMA: Final = 1
+_FRESH: Final = "state.json.new"  # until it is whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def me() -> Mark:
 
 def write(paths: Paths, state: State) -> None:
     """Replace the state in one step."""
-    fresh = f"{paths.state}.new"
+    fresh = os.path.join(paths.folder, _FRESH)
     with open(fresh, "w") as file:
         json.dump(asdict(state), file, indent=1)
     os.replace(fresh, paths.state)
@@ -119,9 +120,10 @@ def statuses(paths: Paths, client: str) -> list[dict[str, Any]]:
 def labs(root: str = ROOT) -> list[str]:
     """The names of all labs there are."""
     try:
-        return sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+        folders = [entry.name for entry in os.scandir(root) if entry.is_dir()]
     except FileNotFoundError:
         return []
+    return sorted(name for name in folders if is_name(name))
 
 
 @contextlib.contextmanager
@@ -176,6 +178,15 @@ def _busy(paths: Paths) -> TakenError:
         f"lab {paths.lab} is being {doing} by pid {state.engine.pid} since {when}",
         hint="wait for it, stop that process, or take another name with --name",
     )
+
+
+def is_foreign(paths: Paths) -> bool:
+    """Whether the folder is none of a lab: there is no state in it, but something else."""
+    try:
+        names = set(os.listdir(paths.folder))
+    except FileNotFoundError:
+        return False
+    return bool(names - {_FRESH}) and os.path.basename(paths.state) not in names
 
 
 def remove(paths: Paths) -> None:
