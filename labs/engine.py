@@ -34,6 +34,7 @@ from nsm.errors import (
 from nsm.kernel import topology
 from nsm.kernel.namespaces import create_named, delete_named, list_named
 from nsm.kernel.topology import Plug
+from nsm.process import config
 
 Report = Callable[[str], None]
 """Told what is being done, in a few words, whenever that changes."""
@@ -182,7 +183,14 @@ def _made(
         with _clock(seconds, "cables"):
             _await_cables(lab, paths)
         for stage in Stage:
-            todo = [replace(p, module=modules[stage]) if p.module else p for p in plan.of(stage)]
+            todo = [
+                replace(
+                    p,
+                    module=modules[stage] if p.module else "",
+                    environment={**config.for_children(), **p.environment},
+                )
+                for p in plan.of(stage)
+            ]
             if todo:
                 report(f"{_STAGES[stage]}: {len(todo)}")
                 with _clock(seconds, _STAGES[stage]):

@@ -14,18 +14,23 @@ from pathlib import Path
 import pytest
 
 from labs import lab as labfile
+from nsm.process import config
 from tests.support.wait import until, write
 
 HERE = Path(__file__).parents[3]
 BROKEN = sorted((HERE / "labs/broken").glob("*.yaml"))
 COMMAND = [sys.executable, "-P", "-m", "nsmctl"]
-SURROUNDINGS = {"PATH": os.environ["PATH"], "PYTHONPATH": str(HERE)}
+
+
+def surroundings() -> dict[str, str]:
+    """What a test's nsmctl is given: nothing of ours but what watches over the test."""
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": str(HERE), **config.for_children()}
 
 
 def nsmctl(*words: str, patience: float = 120.0) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*COMMAND, *words], capture_output=True, text=True, check=False,
-        env=SURROUNDINGS, cwd="/", timeout=patience,
+        env=surroundings(), cwd="/", timeout=patience,
     )  # fmt: skip
 
 
@@ -139,7 +144,7 @@ async def test_ctrl_c_ends_a_held_wire_and_takes_it_back():
         words = ("connect", "kernel://icmp-responder/nsm-9", "--lab", lab, "-n", "outsider")
         running = subprocess.Popen(
             [*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=SURROUNDINGS, cwd="/", text=True,
+            env=surroundings(), cwd="/", text=True,
         )  # fmt: skip
         assert running.stdout
         assert running.stdout.readline().startswith("nsm-9 172.16.1.")
@@ -157,7 +162,7 @@ def _on_a_terminal(*words: str, hang_up_at: bytes = b"", **more: str) -> tuple[i
     """Exit code and output of nsmctl on a terminal of its own, which may be closed early."""
     pid, terminal = pty.fork()
     if pid == 0:
-        os.execve(sys.executable, [*COMMAND, *words], {**SURROUNDINGS, "TERM": "xterm", **more})
+        os.execve(sys.executable, [*COMMAND, *words], {**surroundings(), "TERM": "xterm", **more})
     out = b""
     with contextlib.suppress(OSError):  # EIO: the other side has ended
         while (data := os.read(terminal, 4096)) and not (hang_up_at and hang_up_at in out):
@@ -190,7 +195,7 @@ def test_two_labs_of_one_file_run_at_once():
     running = [
         subprocess.Popen(
             [*COMMAND, "lab", "run", "one-node", "--name", name, "--json"],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=SURROUNDINGS, cwd="/", text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=surroundings(), cwd="/", text=True,
         )
         for name in both
     ]  # fmt: skip
@@ -205,7 +210,7 @@ async def test_a_killed_engine_is_cleared_by_the_next_up_or_down(clears):
     name = names(f"killed-{clears}")
     running = subprocess.Popen(
         [*COMMAND, "lab", "run", "two-nodes", "--name", name],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=SURROUNDINGS, cwd="/",
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=surroundings(), cwd="/",
     )  # fmt: skip
     await until(Path(f"/run/vwire/labs/{name}/status/far").exists, "a first wire", bar=3.0)
     running.kill()
@@ -226,7 +231,7 @@ async def test_ctrl_c_takes_a_lab_down_and_leaves_nothing():
     name = names("ctrl-c")
     running = subprocess.Popen(
         [*COMMAND, "lab", "run", "two-nodes", "--name", name],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=SURROUNDINGS, cwd="/",
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=surroundings(), cwd="/",
     )  # fmt: skip
     status = Path(f"/run/vwire/labs/{name}/status/far")
     await until(status.exists, "a client's first wire", bar=3.0)

@@ -406,6 +406,21 @@ def test_a_forked_process_is_what_an_execd_one_would_be(lab):
     assert forked == execd
 
 
+def test_what_watches_over_a_test_reaches_every_process_of_its_lab(lab, monkeypatch, tmp_path):
+    monkeypatch.setenv("NSM_LOOP_GUARD", str(tmp_path / "told"))
+    bring_up(lab)
+    lab_, _, paths = made(lab)
+    for process in processes.plan(lab_, paths).processes:
+        (serving,) = (m for n, m in state.born(paths).items() if n == process.name)
+        if process.module:
+            line = Path(process.log).read_text().splitlines()[0]
+            given = json.loads(line)["environment"]
+        else:
+            environ = Path(f"/proc/{serving.mark.pid}/environ").read_text()
+            given = dict(one.split("=", 1) for one in environ.split("\0") if one)
+        assert given.get("NSM_LOOP_GUARD") == str(tmp_path / "told"), process.name
+
+
 def _execd(process: processes.Process, paths: Paths) -> dict[str, object]:
     """The same program by exec: in the namespace, as the group, with a log and a pipe as fds."""
     log = f"{paths.folder}/log/execd"
