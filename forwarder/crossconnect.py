@@ -35,9 +35,12 @@ def client_side(
     """The interface the client gets. far_mac is the endpoint's; empty where it is not known."""
     ip = conn.ip
     mac = conn.context.ethernet.src_mac if conn.context and conn.context.ethernet else ""
+    name = _name(mechanism, f"the client of {conn.service!r}")
+    if _trunk(mechanism):
+        return Interface(namespace, name, mac=mac)
     return Interface(
         namespace=namespace,
-        name=_name(mechanism, f"the client of {conn.service!r}"),
+        name=name,
         mtu=_mtu(conn),
         mac=mac,
         addresses=_addresses(ip.src_ip_addrs, conn),
@@ -58,9 +61,12 @@ def endpoint_side(
         )
     ip = conn.ip
     mac = conn.context.ethernet.dst_mac if conn.context and conn.context.ethernet else ""
+    name = _name(mechanism, f"endpoint {conn.endpoint}")
+    if _trunk(mechanism):
+        return Interface(namespace, name, mac=mac)
     return Interface(
         namespace=namespace,
-        name=_name(mechanism, f"endpoint {conn.endpoint}"),
+        name=name,
         mtu=_mtu(conn),
         mac=mac,
         addresses=_addresses(ip.dst_ip_addrs, conn),
@@ -77,6 +83,11 @@ def macs(conn: Connection) -> tuple[str, str]:
         (given.src_mac if given else "") or owner.mac(conn.id, "src"),
         (given.dst_mac if given else "") or owner.mac(conn.id, "dst"),
     )
+
+
+def _trunk(mechanism: Mechanism) -> bool:
+    """Whether its owner tags frames on it, and so sets up what is on top (`wire.md` §2.2)."""
+    return mechanisms.number(mechanism.get(mechanisms.KERNEL_VLAN), limit=1 << 12) != 0
 
 
 def _name(mechanism: Mechanism, whose: str) -> str:

@@ -140,3 +140,18 @@ def test_what_an_endpoint_wants_and_we_do_not_do_is_said():
     with pytest.raises(UnsupportedError, match="IPTables4NatTemplate"):
         endpoint_side(conn(), wish, HERE, "")
     assert endpoint_side(conn(), KERNEL.with_(routeLocalNet="true"), HERE, "").route_localnet
+
+
+@pytest.mark.parametrize("vlan", ["0", "", "4096", "x"])
+def test_no_vlan_is_an_interface_like_any_other(vlan):
+    for side in (client_side, endpoint_side):
+        plain = side(conn(mtu=1400), KERNEL, HERE, "")
+        assert side(conn(mtu=1400), KERNEL.with_(vlan=vlan), HERE, "") == plain
+
+
+def test_an_interface_with_a_vlan_gets_nothing_but_its_name_and_mac():
+    for side, mac in ((client_side, "02:00:00:00:00:01"), (endpoint_side, "02:00:00:00:00:02")):
+        ethernet = EthernetContext("02:00:00:00:00:01", "02:00:00:00:00:02")
+        found = side(conn(ethernet=ethernet, mtu=1400), KERNEL.with_(vlan="4095"), HERE, "")
+        assert (found.name, found.mac) == ("nsm-1", mac)
+        assert found.addresses == found.routes == found.neighbours == found.policies == ()
