@@ -8,6 +8,7 @@ import pytest
 import nsm
 from endpoints.responder.config import Config as Responder
 from endpoints.responder.policies import LOOK_EVERY, PolicyFile, parse
+from forwarder.config import Config as Forwarder
 from nsm.errors import InvalidError
 from nsm.model import DNSConfig, PolicyRoute, Route
 from nsm.nsurl import NSURL
@@ -15,6 +16,8 @@ from nsm.process.client import Config as Client
 from nsm.process.config import ConfigError
 from nsm.process.config import parse as read
 from nsm.process.workload import Endpoint, connect
+from nsmgr.config import Config as Manager
+from registry.config import Config as Registry
 
 
 def test_upstreams_defaults_of_the_client():
@@ -38,6 +41,67 @@ def test_upstreams_defaults_of_the_responder():
     assert config.ipam_policy == "polite"
     assert config.register_service is True
     assert config.idle_timeout == 0
+
+
+def test_upstreams_defaults_of_the_manager():
+    config = read(Manager, {})
+    assert config.name == "nmgr"
+    assert config.listen_on == ("unix:///var/lib/networkservicemesh/nsm.io.sock",)
+    assert config.registry_url == "tcp://localhost:5001"
+    assert config.dial_timeout == 0.75
+    assert config.forwarder_network_service_name == "forwarder"
+    assert config.excluded_prefixes_path == (
+        "/var/lib/networkservicemesh/config/excluded_prefixes.yaml"
+    )
+    assert config.labels == {}
+
+
+def test_upstreams_defaults_of_the_forwarder():
+    config = read(Forwarder, {})
+    assert config.name == config.nsname == "forwarder"
+    assert config.labels == {"p2p": "true"}
+    assert config.connect_to == "unix:///connect.to.socket"
+    assert config.listen_on == "unix:///listen.on.socket"
+    assert config.dial_timeout == 0.75
+    assert config.tunnel_ip == ""
+    assert config.vxlan_port == 0
+    assert config.mechanism_priority == ()
+
+
+def test_upstreams_defaults_of_the_registry():
+    config = read(Registry, {})
+    assert config.listen_on == ("unix:///listen.on.socket",)
+    assert config.proxy_registry_url == ""
+    assert config.expire_period == 60.0
+    assert config.registry_server_policies == (
+        "etc/nsm/opa/common/.*.rego",
+        "etc/nsm/opa/registry/.*.rego",
+        "etc/nsm/opa/server/.*.rego",
+    )
+
+
+EVERY = [
+    pytest.param(Client, {"NSM_NETWORK_SERVICES": "kernel://a"}, id="client"),
+    pytest.param(Responder, {}, id="responder"),
+    pytest.param(Manager, {}, id="manager"),
+    pytest.param(Forwarder, {}, id="forwarder"),
+    pytest.param(Registry, {}, id="registry"),
+]
+
+
+@pytest.mark.parametrize(("kind", "least"), EVERY)
+def test_what_upstreams_commands_have_in_common_is_common_here(kind, least):
+    config = read(kind, least)
+    assert config.log_level == "INFO"
+    assert config.max_token_lifetime == 600.0
+
+
+def test_upstreams_variables_that_are_not_of_the_mesh_are_read_too():
+    told = {"POD_NAME": "p", "NODE_NAME": "n", "CLUSTER_NAME": "c"}
+    assert read(Manager, told).labels == {"podName": "p", "nodeName": "n", "clusterName": "c"}
+    for kind in (Client, Responder, Manager, Forwarder, Registry):
+        least = {"NSM_NETWORK_SERVICES": "kernel://a", "SPIFFE_ENDPOINT_SOCKET": "unix:///s"}
+        assert read(kind, least).spiffe_endpoint_socket == "unix:///s"
 
 
 def test_everything_of_the_responder_can_be_set():
