@@ -306,7 +306,6 @@ class Server:
                 self._pause()
                 asyncio.get_running_loop().call_later(0.25, self._resume)
                 return
-            accepted.setblocking(False)
             handshake = self._tasks.create_task(
                 self._handshake(accepted, listener), name=f"handshake on {listener.url}"
             )
@@ -319,20 +318,19 @@ class Server:
 
     async def _handshake(self, accepted: socket.socket, listener: _Listener) -> None:
         identity, context = self._contexts.newest
-        sock: FdSocket | None = None
-        raw = accepted
-        if listener.path:
-            raw = sock = FdSocket(fileno=accepted.detach())
-            sock.setblocking(False)
-            sock.process = process_of(sock)  # now: later its number may be another's
-            whose = f"pid {sock.process.pid} on {listener.url}"
-        else:
-            watch_for_death(accepted)
-            whose = _peer_of(accepted)
-        make = partial(
-            ServerHttp2, self, identity=identity, limits=self._limits, sock=sock, whose=whose
-        )
+        raw, sock, whose = accepted, None, f"a peer on {listener.url}"
         try:
+            if listener.path:
+                raw = sock = FdSocket(fileno=accepted.detach())
+                sock.process = process_of(sock)  # now: later its number may be another's
+                whose = f"pid {sock.process.pid} on {listener.url}"
+            else:
+                watch_for_death(accepted)
+                whose = _peer_of(accepted)
+            raw.setblocking(False)
+            make = partial(
+                ServerHttp2, self, identity=identity, limits=self._limits, sock=sock, whose=whose
+            )
             await asyncio.get_running_loop().connect_accepted_socket(
                 make,
                 raw,
@@ -348,6 +346,8 @@ class Server:
             )
         except OSError as error:  # ssl.SSLError is one
             log.warning("refused %s: TLS handshake failed: %s", whose, _reason(error))
+        except Exception:  # whatever one peer does, the others are served
+            log.exception("defect while letting in %s", whose)
 
     def made(self, protocol: ServerHttp2) -> None:
         """A connection finished its handshake."""

@@ -124,14 +124,16 @@ def handshake_of(ssl_object: Any, own: Identity) -> Handshake:
         )
     try:
         chain = tuple(x509.load_der_x509_certificate(c) for c in _chain(ssl_object))
-    except ValueError as unreadable:
+        name = peer_id(chain, own.bundles)
+        ends = not_after(chain[0])
+    except UnauthenticatedError:
+        raise
+    except Exception as unreadable:  # what a peer can write into a certificate has no end
         raise UnauthenticatedError(
-            f"the peer's certificate cannot be read: {unreadable}"
+            f"the peer's certificates cannot be read ({type(unreadable).__name__}: {unreadable})",
+            hint="every certificate it shows must be one, its own and those above it",
         ) from unreadable
-    name = peer_id(chain, own.bundles)
-    return Handshake(
-        own=own.svid, peer_id=name, peer_leaf=chain[0], peer_not_after=not_after(chain[0])
-    )
+    return Handshake(own=own.svid, peer_id=name, peer_leaf=chain[0], peer_not_after=ends)
 
 
 def _chain(ssl_object: Any) -> list[bytes]:

@@ -9,10 +9,13 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import grpc
 import pytest
 
+from nsm import grpcio
 from nsm.errors import UnauthenticatedError, UnavailableError
-from nsm.identity.source import Source
+from nsm.identity.source import Source, Svid
+from nsm.proto import networkservice_pb2_grpc
 from nsm.proto.networkservice_grpc import NetworkServiceStub
 from nsm.rpc.grpclib_private import Limits
 from nsm.rpc.peers import Peers
@@ -21,6 +24,7 @@ from nsm.rpc.tls import context_of
 from tests.e2e.rpc.echo import Echo, request, target
 from tests.support.certs import Authority, source
 from tests.support.wait import until
+from tests.unit.identity.forge import unreadable
 
 A, B, C = Authority("a.test"), Authority("b.test"), Authority("c.test")
 
@@ -110,6 +114,59 @@ async def test_a_client_without_a_certificate_is_refused(
             await reader.read()
         writer.close()
         await until(lambda: "peer did not return" in caplog.text, "the log line", bar=0.5)
+
+
+@pytest.fixture(params=["version", "date"])
+def unread(request: pytest.FixtureRequest) -> bytes:
+    """A certificate (PEM) that we cannot read and OpenSSL passes on."""
+    return ssl.DER_cert_to_PEM_cert(unreadable(request.param)).encode()
+
+
+def _showing(shown: Svid, above: bytes, tmp_path: Any, *, server: bool) -> ssl.SSLContext:
+    """A context of the ssl module's own that shows a certificate and one above it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    file = tmp_path / "shown.pem"
+    file.write_bytes(shown.key_pem() + shown.chain_pem() + above)
+    context.load_cert_chain(file)
+    return context
+
+
+async def test_an_unreadable_certificate_ends_its_connection_and_not_the_server(
+    listen: str, tmp_path: Any, unread: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    context = _showing(A.svid("/junk"), unread, tmp_path, server=False)
+    async with (
+        serve([listen], [Echo()], A.source("/s")) as server,
+        Peers(A.source("/c")) as peers,
+    ):
+        _, writer = await _raw(server.urls[0], context)
+        await until(lambda: "cannot be read" in caplog.text, "the refusal", bar=0.5)
+        async with peers.link(server.urls[0]) as link:
+            assert (await NetworkServiceStub(link.channel).Request(request(), timeout=5)).id
+        writer.transport.abort()
+
+
+async def test_an_unreadable_certificate_of_a_server_is_a_refusal_to_links_and_doors(
+    tmp_path: Any, unread: bytes
+) -> None:
+    context = _showing(A.svid("/junk"), unread, tmp_path, server=True)
+    url = f"unix://{tmp_path}/j.sock"
+    async with await asyncio.start_unix_server(
+        lambda _, writer: writer.close(), f"{tmp_path}/j.sock", ssl=context
+    ):
+        async with Peers(A.source("/c")) as peers:
+            with pytest.raises(UnauthenticatedError, match="cannot be read"):
+                async with peers.link(url):
+                    pass
+        async with grpcio.channel(url, A.source("/c")) as channel:
+            stub = networkservice_pb2_grpc.NetworkServiceStub(channel)
+            for _ in range(2):
+                with pytest.raises(grpc.aio.AioRpcError, match="cannot be read"):
+                    await stub.Request(request(), timeout=5)
 
 
 async def test_tls_1_1_and_plaintext_are_refused(

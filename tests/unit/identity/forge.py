@@ -8,6 +8,9 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+DER = Encoding.DER
 
 
 @dataclass(frozen=True)
@@ -72,3 +75,17 @@ def root(domain: str = "td.example", **more: Any) -> Made:
     return forge(
         f"spiffe://{domain}", **{"ca": True, "sign": (True, True), "name": f"root {domain}", **more}
     )
+
+
+def unreadable(how: str) -> bytes:
+    """A certificate (DER) in which OpenSSL sees nothing wrong and other readers do.
+
+    how: `version`, one that nobody defined; `date`, one that ends in the year 0.
+    """
+    der = bytearray(forge("spiffe://x.example/x", days=(-1, 40 * 365)).cert.public_bytes(DER))
+    if how == "version":
+        der[der.index(b"\xa0\x03\x02\x01\x02") + 4] = 5
+    else:
+        at = der.index(b"\x18\x0f") + 2  # a date after 2049 has four digits for its year
+        der[at : at + 4] = b"0000"
+    return bytes(der)
