@@ -26,13 +26,14 @@ from nsm.errors import (
     DeadlineError,
     InternalError,
     InvalidError,
+    NotFoundError,
     PreconditionError,
     TakenError,
     UnavailableError,
     UnsupportedError,
 )
 from nsm.kernel import topology
-from nsm.kernel.namespaces import create_named, delete_named, list_named
+from nsm.kernel.namespaces import NAMED, create_named, delete_named, list_named
 from nsm.kernel.topology import Plug
 from nsm.process import config
 
@@ -174,8 +175,8 @@ def _made(
     with _clock(seconds, "imports"), Births(paths, tuple(modules.values())) as births:
         with _clock(seconds, "network"):
             report(f"network: {len(wanted)} namespaces, {len(lab.links)} links")
-            inodes = _network(lab, paths)
-        now = replace(now, namespaces=inodes)
+            cookies = _network(lab, paths)
+        now = replace(now, namespaces=cookies)
         state.write(paths, now)
         _entries(lab, paths, plan)
         report("imports")
@@ -229,11 +230,11 @@ def _clock(seconds: dict[str, float], what: str) -> Iterator[None]:
 
 
 def _network(lab: Lab, paths: Paths) -> dict[str, int]:
-    """Namespaces, cables, bridges, addresses; the inode of each namespace."""
-    inodes = {}
+    """Namespaces, cables, bridges, addresses; the cookie of each namespace."""
+    cookies = {}
     for place in lab.places:
         create_named(paths.namespace(place))
-        inodes[paths.namespace(place)] = topology.inode_named(paths.namespace(place))
+        cookies[paths.namespace(place)] = topology.cookie_named(paths.namespace(place))
     for link in lab.links:
         a, b = (Plug(paths.namespace(end.node), end.interface) for end in link.ends)
         topology.cable(a, b, link.mtu)
@@ -245,7 +246,7 @@ def _network(lab: Lab, paths: Paths) -> dict[str, int]:
         able = [a for a in node.addresses if ":" not in a or os.path.exists(IPV6)]
         for interface in here if node.kind == "node" else ():
             topology.configure(paths.namespace(node.name), interface, able)
-    return inodes
+    return cookies
 
 
 def _entries(lab: Lab, paths: Paths, plan: processes.Plan) -> None:
@@ -294,15 +295,15 @@ def _taken_down(paths: Paths, report: Report, *, keep_folder: bool) -> Gone:
             os.waitpid(children["nursery"].mark.pid, os.WNOHANG)
     # whom the nursery bore while it was being stopped, and whoever else came into the lab
     alive.kill([child.mark for child in state.born(paths).values()])
-    namespaces = now.namespaces if now else {}
-    inodes = _inodes(namespaces)
+    names = _own(now.namespaces if now else {})
+    # a number is a namespace's as long as that is there: soon after, it may be another's
+    inodes = [topology.inode_named(name) for name in list_named() if name in names]
     alive.kill(alive.inside(inodes))
-    report(f"namespaces: {len(namespaces)}")
-    there = set(list_named())
-    for name in namespaces:
-        if name in there:
-            delete_named(name)
-    left = _left(paths, namespaces, inodes)
+    stubborn = alive.inside(inodes)
+    report(f"namespaces: {len(names)}")
+    for name in names:
+        delete_named(name)
+    left = _left(paths, names, stubborn)
     if not left:
         if keep_folder:
             _empty(paths)
@@ -340,19 +341,22 @@ def _goodbyes(paths: Paths, children: Mapping[str, state.Born]) -> Iterator[tupl
     yield from ((what, group) for what, group in groups.items() if group)
 
 
-def _inodes(namespaces: Mapping[str, int]) -> list[int]:
-    found = []
-    for name, inode in namespaces.items():
-        with contextlib.suppress(FileNotFoundError):
-            # the name's own: one that was made, but not yet noted, counts as well
-            found.append(inode or topology.inode_named(name))
-    return found
+def _own(namespaces: Mapping[str, int]) -> list[str]:
+    """The names of a lab's that are not another's by now, by the cookies noted for them."""
+    own = []
+    for name, cookie in namespaces.items():
+        found = cookie
+        # a file on which nothing is mounted is what an engine leaves that dies while it mounts
+        with contextlib.suppress(NotFoundError, InvalidError):
+            found = topology.cookie_named(name)
+        if cookie in (0, found):
+            own.append(name)
+    return own
 
 
-def _left(paths: Paths, namespaces: Mapping[str, int], inodes: Sequence[int]) -> list[str]:
-    there = set(list_named())
-    left = [f"namespace {name}" for name in namespaces if name in there]
-    left += [f"process {mark.pid}" for mark in alive.inside(inodes)]
+def _left(paths: Paths, names: Sequence[str], stubborn: Sequence[Mark]) -> list[str]:
+    left = [f"namespace {name}" for name in names if os.path.lexists(f"{NAMED}/{name}")]
+    left += [f"process {mark.pid}" for mark in stubborn if mark.alive]
     born = state.born(paths).values()
     left += [f"process {child.mark.pid} ({child.name})" for child in born if child.mark.alive]
     return left

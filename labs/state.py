@@ -20,7 +20,7 @@ from labs.alive import Mark, started
 from labs.paths import ROOT, Paths, is_name
 from nsm.errors import DeniedError, InternalError, TakenError
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 _FRESH: Final = "state.json.new"  # until it is whole
 
 
@@ -33,7 +33,7 @@ class State:
     phase: str  # making, up, going
     since: float  # seconds since 1970
     engine: Mark
-    namespaces: Mapping[str, int] = field(default_factory=dict)  # inode; 0: not known to be made
+    namespaces: Mapping[str, int] = field(default_factory=dict)  # cookie; 0: not known to be made
     schema: int = SCHEMA
 
     @property

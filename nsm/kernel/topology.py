@@ -20,7 +20,7 @@ from typing import Final
 from nsm.errors import NotFoundError
 from nsm.kernel import messages, netlink
 from nsm.kernel.messages import Device
-from nsm.kernel.namespaces import NAMED, Home
+from nsm.kernel.namespaces import NAMED, Home, cookie_here
 from nsm.kernel.netlink import Refusal, Socket, attr, message, nested, text, u32
 
 _ADDRESS, _IFNAME, _MTU, _MASTER, _LINKINFO, _NET_NS_FD = 1, 3, 4, 10, 18, 28
@@ -61,6 +61,15 @@ def enter_named(name: str) -> None:
 def inode_named(name: str) -> int:
     """The inode of a named namespace: what /proc/PID/ns/net of those inside shows."""
     return os.stat(f"{NAMED}/{name}").st_ino
+
+
+def cookie_named(name: str) -> int:
+    """The cookie of a named namespace, which no other ever has.
+
+    Raises NotFoundError without the name, InvalidError if no namespace is mounted there.
+    """
+    with Home() as home, _door(home, Plug(name, "")) as fd, home.inside(fd):
+        return cookie_here()
 
 
 def cable(a: Plug, b: Plug, mtu: int) -> None:

@@ -16,6 +16,8 @@ import pytest
 from labs import engine, state
 from labs.paths import Paths
 from nsm.errors import TakenError
+from nsm.kernel import topology
+from nsm.kernel.namespaces import create_named, delete_named, list_named
 
 HERE = Path(__file__).parents[3]
 
@@ -78,3 +80,110 @@ def test_an_empty_folder_is_what_an_engine_left_that_died_at_once(paths):
     os.makedirs(paths.folder)
     assert taken_down(paths).left == ()
     assert not os.path.exists(paths.folder)
+
+
+# --- numbers that are another's by now ---------------------------------------------------------
+
+
+@pytest.fixture
+def stranger() -> Iterator[subprocess.Popen[str]]:
+    """Somebody in a network namespace of his own, which has no name."""
+    running = subprocess.Popen(
+        ["unshare", "-n", "sh", "-c", "echo; exec sleep 600"], stdout=subprocess.PIPE, text=True
+    )
+    assert running.stdout
+    running.stdout.readline()
+    yield running
+    running.kill()
+    running.communicate()
+
+
+def test_a_number_whose_name_is_gone_means_nobody(paths, stranger):
+    inode = os.stat(f"/proc/{stranger.pid}/ns/net").st_ino
+    written(paths, namespaces={paths.namespace("n"): inode})
+    assert taken_down(paths).left == ()
+    assert stranger.poll() is None
+
+
+def test_a_namespace_another_made_under_a_labs_name_is_left_alone(paths):
+    name = paths.namespace("n")
+    create_named(name)
+    inside = subprocess.Popen(["ip", "netns", "exec", name, "sleep", "600"])
+    try:
+        written(paths, namespaces={name: topology.cookie_named(name) + 1})
+        assert taken_down(paths).left == ()
+        assert inside.poll() is None
+        assert name in list_named()
+    finally:
+        inside.kill()
+        inside.wait()
+        delete_named(name)
+
+
+REUSES = """\
+import ctypes, os, sys
+libc = ctypes.CDLL(None)
+while os.stat("/proc/self/ns/net").st_ino != int(sys.argv[1]):
+    libc.unshare(0x40000000)
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+def test_who_is_given_a_labs_number_after_it_is_not_left_of_it(paths, monkeypatch):
+    name = paths.namespace("n")
+    create_named(name)
+    number = os.stat(f"/run/netns/{name}").st_ino
+    born: list[subprocess.Popen[str]] = []
+
+    def delete(gone: str) -> None:
+        delete_named(gone)
+        next_one = subprocess.Popen(
+            [sys.executable, "-c", REUSES, str(number)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        born.append(next_one)
+        assert next_one.stdout
+        next_one.stdout.readline()
+
+    monkeypatch.setattr(engine, "delete_named", delete)
+    written(paths, namespaces={name: 0})
+    try:
+        assert taken_down(paths).left == ()
+        assert os.stat(f"/proc/{born[0].pid}/ns/net").st_ino == number
+        assert born[0].poll() is None
+    finally:
+        for one in born:
+            one.communicate()
+
+
+# --- what an engine left that died while it made namespaces ------------------------------------
+
+
+def test_a_file_where_a_namespace_was_to_be_is_taken_away(paths):
+    name = paths.namespace("n")
+    create_named(name)  # so that there is a /run/netns
+    delete_named(name)
+    file = Path("/run/netns", name)
+    file.touch()
+    written(paths, namespaces={name: 0})
+    try:
+        assert taken_down(paths).left == ()
+        assert not file.exists()
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def test_a_name_that_cannot_be_taken_away_is_told_as_left(paths, monkeypatch):
+    name = paths.namespace("n")
+    create_named(name)
+    delete_named(name)
+    file = Path("/run/netns", name)
+    file.touch()
+    monkeypatch.setattr(engine, "delete_named", lambda _: None)
+    written(paths, namespaces={name: 0})
+    try:
+        assert taken_down(paths).left == (f"namespace {name}",)
+        assert os.path.exists(paths.state)
+    finally:
+        file.unlink()
