@@ -22,6 +22,8 @@ matches on texts. Only `nsm.rpc.status` turns these into statuses and back.
 
 from enum import IntEnum
 
+REFUSED = "no sufficient privileges"  # how a policy's refusal ends; upstream's clients look for it
+
 
 class Code(IntEnum):
     """gRPC status codes, so that this module needs no gRPC library."""

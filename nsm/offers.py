@@ -11,9 +11,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from nsm.errors import DeniedError, ExhaustedError, InvalidError
+from nsm.errors import REFUSED, DeniedError, ExhaustedError, InvalidError
 from nsm.model import SECOND, Endpoint, Found, Service
-from nsm.policy import REFUSED
 
 T = TypeVar("T", Endpoint, Service)
 Sink = Callable[[Found[T]], None]

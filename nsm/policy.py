@@ -2,8 +2,8 @@
 
 Upstream's five token rules live in `nsm.identity.rules`; here they are applied
 where upstream applies them, to a connection that has just been entered. One
-rule is ours: a connection belongs to the hop that asked for it first, so that
-a guessed id opens nobody's wire.
+rule more is here: a connection belongs to the hop that asked for it first, so
+that a guessed id opens nobody's wire.
 """
 
 import time
@@ -11,13 +11,11 @@ from typing import Any
 
 from nsm.caller import Caller
 from nsm.connections import Held
-from nsm.errors import DeniedError
+from nsm.errors import REFUSED, DeniedError
 from nsm.identity import rules, tokens
 from nsm.identity.source import Handshake
 from nsm.model import Connection
 from nsm.path import stamp
-
-REFUSED = "no sufficient privileges"  # how every refusal ends; upstream's clients look for it
 
 
 class Tokens:
@@ -54,7 +52,8 @@ class Tokens:
             rules.tokens_valid(left)
             or rules.tokens_expired(left, time.time_ns())
             or rules.tokens_chained(left)
-            or rules.prev_token_signed(left, conn.index, caller.handshake.peer_leaf)
+            or rules.proven_by_caller(left, conn.index, caller.handshake)
+            or rules.inside_border(left, conn.index, caller.handshake)
         )
         if reason:
             raise _denied(conn, caller, reason)
@@ -69,8 +68,8 @@ class Tokens:
             self.admit(conn, caller)
             return
         last = [segment.token for segment in conn.segments[: conn.index + 1]]
-        reason = rules.tokens_expired(last[-2:], time.time_ns()) or rules.prev_token_signed(
-            last, conn.index, caller.handshake.peer_leaf
+        reason = rules.tokens_expired(last[-2:], time.time_ns()) or rules.proven_by_caller(
+            last, conn.index, caller.handshake
         )
         if reason:
             raise _denied(conn, caller, reason)
@@ -87,9 +86,13 @@ def origin(conn: Connection) -> str:
 def same_owner(held: Held[Any], conn: Connection, caller: Caller) -> None:
     """Refuse somebody else's connection id.
 
-    A manager that was replaced comes under another name: it may take over what
-    begins at the same workload and stays in its own trust domain. The workload
-    itself, at the first hop, must be the same.
+    A manager that was replaced comes under another name (its id has its pod's), and
+    nobody is left to say so: it may take over what begins at the same workload, with
+    that workload's own id of the connection, and stays in its own trust domain. Who
+    begins it is known by that manager's word only, as in every Request: inside a
+    domain each identity is believed about those to its left (`nsm.identity.rules`).
+    What keeps others out is the id drawn here, which only those on the wire see.
+    The workload itself, at the first hop, must be the same.
     """
     if held.previous is None or held.previous == caller.handshake.peer_id:
         return
@@ -97,6 +100,8 @@ def same_owner(held: Held[Any], conn: Connection, caller: Caller) -> None:
         conn.index >= 2
         and held.origin != ""
         and held.origin == origin(conn)
+        and held.made is not None
+        and held.made.segments[0].id == conn.segments[0].id
         and held.previous.trust_domain == caller.handshake.peer_id.trust_domain
     )
     if not replaced:

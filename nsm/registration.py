@@ -13,10 +13,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nsm.caller import Caller
-from nsm.errors import DeniedError, InvalidError
+from nsm.errors import REFUSED, DeniedError, InvalidError
 from nsm.identity import rules, tokens
 from nsm.identity.source import Handshake
-from nsm.policy import REFUSED
 
 PATH = "path"  # the metadata key, of requests and of replies
 MAX_SEGMENTS = 32  # hops; interdomain's longest has five
@@ -135,7 +134,9 @@ def path_ids(given: Sequence[str], left: Sequence[str]) -> tuple[str, ...]:
 def left_ids(path: RegistrationPath, shown: Handshake) -> tuple[str, ...]:
     """The SPIFFE ids of path's left part: ours and the caller's as the TLS handshake proved them.
 
-    Those further left are what their tokens say, vouched for by the hops between.
+    Those further left are what their tokens say, vouched for by the hops between,
+    who can say so of their own trust domain (`nsm.identity.rules`): there, whoever
+    has a certificate can register in anybody's name, as at upstream (`wire.md` §6.2).
     Raises DeniedError if one of those is no token.
     """
     further = (tokens.claims(token).sub for token in path.tokens[: max(path.index - 1, 0)])
@@ -154,7 +155,8 @@ def refusal(
         (TOKENS_VALID in policies and rules.tokens_valid(left))
         or (TOKENS_EXPIRED in policies and rules.tokens_expired(left, now))
         or (TOKENS_CHAINED in policies and rules.tokens_chained(left))
-        or (PREV_SIGNED in policies and _signed_by_caller(left, path.index, shown))
+        or (PREV_SIGNED in policies and rules.proven_by_caller(left, path.index, shown))
+        or (PREV_SIGNED in policies and rules.inside_border(left, path.index, shown))
         or None
     )
 
@@ -177,16 +179,6 @@ def admit_reply(path: RegistrationPath, shown: Handshake, now: int, what: str) -
 def denied(what: str, reason: str) -> DeniedError:
     """A refusal in upstream's words: its clients look for how it ends."""
     return DeniedError(f"{what}: {reason}: {REFUSED}")
-
-
-def _signed_by_caller(left: Sequence[str], index: int, shown: Handshake) -> str | None:
-    if reason := rules.prev_token_signed(left, index, shown.peer_leaf):
-        return reason
-    # The signature alone proves the key, not the name: anybody can sign another's `sub`.
-    said = tokens.claims(left[index - 1]).sub
-    if said != str(shown.peer_id):
-        return f"its token says it is {said[:256]}, and its certificate {shown.peer_id}"
-    return None
 
 
 def _token(segment: Any) -> str:

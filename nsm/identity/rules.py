@@ -1,4 +1,4 @@
-"""The five rules on the tokens of a path (`wire.md` §4.4), natively.
+"""The rules on the tokens of a path, natively: upstream's five (`wire.md` §4.4), two of ours.
 
 Pure functions over the token texts of a path's segments, first segment first.
 Each gives None if it holds, else why not: which segment, which rule, never a
@@ -8,6 +8,13 @@ a client asks them and `next_token_signed` of the whole returned path.
 
 Where the upstream policies compare whatever JSON holds, these want what the
 protocol says: strings in `sub` and `aud`, a number in `exp`, ES256 in the header.
+
+Two more rules are ours, and every honest upstream peer keeps them. A signature
+proves a key, not a name: what the caller's token says must be what its
+certificate says. And at a trust domain's border, whoever calls may vouch for its
+own domain only. Inside one domain each identity vouches for those to its left,
+as upstream's policies have it: their signatures cannot be checked here, so a
+domain's authority should give certificates to nobody it would not believe.
 """
 
 from collections.abc import Sequence
@@ -15,6 +22,7 @@ from collections.abc import Sequence
 from cryptography import x509
 
 from nsm.errors import DeniedError
+from nsm.identity.source import Handshake
 from nsm.identity.tokens import audience, decoded, expiry, format_instant, signed_by
 
 
@@ -79,6 +87,39 @@ def next_token_signed(
 ) -> str | None:
     """The segment after index carries a token signed with the TLS peer's key."""
     return _signed(tokens, index + 1, leaf)
+
+
+def proven_by_caller(tokens: Sequence[str], index: int, shown: Handshake) -> str | None:
+    """The segment before index carries the TLS peer's own token, in its own name."""
+    if reason := prev_token_signed(tokens, index, shown.peer_leaf):
+        return reason
+    said = _subject(tokens[index - 1])
+    if said != str(shown.peer_id):
+        return f"its token says it is {_names([said])}, and its certificate {shown.peer_id}"
+    return None
+
+
+def inside_border(tokens: Sequence[str], index: int, shown: Handshake) -> str | None:
+    """All segments before index are of the TLS peer's trust domain, if that is not ours."""
+    domain = shown.peer_id.trust_domain
+    if domain == shown.own.id.trust_domain:
+        return None
+    for place, token in enumerate(tokens[:index]):
+        said = _subject(token)
+        if said is None or not said.startswith(f"spiffe://{domain}/"):
+            return (
+                f"{_segment(place, tokens)}: its token is of {_names([said])}, for whom"
+                f" nobody of the trust domain {domain} may speak"
+            )
+    return None
+
+
+def _subject(token: str) -> str | None:
+    try:
+        said = decoded(token).get("sub")
+    except DeniedError:
+        return None
+    return said if isinstance(said, str) else None
 
 
 def _signed(tokens: Sequence[str], place: int, leaf: x509.Certificate | None) -> str | None:

@@ -11,6 +11,7 @@ from cryptography import x509
 
 from nsm.identity import rules
 from nsm.identity.authority import Authority
+from nsm.identity.source import Handshake, Svid
 from nsm.identity.spiffe import SpiffeId
 from nsm.identity.tokens import issue
 
@@ -120,6 +121,37 @@ def test_no_refusal_shows_a_token() -> None:
     for text in bad:
         for piece in text.split("."):
             assert len(piece) < 5 or not any(piece in str(why) for why in said)
+
+
+def met(own: str, peer: str) -> Handshake:
+    return Handshake(SVIDS[own], SVIDS[peer].id, SVIDS[peer].leaf, SVIDS[peer].not_after)
+
+
+def test_the_previous_token_says_what_the_callers_certificate_says() -> None:
+    assert rules.proven_by_caller(WHOLE[:2], 1, met("m", "a")) is None
+    assert "not signed" in str(rules.proven_by_caller(WHOLE[:2], 1, met("m", "f")))
+    liar = Svid(SVIDS["a"].id, SVIDS["e"].chain, SVIDS["e"].key)  # e says it is a
+    lie = issue(liar, SVIDS["m"].id, 600 * SECOND, peer_not_after=None, now=NOW).text
+    assert rules.prev_token_signed([lie, WHOLE[1]], 1, leaf("e")) is None
+    assert rules.proven_by_caller([lie, WHOLE[1]], 1, met("m", "e")) == (
+        "its token says it is spiffe://td.example/a, and its certificate spiffe://td.example/e"
+    )
+
+
+def test_over_a_border_nobody_speaks_for_another_trust_domain() -> None:
+    here = Authority.create("here.example").issue(SpiffeId.parse("spiffe://here.example/m"))
+    shown = Handshake(here, SVIDS["f"].id, leaf("f"), SVIDS["f"].not_after)
+    assert rules.inside_border(path("am", "mf"), 2, shown) is None
+    ours = issue(here, SVIDS["m"].id, 600 * SECOND, peer_not_after=None, now=NOW).text
+    assert rules.inside_border([ours, *path("mf")], 2, shown) == (
+        "path segment 0 of 2: its token is of spiffe://here.example/m, for whom nobody of"
+        " the trust domain td.example may speak"
+    )
+    for forged in ("", "x.y.z", "spiffe://td.example.evil/x"):
+        assert rules.inside_border([forged, *path("mf")], 2, shown)
+    # What lies at or behind us is ours to say, and in one domain each vouches for its left.
+    assert rules.inside_border([*path("am"), ours], 1, shown) is None
+    assert rules.inside_border([ours, ours], 2, met("m", "a")) is None
 
 
 # Upstream's policies compare whatever JSON holds; the protocol says strings, and an object.

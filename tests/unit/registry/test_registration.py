@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -130,24 +131,36 @@ def test_stale_tokens_to_the_right_do_not_matter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens_", "why"),
+    ("first", "why"),
     [
-        (("", token(R, M)), "it has no token"),
-        (("garbage", token(R, M)), "no JWT"),
-        ((token(M, R, lifetime=-MINUTE), token(R, M)), "expired"),
-        ((token(M, X), token(R, M)), "meant for"),
-        ((token(X, R), token(R, M)), "not signed"),
+        (lambda: "", "it has no token"),
+        (lambda: "garbage", "no JWT"),
+        (lambda: token(M, R, lifetime=-MINUTE), "expired"),
+        (lambda: token(M, X), "meant for"),
+        (lambda: token(X, R), "not signed"),
     ],
     ids=["missing", "garbage", "expired", "for somebody else", "replayed"],
 )
-def test_a_path_that_proves_nothing_is_refused(tokens_: tuple[str, ...], why: str) -> None:
-    assert why in (refusal(RegistrationPath(tokens_, 1), R, M) or "")
+def test_a_path_that_proves_nothing_is_refused(first: Callable[[], str], why: str) -> None:
+    assert why in (refusal(RegistrationPath((first(), token(R, M)), 1), R, M) or "")
 
 
 def test_a_token_signed_with_the_right_key_for_anothers_name_is_refused() -> None:
     forged = Svid(E.id, X.chain, X.key)  # X says it is E, and signs with its own key
     reason = refusal(RegistrationPath((token(forged, R), token(R, X)), 1), R, X)
     assert reason == f"its token says it is {E.id}, and its certificate {X.id}"
+
+
+def test_nobody_registers_in_the_name_of_somebody_of_another_trust_domain() -> None:
+    far = Authority.create("far")
+    manager, workload = (far.issue(SpiffeId("far", path)) for path in ("/nsmgr", "/nse"))
+    theirs = RegistrationPath((token(workload, manager), token(manager, R), token(R, manager)), 2)
+    assert refusal(theirs, R, manager) is None
+    ours = RegistrationPath((token(E, manager), token(manager, R), token(R, manager)), 2)
+    assert refusal(ours, R, manager) == (
+        "path segment 0 of 3: its token is of spiffe://td/nse, for whom nobody of the"
+        " trust domain far may speak"
+    )
 
 
 def test_a_policy_that_is_off_is_not_asked() -> None:

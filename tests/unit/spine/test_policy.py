@@ -1,0 +1,87 @@
+"""Who may request and close, where upstream's five rules would let somebody else in."""
+
+import time
+from dataclasses import replace
+
+import pytest
+
+from nsm import policy
+from nsm.caller import Caller
+from nsm.connections import Held
+from nsm.errors import DeniedError
+from nsm.identity import tokens
+from nsm.identity.source import Handshake, Svid
+from nsm.identity.spiffe import SpiffeId
+from nsm.model import SECOND, Connection, Path, Segment
+from tests.support.certs import Authority
+
+LIFETIME = 600 * SECOND
+TOKENS = policy.Tokens(LIFETIME)
+VICTIM = SpiffeId("td", "/victim")
+
+
+def minted(of: Svid, to: SpiffeId) -> tokens.Token:
+    return tokens.issue(of, to, LIFETIME, peer_not_after=None, now=time.time_ns())
+
+
+def call(peer: Svid, own: Svid, says: SpiffeId | None = None) -> Caller:
+    """A call over peer's certificate, with a token of peer's key for the id it says it is."""
+    token = minted(replace(peer, id=says or peer.id), own.id)
+    shown = Handshake(own, peer.id, peer.leaf, peer.not_after)
+    return Caller(shown, token=token.text, token_expires=token.expires)
+
+
+def entered(*before: Segment) -> Connection:
+    """A connection as it has just stepped onto us, with these segments to our left."""
+    segments = (*before, Segment("us", "us-0"))
+    return Connection("us-0", "vpn", path=Path(segments, len(before)))
+
+
+def judged(conn: Connection, caller: Caller, held: Held[None] | None = None) -> None:
+    """Raise if conn is refused, as a Close if held is given."""
+    conn = TOKENS.vouch(conn, caller)
+    if held is None:
+        TOKENS.admit(conn, caller)
+    else:
+        TOKENS.admit_close(conn, caller, held)
+
+
+def test_nobody_requests_or_closes_in_anothers_name(mesh):
+    own, evil = mesh.svid("us"), mesh.svid("evil")
+    conn = entered(Segment("nsc", "c0"))
+    held = Held("us-0", made=conn, previous=evil.id)
+    judged(conn, call(evil, own))
+    judged(conn, call(evil, own), held)
+    for closing in (None, held):
+        with pytest.raises(DeniedError) as refused:
+            judged(conn, call(evil, own, says=VICTIM), closing)
+        assert "its token says it is spiffe://td/victim, and its certificate" in str(refused.value)
+        assert str(refused.value).endswith("no sufficient privileges")
+
+
+def test_a_manager_of_another_trust_domain_speaks_for_no_workload_of_ours(mesh):
+    own, far = mesh.svid("us"), Authority("far")
+    manager = far.svid("/nsmgr")
+
+    def through(workload: Svid) -> Connection:
+        token = minted(workload, manager.id)
+        return entered(Segment("nsc", "c0", token.text, token.expires), Segment("mgr", "m0"))
+
+    judged(through(far.svid("/nsc")), call(manager, own))
+    with pytest.raises(DeniedError, match="its token is of spiffe://td/nsc, for whom nobody"):
+        judged(through(mesh.svid("nsc")), call(manager, own))
+
+
+def test_what_a_replaced_manager_takes_over_is_what_its_client_calls_by_the_same_id(mesh):
+    nsc, old, new = mesh.svid("nsc"), mesh.svid("old"), mesh.svid("new")
+
+    def through(manager: Svid, client_id: str) -> Connection:
+        token = minted(nsc, manager.id)
+        first = Segment("nsc", client_id, token.text, token.expires)
+        return entered(first, Segment("mgr", "m0"))
+
+    held = Held("us-0", made=through(old, "c0"), previous=old.id, origin=str(nsc.id))
+    caller = call(new, mesh.svid("us"))
+    policy.same_owner(held, through(new, "c0"), caller)
+    with pytest.raises(DeniedError, match="was asked for by spiffe://td/old"):
+        policy.same_owner(held, through(new, "c1"), caller)
