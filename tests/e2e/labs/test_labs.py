@@ -121,6 +121,16 @@ def test_the_verbs_tell_of_a_lab_that_is_up():
         assert "ready" in logs
 
 
+def test_every_process_of_a_lab_that_nsmctl_starts_is_watched_for_calls_that_block():
+    with up("one-node") as lab:
+        status = json.loads(nsmctl("lab", "status", lab, "--json").stdout)
+        assert len(status["processes"]) == 6
+        for name, process in status["processes"].items():
+            folder = f"/proc/{process['pid']}/fd"
+            held = {os.readlink(f"{folder}/{number}") for number in os.listdir(folder)}
+            assert os.environ["NSM_LOOP_GUARD"] in held, name
+
+
 def test_connect_holds_a_wire_around_a_command_and_takes_it_back():
     with up("one-node") as lab:
         words = ("connect", "kernel://icmp-responder/nsm-9", "--lab", lab, "-n", "outsider")

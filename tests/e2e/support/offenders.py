@@ -82,6 +82,37 @@ def test_blocks_the_loop_of_a_process() -> None:
     )
 
 
+LAB = """\
+name: NAME
+topology:
+  clusters: {c: {}}
+  nodes: {n: {cluster: c}, sw: {kind: switch}}
+  links: [{endpoints: ["n:eth0", "sw:p1"]}]
+  underlay: {ipv4: 198.18.0.0/24}
+services:
+  y: {endpoints: {offers: {on: n, prefixes: [172.16.1.0/24]}}}
+"""
+BLOCKING_NSMCTL = """\
+from labs import processes
+program = {processes.Stage.ENDPOINT: "tests.e2e.support.blocker"}
+processes.MODULES = {**processes.MODULES, **program}
+from nsmctl.__main__ import main
+main()
+"""
+
+
+def test_blocks_the_loop_of_a_process_of_a_lab(tmp_path: Path) -> None:
+    file = tmp_path / "lab.yaml"
+    file.write_text(LAB.replace("NAME", f"blocks-{os.getpid() % 10000}"))
+    subprocess.run(
+        [sys.executable, "-P", "-c", BLOCKING_NSMCTL, "lab", "run", str(file)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd="/",
+        check=True,
+        capture_output=True,
+    )
+
+
 def test_is_skipped_for_no_good_reason() -> None:
     pytest.skip("felt like it")
 

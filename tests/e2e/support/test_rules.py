@@ -102,6 +102,14 @@ async def test_a_process_that_blocks_its_loop_fails_the_test_that_ran_it() -> No
     assert "on an event loop's thread: os.listdir" in out
 
 
+async def test_a_process_of_a_lab_that_blocks_its_loop_fails_the_test_that_ran_the_lab() -> None:
+    code, out = await run("test_blocks_the_loop_of_a_process_of_a_lab")
+    assert code == 1, out
+    assert "1 passed, 1 error" in out  # the lab itself holds
+    assert "on an event loop's thread: os.listdir '/proc/self/fd'" in out
+    assert "tests/e2e/support/blocker.py" in out
+
+
 async def test_in_ci_a_skip_is_a_failure_unless_the_kernel_lacks_something() -> None:
     assert (await run("test_is_skipped_for_no_good_reason"))[0] == 0
     code, out = await run("test_is_skipped_for_no_good_reason", CI="true")
