@@ -14,7 +14,7 @@ from nsm.connections import Held
 from nsm.errors import REFUSED, DeniedError
 from nsm.identity import rules, tokens
 from nsm.identity.source import Handshake
-from nsm.model import Connection
+from nsm.model import SECOND, Connection
 from nsm.path import stamp
 
 
@@ -28,10 +28,11 @@ class Tokens:
         """Put the caller's token on its segment and one of our own on ours.
 
         Both belong to the TLS connection the call came on. A caller without a
-        token keeps what the body says; `admit` will say what that is worth.
+        token keeps what the body says; `admit` will say what that is worth. Raises
+        DeniedError for a token that cannot be read.
         """
         if conn.index > 0 and caller.token and caller.token_expires is not None:
-            conn = stamp(conn, conn.index - 1, caller.token, caller.token_expires)
+            conn = stamp(conn, conn.index - 1, caller.token, _ends(conn, caller))
         shown = caller.handshake
         own = tokens.issue(
             shown.own,
@@ -127,6 +128,20 @@ def admit_reply(conn: Connection, handshake: Handshake) -> None:
         raise DeniedError(
             f"the answer of {handshake.peer_id} for connection {conn.id}: {reason}: {REFUSED}"
         )
+
+
+def _ends(conn: Connection, caller: Caller) -> int:
+    """Until when the caller's token vouches: no longer than token and certificate hold.
+
+    What the metadata says beside the token is signed by nobody, and a lease hangs on it.
+    """
+    assert caller.token_expires is not None
+    try:
+        said = tokens.claims(caller.token).exp
+    except DeniedError as broken:
+        raise _denied(conn, caller, broken.message) from None  # the cause may quote it
+    # The claim is in whole seconds, cut off.
+    return min(caller.token_expires, said + SECOND, caller.handshake.peer_not_after)
 
 
 def _denied(conn: Connection, caller: Caller, reason: str) -> DeniedError:

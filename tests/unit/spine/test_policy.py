@@ -85,3 +85,28 @@ def test_what_a_replaced_manager_takes_over_is_what_its_client_calls_by_the_same
     policy.same_owner(held, through(new, "c0"), caller)
     with pytest.raises(DeniedError, match="was asked for by spiffe://td/old"):
         policy.same_owner(held, through(new, "c1"), caller)
+
+
+def test_a_caller_vouches_no_longer_than_its_token_and_its_certificate_hold(mesh):
+    nsc, own = mesh.svid("nsc"), mesh.svid("us")
+    honest = call(nsc, own)
+
+    def ends(caller: Caller) -> int:
+        return TOKENS.vouch(entered(Segment("nsc", "c0")), caller).segments[0].expires
+
+    assert ends(honest) == honest.token_expires
+    year_9999 = 253402300799 * SECOND
+    claim = tokens.claims(honest.token).exp
+    assert ends(replace(honest, token_expires=year_9999)) == claim + SECOND
+    forever = tokens.issue(
+        replace(nsc, chain=own.chain), own.id, year_9999, peer_not_after=None, now=time.time_ns()
+    )
+    short = replace(honest.handshake, peer_not_after=claim - 60 * SECOND)
+    lasting = Caller(short, token=forever.text, token_expires=year_9999)
+    assert ends(lasting) == claim - 60 * SECOND
+
+
+def test_a_token_that_cannot_be_read_is_refused_in_upstreams_words(mesh):
+    caller = replace(call(mesh.svid("nsc"), mesh.svid("us")), token="x.y.z")
+    with pytest.raises(DeniedError, match=r"base64url: no sufficient privileges$"):
+        judged(entered(Segment("nsc", "c0")), caller)
