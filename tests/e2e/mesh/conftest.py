@@ -22,10 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from labs import engine, processes, state
 from labs.lab import parse
 from labs.paths import Paths
+from nsm.identity.authority import Authority, open_authority
+from nsm.identity.spiffe import SpiffeId
+from tests.support import secrets
 from tests.support.wait import until
 
 ROOT = Path(__file__).parents[3]
@@ -53,6 +57,7 @@ clients:
   serving: {on: node-1, netns-only: true}
   mortal: {on: node-1, netns-only: true}
   carol: {on: node-3, netns-only: true}
+  nsc: {on: node-1, connect: ["kernel://echo/nsm-1"]}  # the fifth of the five, beside every test
 """
 DOMAIN = "home.test"
 SEATS = {  # who asks: its SPIFFE id's path, and the node whose manager it knows
@@ -66,6 +71,7 @@ SEATS = {  # who asks: its SPIFFE id's path, and the node whose manager it knows
 }
 OBJECTS = ("link show", "address show", "route show table all", "rule show", "neighbour show")
 VOLATILE = ("valid_life_time", "preferred_life_time", "used", "probes", "expires")
+OWN = {"name": "raw", "id": "raw-1"}  # the first segment of every raw path
 _numbers = itertools.count()
 
 
@@ -179,6 +185,10 @@ class Mesh:
         words = [*inside, "ping", "-n", "-c1", "-W2", address]
         return subprocess.run(words, capture_output=True, check=False).returncode == 0
 
+    def logs(self) -> list[Path]:
+        """What each process wrote so far."""
+        return [Path(one.log) for one in self.plan.processes if Path(one.log).exists()]
+
     # --- what must be equal ---------------------------------------------------------------
 
     def kernel(self) -> dict[str, str]:
@@ -282,22 +292,31 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
         )
         asyncio.run(settled)
         yield made
+        told = secrets.told_by(made.logs())
+        assert not told, f"a token or a key is in a log: {told}"
 
 
 def _guarded(plan: Any, guard: Path) -> Any:
-    """The lab's plan, with every process of ours telling on calls that block its loop."""
+    """The lab's plan, with every process of ours telling on calls that block its loop.
+
+    They log all they ever log, because what must not be in a log must not be in that.
+    """
 
     def guarded(lab: Any, paths: Paths) -> processes.Plan:
         made: processes.Plan = plan(lab, paths)
         return replace(
             made,
             processes=tuple(
-                replace(one, environment={**one.environment, "NSM_LOOP_GUARD": str(guard)})
+                replace(one, environment={**one.environment, **_telling(guard)})
                 for one in made.processes
             ),
         )
 
     return guarded
+
+
+def _telling(guard: Path) -> Mapping[str, str]:
+    return {"NSM_LOOP_GUARD": str(guard), "NSM_LOG_LEVEL": "TRACE"}
 
 
 def _down(paths: Paths) -> None:
@@ -362,6 +381,104 @@ async def _the_mesh_is_as_before(mesh: Mesh, _nothing_is_left: None) -> Any:
     if mesh.guard.exists() and (told := mesh.guard.read_text()):
         mesh.guard.write_text("")
         pytest.fail(f"calls that block a loop:\n{told[:3000]}", pytrace=False)
+
+
+def is_sentence(answer: dict[str, Any], code: str, *words: str) -> str:
+    """That an answer is a refusal of that code in one line with these words; its text."""
+    text: str = answer["text"]
+    assert answer["code"] == code, answer
+    assert not [word for word in words if word not in text], text
+    assert "\n" not in text
+    assert "Traceback" not in text
+    assert "eyJ" not in text, "a token is in it"
+    assert len(text) < 1000, f"nobody reads {len(text)} characters"
+    print(f"{code}: {text}")
+    return text
+
+
+def asked(
+    who: Asker, service: str = "echo", *, name: str = "nsm-1", **connection: Any
+) -> dict[str, Any]:
+    """A Request of stock grpcio's, who names its namespace by /proc."""
+    pid = who.have("who")["pid"]
+    return {
+        "connection": {
+            "id": "raw-1",
+            "networkService": service,
+            "path": {"index": 0, "pathSegments": [dict(OWN)]},
+            **connection,
+        },
+        "mechanismPreferences": [
+            {
+                "cls": "LOCAL",
+                "type": "KERNEL",
+                "parameters": {"name": name, "inodeURL": f"file:///proc/{pid}/ns/net"},
+            }
+        ],
+    }
+
+
+class Started:
+    """A program that is to fail, and its last words."""
+
+    def __init__(
+        self, mesh: Mesh, module: str, like: str, *, user: str = "", **variables: str
+    ) -> None:
+        process = mesh.process(like)
+        environment = {
+            k: v
+            for k, v in process.environment.items()
+            if k not in ("NSM_READY_FD", "NSM_LOOP_GUARD")
+        }
+        environment |= {"PYTHONPATH": str(ROOT), "NSM_LOG_LEVEL": "INFO", **variables}
+        self.process = subprocess.Popen(
+            ["ip", "netns", "exec", process.namespace, "setpriv", f"--regid={process.gid}",
+             "--clear-groups", *([f"--reuid={user}"] if user else []),
+             sys.executable, "-P", "-m", *module.split()],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd="/",
+        )  # fmt: skip
+
+    def says(self, word: str) -> None:
+        """Wait for a line with that word."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if word in line:
+                return
+        pytest.fail(f"it ended without saying {word!r}")
+
+    def stopped(self) -> int:
+        """Its exit code, once it obeyed."""
+        self.process.terminate()
+        self.process.communicate(timeout=10)
+        return self.process.returncode
+
+    def ends(self, patience: float = 30.0) -> tuple[int, str]:
+        """Its exit code, and what it said."""
+        try:
+            said, _ = self.process.communicate(timeout=patience)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            said, _ = self.process.communicate()
+            pytest.fail(f"still runs after {patience} s: {said}")
+        print(said)
+        return self.process.returncode, said
+
+
+def identity(
+    folder: Path, authority: Authority, who: str, trusted: Authority, **times: int
+) -> dict[str, str]:
+    """A certificate of authority for who in files; trusted is whom its owner believes."""
+    svid = authority.issue(SpiffeId.parse(who), **times)
+    (folder / "cert.pem").write_bytes(b"".join(c.public_bytes(Encoding.PEM) for c in svid.chain))
+    (folder / "key.pem").write_bytes(svid.key_pem())
+    (folder / "bundle.pem").write_bytes(trusted.bundle_pem())
+    files = {one: str(folder / f"{one}.pem") for one in ("cert", "key", "bundle")}
+    return {**files, "id": who, "domain": trusted.trust_domain}
+
+
+@pytest.fixture
+def home(mesh: Mesh) -> Authority:
+    return open_authority(mesh.authority, DOMAIN)
 
 
 @pytest.fixture

@@ -7,61 +7,18 @@ fixtures of this folder ask the kernel after every test.
 import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
-from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from labs.alive import Mark, started, stop
-from nsm.identity.authority import Authority, open_authority
-from nsm.identity.spiffe import SpiffeId
+from nsm.identity.authority import Authority
 from nsm.model import SECOND
-from tests.e2e.mesh.conftest import DOMAIN, ROOT, Asker, Mesh
+from tests.e2e.mesh.conftest import DOMAIN, OWN, Mesh, Started, asked, identity, is_sentence
 from tests.support.spaces import workload
 from tests.support.wait import until, write
 
 HOUR = 3600 * SECOND
-OWN = {"name": "raw", "id": "raw-1"}  # the first segment of every raw path
-
-
-def is_sentence(answer: dict[str, Any], code: str, *words: str) -> str:
-    """That an answer is a refusal of that code in one line with these words; its text."""
-    text: str = answer["text"]
-    assert answer["code"] == code, answer
-    assert not [word for word in words if word not in text], text
-    assert "\n" not in text
-    assert "Traceback" not in text
-    assert "eyJ" not in text, "a token is in it"
-    assert len(text) < 1000, f"nobody reads {len(text)} characters"
-    print(f"{code}: {text}")
-    return text
-
-
-def asked(
-    who: Asker, service: str = "echo", *, name: str = "nsm-1", **connection: Any
-) -> dict[str, Any]:
-    """A Request of stock grpcio's, who names its namespace by /proc."""
-    pid = who.have("who")["pid"]
-    return {
-        "connection": {
-            "id": "raw-1",
-            "networkService": service,
-            "path": {"index": 0, "pathSegments": [dict(OWN)]},
-            **connection,
-        },
-        "mechanismPreferences": [
-            {
-                "cls": "LOCAL",
-                "type": "KERNEL",
-                "parameters": {"name": name, "inodeURL": f"file:///proc/{pid}/ns/net"},
-            }
-        ],
-    }
-
-
 # --- who is asked for ------------------------------------------------------------------------
 
 
@@ -290,23 +247,6 @@ async def test_an_endpoint_whose_namespace_is_gone_cannot_be_reached(alice, serv
 # --- who asks --------------------------------------------------------------------------------
 
 
-def identity(
-    folder: Path, authority: Authority, who: str, trusted: Authority, **times: int
-) -> dict[str, str]:
-    """A certificate of authority for who in files; trusted is whom its owner believes."""
-    svid = authority.issue(SpiffeId.parse(who), **times)
-    (folder / "cert.pem").write_bytes(b"".join(c.public_bytes(Encoding.PEM) for c in svid.chain))
-    (folder / "key.pem").write_bytes(svid.key_pem())
-    (folder / "bundle.pem").write_bytes(trusted.bundle_pem())
-    files = {one: str(folder / f"{one}.pem") for one in ("cert", "key", "bundle")}
-    return {**files, "id": who, "domain": trusted.trust_domain}
-
-
-@pytest.fixture
-def home(mesh: Mesh) -> Authority:
-    return open_authority(mesh.authority, DOMAIN)
-
-
 def test_a_right_certificate_from_the_same_hand_is_let_in(alice, mesh, home, tmp_path):
     """Else the refusals below could have another reason."""
     files = identity(tmp_path, home, f"spiffe://{DOMAIN}/client/alice", home)
@@ -471,52 +411,6 @@ def test_a_message_over_four_megabytes_is_refused(alice):
 
 
 # --- processes that cannot start -------------------------------------------------------------
-
-
-class Started:
-    """A program that is to fail, and its last words."""
-
-    def __init__(
-        self, mesh: Mesh, module: str, like: str, *, user: str = "", **variables: str
-    ) -> None:
-        process = mesh.process(like)
-        environment = {
-            k: v
-            for k, v in process.environment.items()
-            if k not in ("NSM_READY_FD", "NSM_LOOP_GUARD")
-        }
-        environment |= {"PYTHONPATH": str(ROOT), "NSM_LOG_LEVEL": "INFO", **variables}
-        self.process = subprocess.Popen(
-            ["ip", "netns", "exec", process.namespace, "setpriv", f"--regid={process.gid}",
-             "--clear-groups", *([f"--reuid={user}"] if user else []),
-             sys.executable, "-P", "-m", *module.split()],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd="/",
-        )  # fmt: skip
-
-    def says(self, word: str) -> None:
-        """Wait for a line with that word."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if word in line:
-                return
-        pytest.fail(f"it ended without saying {word!r}")
-
-    def stopped(self) -> int:
-        """Its exit code, once it obeyed."""
-        self.process.terminate()
-        self.process.communicate(timeout=10)
-        return self.process.returncode
-
-    def ends(self, patience: float = 30.0) -> tuple[int, str]:
-        """Its exit code, and what it said."""
-        try:
-            said, _ = self.process.communicate(timeout=patience)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            said, _ = self.process.communicate()
-            pytest.fail(f"still runs after {patience} s: {said}")
-        print(said)
-        return self.process.returncode, said
 
 
 def test_a_forwarder_that_is_not_root_says_what_it_lacks(mesh, tmp_path):
