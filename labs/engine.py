@@ -10,10 +10,11 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from labs import alive, processes, state
 from labs.alive import Mark
@@ -255,6 +256,12 @@ def _entries(lab: Lab, paths: Paths, plan: processes.Plan) -> None:
             json.dump(processes.entries(plan, cluster), out, indent=1)
 
 
+def made_by_us(paths: Paths) -> bool:
+    """Whether there is such a lab, and this process made it."""
+    now = state.read(paths)
+    return now is not None and now.engine == state.me()
+
+
 # --- down ------------------------------------------------------------------------------------
 
 
@@ -264,18 +271,31 @@ def down(paths: Paths, *, report: Report = silent, keep_folder: bool = False) ->
     First whoever has something to take back politely, last what can simply go. A Ctrl-C
     meanwhile waits until all of it is done, which is bounded.
     """
-    with _undisturbed():
+    with undisturbed():
         return _taken_down(paths, report, keep_folder=keep_folder)
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    wait = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, wait)
+def undisturbed() -> Iterator[None]:
+    """Whoever asks for the end meanwhile is obeyed afterwards.
+
+    Handlers and no mask, because a mask is one thread's: the signal would go to another,
+    and its handler would run in this one all the same.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no handler ever runs here
+        return
+    heard: list[int] = []
+    before: dict[signal.Signals, Any] = {}
     try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            before[number] = signal.signal(number, lambda number, _: heard.append(number))
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in dict.fromkeys(heard):
+            signal.raise_signal(late)
 
 
 def _taken_down(paths: Paths, report: Report, *, keep_folder: bool) -> Gone:

@@ -109,19 +109,22 @@ def run(file: File, name: Name = "", json_: Json = False) -> None:
 
     lab, text, path, paths = _read(file, name)
     with state.locked(paths, create=True), show.taking_back():
-        with show.progress() as report:
-            up = engine.up(lab, text, path, report=report)  # takes itself back if it fails
         start = time.monotonic()
         try:
+            with show.progress() as report:
+                up = engine.up(lab, text, path, report=report)  # takes itself back if it fails
+            start = time.monotonic()
             with Hands() as hands:
                 there = wires(lab, paths)
                 answered = answers(there, paths, hands)
                 table = [(wire, answered[wire.id]) for wire in there]
                 results = _checked(lab, Checks(lab, paths, hands), quiet=json_)
         finally:
-            checks_took = time.monotonic() - start
-            with show.progress() as report:
-                gone = engine.down(paths, report=report)
+            with engine.undisturbed():
+                checks_took = time.monotonic() - start
+                if engine.made_by_us(paths):  # not one of that name that was up before
+                    with show.progress() as report:
+                        gone = engine.down(paths, report=report)
     _tell_run(up, table, results, checks_took, gone, json_=json_)
     bad = gone.left or any(not result.holds for result in results)
     show.finish(show.FAILED if bad else show.OK)
