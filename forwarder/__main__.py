@@ -59,7 +59,7 @@ async def serve(config: Config, process: Process) -> None:
         )
         found = await recovery.look()
         process.tasks.spawn(
-            recovery.forget(config.max_token_lifetime, lambda id_: id_ in hop.connections),
+            recovery.forget(config.max_token_lifetime, hop.connections),
             "removal of wires nobody refreshed",
         )
         deaths = Deaths(hop, kernel, process.tasks.spawn)

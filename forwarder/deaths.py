@@ -5,7 +5,7 @@ what is left is to close the connection on both sides: towards the endpoint, so
 that it frees addresses, and towards the client, so that it asks for another.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -17,6 +17,7 @@ from nsm.kernel.node import Kernel
 from nsm.watches import Spawn
 
 log = structlog.get_logger(__name__)
+Lost = Callable[[Held[Crossing]], Awaitable[bool]]
 
 
 class Deaths:
@@ -32,27 +33,37 @@ class Deaths:
         async with Watch() as watch:
             async for event in watch:
                 if isinstance(event, NamespaceGone):
-                    self._close(in_namespace(event.nsid), f"namespace {event.nsid} is gone")
+                    lost = in_namespace(event.nsid)
+                    for held in self._hop.connections.established():
+                        if await lost(held):
+                            self._end(held, lost, f"namespace {event.nsid} is gone")
                 elif isinstance(event, Resync):  # deaths may have gone unheard
                     await self._compare()
 
     async def _compare(self) -> None:
-        if not self._hop.connections.established():
+        known = self._hop.connections.established()  # what is made while we look is not judged
+        if not known:
             return
-        standing = {one.mark.connection for one in await self._kernel.find() if one.mark}
-        self._close(lambda held: held.id not in standing, "its devices are gone")
+        standing = await self._standing()
+        for held in known:
+            if held.id not in standing:
+                self._end(held, self._is_gone, "its devices are gone")
 
-    def _close(self, lost: Callable[[Held[Crossing]], bool], why: str) -> None:
-        for held in self._hop.connections.established():
-            if lost(held):
-                log.info("a wire ended with its namespace", connection=held.id, why=why)
-                self._spawn(self._hop.end(held.id, lost), f"end of {held.id}")
+    async def _is_gone(self, held: Held[Crossing]) -> bool:
+        return held.id not in await self._standing()
+
+    async def _standing(self) -> set[str]:
+        return {one.mark.connection for one in await self._kernel.find() if one.mark}
+
+    def _end(self, held: Held[Crossing], still: Lost, why: str) -> None:
+        log.info("a wire ended with its namespace", connection=held.id, why=why)
+        self._spawn(self._hop.end(held.id, still), f"end of {held.id}")
 
 
-def in_namespace(nsid: int) -> Callable[[Held[Crossing]], bool]:
+def in_namespace(nsid: int) -> Lost:
     """Whether a connection's wire has an end in the namespace of that number."""
 
-    def has_end(held: Held[Crossing]) -> bool:
+    async def has_end(held: Held[Crossing]) -> bool:
         crossing = held.memory
         return crossing is not None and any(
             interface.namespace.nsid == nsid for _, interface in crossing.wire.sides

@@ -7,10 +7,11 @@ never was a wire.
 """
 
 import asyncio
-from collections.abc import Callable
+from typing import Any
 
 import structlog
 
+from nsm.connections import Connections
 from nsm.kernel.node import Kernel
 from nsm.kernel.sweep import Found
 
@@ -44,11 +45,15 @@ class Recovery:
         """The connection was refreshed or closed: what stands is known again."""
         self._before.pop(connection, None)
 
-    async def forget(self, lifetime: float, held: Callable[[str], bool]) -> None:
+    async def forget(self, lifetime: float, connections: Connections[Any]) -> None:
         """After lifetime seconds remove the wires of before that nobody holds."""
         await asyncio.sleep(lifetime + SPARE)
         for connection in list(self._before):
-            if not held(connection):
-                devices = await self._kernel.remove(connection)
-                log.info("removed a wire nobody refreshed", connection=connection, devices=devices)
-            self.settled(connection)
+            # At its turn, because a late refresh may be adopting it just now.
+            async with connections.turn(connection, own=True) as held:
+                if held.made is None and connection in self._before:
+                    devices = await self._kernel.remove(connection)
+                    log.info(
+                        "removed a wire nobody refreshed", connection=connection, devices=devices
+                    )
+                self.settled(connection)

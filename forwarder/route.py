@@ -43,6 +43,7 @@ log = structlog.get_logger(__name__)
 SUPPORTED = (mechanisms.KERNEL, mechanisms.VXLAN)
 LONGEST = 60.0  # seconds for a caller without a deadline
 FD_PATIENCE = 2.0  # seconds a descriptor may come after the call that names it
+GOODBYE = 2.0  # seconds for an endpoint a connection has left
 ROUNDS = 3  # of agreeing on a network identifier that is free on both nodes
 
 
@@ -67,12 +68,17 @@ class Near:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An endpoint to try: by name, at a URL; known is what this connection has there already."""
+    """An endpoint to try: by name, at a URL.
+
+    known is what this connection has there already; stands, that it has something
+    there, be it from before a restart: what fails now must not close that.
+    """
 
     endpoint: str
     payload: str
     url: str
     known: Crossing | None
+    stands: bool
 
 
 class ForwarderRoute:
@@ -106,8 +112,9 @@ class ForwarderRoute:
             near = await self._near(asked, caller, fds)
             refused: list[tuple[str, NsmError]] = []
             known = held.memory
+            carrier = known.endpoint if known else _carrier(conn)
             if known and conn.endpoint in ("", known.endpoint):
-                target = Target(known.endpoint, known.payload, known.url, known)
+                target = Target(known.endpoint, known.payload, known.url, known, stands=True)
                 try:
                     return await self._join(target, conn, near, held, caller, fds, undo)
                 except UnavailableError as reason:  # it may have come back elsewhere
@@ -122,7 +129,8 @@ class ForwarderRoute:
                     self._sockets.release(url)
                     continue
                 same = known if known and known.endpoint == offer.endpoint.name else None
-                target = Target(offer.endpoint.name, offer.payload, url, same)
+                name = offer.endpoint.name
+                target = Target(name, offer.payload, url, same, stands=name == carrier)
                 try:
                     return await self._join(target, conn, near, held, caller, fds, undo)
                 except NsmError as reason:
@@ -183,9 +191,10 @@ class ForwarderRoute:
     ) -> list[Offer]:
         try:
             return await self._discovery.offers(conn, fds)
-        except NotFoundError:
+        except NotFoundError as gone:
             if refused:  # it was here, cannot be reached, and is not registered any more
-                return []
+                endpoint, reason = refused[0]
+                raise NotFoundError(f"{gone}; {endpoint}: {reason}") from reason
             raise
 
     def _url(self, offer: Offer, fds: Descriptors) -> str:
@@ -249,8 +258,18 @@ class ForwarderRoute:
         self._recovery.settled(made.id)
         if before:
             if before.endpoint != target.endpoint and held.made:
-                await self._close_far(held.made, before)
+                await self._say_goodbye(held.made, before)
             self._sockets.release(before.url)
+
+    async def _say_goodbye(self, conn: Connection, before: Crossing) -> None:
+        """Close conn at the endpoint it has left; one that cannot be told has its own lease."""
+        try:
+            async with asyncio.timeout(GOODBYE):
+                await self._close_far(conn, before)
+        except (NsmError, TimeoutError) as reason:
+            log.warning(
+                "the endpoint before was not told", endpoint=before.endpoint, error=str(reason)
+            )
 
     async def _unsettle(self, held: Held[Crossing], before: Crossing | None, url: str) -> None:
         held.memory = before
@@ -325,7 +344,7 @@ class ForwarderRoute:
                     raise
                 await self._close(target.url, made)
                 proposal = await self._tunnels.free_vni(agreed, tunnel.local, tunnel.remote)
-                target = replace(target, known=None)
+                target = replace(target, known=None, stands=False)
         return made, wire
 
     async def _from_far(
@@ -414,7 +433,7 @@ class ForwarderRoute:
             payload=target.payload,
             context=replace(context, mtu=context.mtu or mechanisms.JUMBO_MTU),
         )
-        if target.known is None:
+        if not target.stands:
             # Before the call, not after: it may fail here and have worked there.
             what = f"close {conn.id} at endpoint {target.endpoint}"
             attempt.add(what, self._close, target.url, conn)
@@ -453,6 +472,11 @@ class ForwarderRoute:
                     await self._close(url, replace(conn, mechanism=None))
                 finally:
                     self._sockets.release(url)
+
+
+def _carrier(conn: Connection) -> str:
+    """The endpoint an earlier life of ours led conn to, by its path; empty if it comes first."""
+    return conn.endpoint if len(conn.segments) > conn.index + 1 else ""
 
 
 def _any_interface() -> Mechanism:

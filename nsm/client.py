@@ -28,7 +28,7 @@ import structlog
 
 from nsm import exclusions, liveness, mechanisms, nsurl, path, policy
 from nsm.caller import inode_url
-from nsm.descriptors import Descriptors
+from nsm.descriptors import Descriptors, opened
 from nsm.errors import (
     Code,
     DeadlineError,
@@ -468,7 +468,9 @@ class Client:
 
     async def _namespace(self, fds: Descriptors) -> str:
         """Our namespace's URL; its descriptor is in fds."""
-        url, fd = await asyncio.to_thread(_opened, self._settings.namespace)
+        fd = await opened(_open, self._settings.namespace)
+        facts = os.fstat(fd)
+        url = inode_url(facts.st_dev, facts.st_ino)
         fds.adopt(url, fd)
         return url
 
@@ -649,17 +651,14 @@ def _pause(failures: int) -> float:
     return PAUSES[min(failures, len(PAUSES)) - 1]
 
 
-def _opened(namespace: str) -> tuple[str, int]:
-    """Our namespace as its URL and an open descriptor."""
+def _open(namespace: str) -> int:
     try:
-        fd = os.open(namespace, os.O_PATH | os.O_CLOEXEC)
+        return os.open(namespace, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
         raise PreconditionError(
             f"the network namespace {namespace} cannot be opened: {error.strerror}",
             hint="it must exist and be visible to this process",
         ) from error
-    found = os.fstat(fd)
-    return inode_url(found.st_dev, found.st_ino), fd
 
 
 def _jittered(seconds: float) -> float:

@@ -71,8 +71,11 @@ class Connections(Generic[M]):
         self._limit = limit
 
     @asynccontextmanager
-    async def turn(self, id_: str) -> AsyncIterator[Held[M]]:
-        """Wait for the connection's turn and have it for the block."""
+    async def turn(self, id_: str, *, own: bool = False) -> AsyncIterator[Held[M]]:
+        """Wait for the connection's turn and have it for the block.
+
+        own: it is of our own accord, which no queue of others' may keep out.
+        """
         held = self._held.get(id_)
         if held is None:
             if len(self._held) >= self._limit:
@@ -81,7 +84,7 @@ class Connections(Generic[M]):
                     hint="close connections, or start a second manager and forwarder",
                 )
             held = self._held[id_] = Held(id_)
-        if held.waiting >= MAX_WAITING:
+        if held.waiting >= MAX_WAITING and not own:
             raise ExhaustedError(
                 f"{held.waiting} operations on connection {id_} wait for one another",
                 hint="wait for the answer before asking again",
@@ -122,11 +125,6 @@ class Connections(Generic[M]):
     def get(self, id_: str) -> Held[M] | None:
         """What is held of id_, without waiting for its turn: to look, not to change."""
         return self._held.get(id_)
-
-    def restore(self, id_: str, made: Connection, memory: M) -> Held[M]:
-        """Hold a connection an earlier life of this process made."""
-        held = self._held[id_] = Held(id_, made=made, memory=memory)
-        return held
 
     def established(self) -> list[Held[M]]:
         """Every connection that is up, or was at its last refresh."""

@@ -4,15 +4,17 @@ A network namespace lives as long as anybody holds a descriptor of it, so none
 may outlive the request that brought it: not on the error path either.
 """
 
+import asyncio
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Protocol, Self
+from typing import ParamSpec, Protocol, Self
 
 from nsm.errors import InvalidError, UnavailableError
 from nsm.model import Mechanism
 
+P = ParamSpec("P")
 INODE_URL = "inodeURL"  # the mechanism parameter that names a shared file (`wire.md` §2.1)
 
 
@@ -88,6 +90,26 @@ class Descriptors:
 
     def __len__(self) -> int:
         return len(self._fds)
+
+
+async def opened(open_: Callable[P, int], *args: P.args, **kwargs: P.kwargs) -> int:
+    """Run open_ in a thread and return its descriptor, which the caller owns.
+
+    A caller that is cancelled meanwhile owns nothing: then it is closed here.
+    """
+
+    def close(done: "asyncio.Future[int]") -> None:
+        if not done.cancelled() and done.exception() is None:
+            os.close(done.result())
+
+    opening = asyncio.ensure_future(  # noqa: TID251 - waited for below, or closed
+        asyncio.to_thread(open_, *args, **kwargs)
+    )
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(close)
+        raise
 
 
 async def drop(channel: Channel | None, urls: Iterable[str]) -> None:

@@ -35,6 +35,7 @@ import structlog
 from nsm import mechanisms, model, path
 from nsm.caller import Caller
 from nsm.connections import Held
+from nsm.descriptors import opened
 from nsm.errors import (
     ExhaustedError,
     NsmError,
@@ -184,14 +185,14 @@ class EndpointRoute:
                 f" {caller.id} and endpoint {self._name!r}",
                 hint="listen on a unix:// URL, and register that",
             )
-        fd = await asyncio.to_thread(_opened, self._namespace, self._name)
+        fd = await opened(_open, self._namespace, self._name)
         try:
             return caller.fds.send(fd)
         finally:
             os.close(fd)
 
 
-def _opened(namespace: str, whose: str) -> int:
+def _open(namespace: str, whose: str) -> int:
     try:
         return os.open(namespace, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:

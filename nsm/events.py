@@ -1,7 +1,8 @@
 """Telling those upstream what became of their connections (`wire.md` §8.1).
 
 A watcher that reads slowly gets the newest state of each connection and misses
-the states between: that bounds what waits for it by what is held here.
+the states between, so what waits for it is bounded by what is held here; ends
+of connections are bounded by their number, beyond which its stream is cut.
 """
 
 import asyncio
@@ -9,11 +10,12 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from nsm.connections import Connections
-from nsm.errors import UnavailableError
+from nsm.errors import ExhaustedError, UnavailableError
 from nsm.identity.spiffe import SpiffeId
 from nsm.model import Connection, Event, EventType, Segment, Selector
 
 Sees = Callable[[SpiffeId], bool]
+MAX_BEHIND = 4096  # connections that are gone again, whose end a watcher has not read
 
 
 class _Watcher:
@@ -23,6 +25,7 @@ class _Watcher:
         self.pending: dict[str, tuple[EventType, Connection]] = {}
         self.ready = asyncio.Event()
         self.ended = False
+        self.late = False
 
 
 class Events:
@@ -41,9 +44,10 @@ class Events:
     def publish(self, kind: EventType, conn: Connection, previous: SpiffeId | None) -> None:
         """Tell every watcher that may see conn, which previous asked for."""
         for watcher in self._watchers:
-            if self._visible(watcher, conn, previous):
+            if not watcher.late and self._visible(watcher, conn, previous):
                 watcher.pending.pop(conn.id, None)
                 watcher.pending[conn.id] = (kind, conn)
+                watcher.late = len(watcher.pending) > len(self._connections) + MAX_BEHIND
                 watcher.ready.set()
 
     async def watch(self, selector: Selector, caller: SpiffeId) -> AsyncGenerator[Event, None]:
@@ -65,6 +69,11 @@ class Events:
             while True:
                 await watcher.ready.wait()
                 watcher.ready.clear()
+                if watcher.late:
+                    raise ExhaustedError(
+                        f"watcher too slow: {len(watcher.pending)} changes behind",
+                        hint="watch again",
+                    )
                 changes, watcher.pending = watcher.pending, {}
                 for kind, conn in changes.values():
                     yield Event(kind, {conn.id: conn})

@@ -12,25 +12,27 @@ Each line of `request` is one concern, and each concern one module beside this.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
+import structlog
 from structlog.contextvars import bind_contextvars
 
 from nsm import path, policy
 from nsm.caller import Caller
 from nsm.connections import Connections, Held
-from nsm.errors import DeadlineError
+from nsm.errors import DeadlineError, NsmError
 from nsm.events import Events, Sees
-from nsm.identity.spiffe import SpiffeId
 from nsm.leases import Leases
 from nsm.model import Connection, EventType, Path, Request, State
-from nsm.undo import Undo
+from nsm.undo import Undo, to_the_end
 from nsm.watches import Monitor, Spawn, Watches
 
 M = TypeVar("M")
 LONGEST = 60.0  # seconds a request may take whose caller set no deadline
+AGAIN = 30.0  # seconds until taking down is tried again that failed
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,8 @@ class Hop(Generic[M]):
             policy.same_owner(held, conn, caller)
             conn = self.tokens.vouch(conn, caller)
             self.tokens.admit(conn, caller)
+            conn = _onward(conn, held)
+            followed = bool(self.watches and self.watches.follows(held.id))
             if held.made and conn.state == State.RESELECT_REQUESTED:
                 await self._let_go(held, caller)
             try:
@@ -117,7 +121,7 @@ class Hop(Generic[M]):
                         if made.index > 0:
                             self.leases.renew(made, self._remaining(caller))
             except BaseException:
-                if held.made and self.watches and self.watches.follows(held.id):
+                if held.made and followed:
                     self._down(held)
                 raise
             held.made, held.previous = made, caller.handshake.peer_id
@@ -143,30 +147,23 @@ class Hop(Generic[M]):
         async with self.connections.turn(conn.id) as held:
             # After a restart only the caller knows it. What is held here has the
             # truth of what was made; the caller's tokens are the fresh ones.
+            conn = _onward(conn, held)
             made = replace(held.made, path=conn.path) if held.made else conn
-            await self._take_down(held, made, caller)
+            await to_the_end(self._take_down(held, made, caller))
 
     async def expire(self, id_: str) -> None:
         """Take down a connection nobody refreshed in time."""
-        await self.end(id_, lambda held: held.id not in self.leases)
 
-    async def end(self, id_: str, still: Callable[[Held[M]], bool]) -> None:
+        async def unrefreshed(held: Held[M]) -> bool:
+            return held.id not in self.leases
+
+        await self.end(id_, unrefreshed)
+
+    async def end(self, id_: str, still: Callable[[Held[M]], Awaitable[bool]]) -> None:
         """Take down a connection of our own accord, if the reason still holds at its turn."""
-        async with self.connections.turn(id_) as held:
-            if held.made and still(held):
-                await self._take_down(held, held.made, None)
-
-    def adopt(
-        self, made: Connection, previous: SpiffeId | None, memory: M, next_url: str = ""
-    ) -> None:
-        """Hold what an earlier life of this process made; its lease runs on."""
-        held = self.connections.restore(made.id, made, memory)
-        held.previous, held.origin = previous, policy.origin(made)
-        if made.index > 0:
-            self.leases.renew(made, 0.0)
-        if self.watches and next_url:
-            self.watches.follow(made.id, next_url)
-        self._count()
+        async with self.connections.turn(id_, own=True) as held:
+            if held.made and await still(held):
+                await to_the_end(self._take_down(held, held.made, None))
 
     def stop(self) -> None:
         """Forget timers and streams; the kernel keeps every wire."""
@@ -182,19 +179,28 @@ class Hop(Generic[M]):
         known, previous = held.made is not None, held.previous
         try:
             await self.route.withdraw(conn, held.memory, caller)
-        finally:
-            held.forget()
-            if known:
-                self.events.publish(EventType.DELETE, conn, previous)
-                self._count()
+        except BaseException:
+            if known:  # whatever is left is still held, and tried again
+                self._down(held)
+                self.leases.again(held.id, AGAIN)
+            raise
+        held.forget()
+        if known:
+            self.events.publish(EventType.DELETE, conn, previous)
+            self._count()
 
     async def _let_go(self, held: Held[M], caller: Caller) -> None:
-        """Before another endpoint is chosen, what leads to the old one is closed (§3.6)."""
+        """Before another endpoint is chosen, what leads to the old one is closed (§3.6).
+
+        One that cannot be told is often why another is asked for; its lease ends by itself.
+        """
         assert held.made is not None
         if self.watches:
             self.watches.release(held.id)
         try:
-            await self.route.withdraw(held.made, held.memory, caller)
+            await to_the_end(self.route.withdraw(held.made, held.memory, caller))
+        except NsmError as reason:
+            log.warning("the next hop was not told of a reselect", why=str(reason))
         finally:
             held.memory = None
 
@@ -260,6 +266,18 @@ class Hop(Generic[M]):
 
     def _count(self) -> None:
         self._on_established(len(self.connections.established()))
+
+
+def _onward(conn: Connection, held: Held[Any]) -> Connection:
+    """conn, its way behind this hop as it is held here, where it is held.
+
+    A caller's word of it may be old, or name another's connection further on.
+    """
+    if held.made is None:
+        return conn
+    behind = held.made.segments[held.made.index + 1 :]
+    segments = (*conn.segments[: conn.index + 1], *behind)
+    return replace(conn, path=Path(segments, conn.index, conn.path.unknown if conn.path else b""))
 
 
 def _named(conn: Connection) -> None:

@@ -30,6 +30,11 @@ class Leases:
         self.release(conn.id)
         self._arm(conn.id, until)
 
+    def again(self, id_: str, seconds: float) -> None:
+        """Let the lease of id_ end once more, seconds from now."""
+        self.release(id_)
+        self._arm(id_, time.time_ns() + int(seconds * SECOND))
+
     def release(self, id_: str) -> None:
         """Forget the lease of id_, if there is one."""
         if timer := self._timers.pop(id_, None):

@@ -78,10 +78,11 @@ class Watches:
     async def _run(self, url: str) -> None:
         failures = 0
         while True:
+            asked = frozenset(self._followed.get(url, ()))
             try:
                 async for event in self._monitor(url, Selector((Segment(self._name, ""),))):
                     failures = 0
-                    self._report(url, event)
+                    self._report(url, event, asked)
             except NsmError:
                 pass  # reported as lost below; the peer's own log has the cause
             for id_ in list(self._followed.get(url, ())):
@@ -90,7 +91,8 @@ class Watches:
             failures += 1
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
 
-    def _report(self, url: str, event: Event) -> None:
+    def _report(self, url: str, event: Event, asked: frozenset[str]) -> None:
+        """asked: whom we followed when the stream was opened; who came later is told later."""
         followed = self._followed.get(url, set())
         told = set()
         for conn in event.connections.values():
@@ -99,7 +101,7 @@ class Watches:
                 told.add(own)
                 self._on_change(own, None if event.type == EventType.DELETE else conn)
         if event.type == EventType.INITIAL_STATE_TRANSFER:
-            for id_ in followed - told:  # it was restarted and knows nothing of them
+            for id_ in (followed & asked) - told:  # it was restarted and knows nothing of them
                 self._on_change(id_, None)
 
     def _own_id(self, conn: Connection) -> str:

@@ -2,14 +2,16 @@
 
 Stock gRPC libraries cannot send descriptors. Their user may say
 `file:///proc/<pid>/ns/net`, which is taken only where the kernel itself
-(SO_PEERCRED) says that the process at the other end of the socket is <pid>.
+(SO_PEERCRED) says that the process at the other end of the socket is <pid>, and
+that this process still runs after its namespace was opened: a number is given
+to somebody else when its process has ended.
 """
 
-import asyncio
 import os
 import re
 
-from nsm.caller import Caller
+from nsm.caller import Caller, Credentials, ended
+from nsm.descriptors import opened
 from nsm.errors import DeniedError, InvalidError, PreconditionError
 
 _PATH = re.compile(r"file:///proc/(?P<pid>self|thread-self|[0-9]{1,10})/ns/net", re.ASCII)
@@ -32,14 +34,22 @@ async def open_of_caller(url: str, caller: Caller) -> int:
             f"{url} was named by {caller.id}, which is {owner}",
             hint="name your own namespace, or send a descriptor of the other one",
         )
-    return await asyncio.to_thread(_open, process.pid, str(caller.id))
+    return await opened(_open, process, str(caller.id))
 
 
-def _open(pid: int, whose: str) -> int:
+def _open(process: Credentials, whose: str) -> int:
     try:
-        return os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(f"/proc/{process.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as refusal:
         raise PreconditionError(
-            f"the network namespace of process {pid}, {whose}: {refusal.strerror}",
+            f"the network namespace of process {process.pid}, {whose}: {refusal.strerror}",
             hint="is the process still alive, and does the manager see its /proc?",
         ) from refusal
+    if ended(process):
+        os.close(fd)
+        raise DeniedError(
+            f"process {process.pid}, {whose}, ended while its network namespace was looked for,"
+            " and its number may be another's by now",
+            hint="ask from a process that lives until it is answered",
+        )
+    return fd

@@ -10,7 +10,8 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
@@ -40,6 +41,22 @@ class Locals:
     def __init__(self) -> None:
         self._by_name: dict[str, Local] = {}
         self._changed = asyncio.Event()
+        self._coming: set[asyncio.Event] = set()
+
+    @contextmanager
+    def coming(self) -> Iterator[None]:
+        """One is being registered, for the block: the domain may tell of it before we know it."""
+        self._coming.add(done := asyncio.Event())
+        try:
+            yield
+        finally:
+            self._coming.discard(done)
+            done.set()
+
+    async def settled(self) -> None:
+        """Wait until what is coming now is here, or failed."""
+        for done in list(self._coming):
+            await done.wait()
 
     def put(self, endpoint: Endpoint, url: str, fd: int | None) -> None:
         """Know endpoint until it expires, instead of an earlier one of its name; owns fd.
@@ -115,19 +132,20 @@ class NodeRegistry(Store):
             )
         fd = await claim_socket(by.caller, asked.url, FD_PATIENCE)
         url = asked.url if fd is None else f"unix:///proc/self/fd/{fd}"
-        try:
-            told = replace(
-                asked,
-                url=self.public_url,
-                labels=with_labels(asked.labels, self._labels),
-                expires=min(by.expires, time.time_ns() + PERIOD, asked.expires or by.expires),
-            )
-            registered, path = await self._upstream.register_endpoint(told, by)
-        except BaseException:
-            if fd is not None:
-                os.close(fd)
-            raise
-        self._locals.put(registered, url, fd)
+        told = replace(
+            asked,
+            url=self.public_url,
+            labels=with_labels(asked.labels, self._labels),
+            expires=min(by.expires, time.time_ns() + PERIOD, asked.expires or by.expires),
+        )
+        with self._locals.coming():
+            try:
+                registered, path = await self._upstream.register_endpoint(told, by)
+            except BaseException:
+                if fd is not None:
+                    os.close(fd)
+                raise
+            self._locals.put(registered, url, fd)
         return replace(registered, url=asked.url), path
 
     async def unregister_endpoint(self, asked: Endpoint, by: Registration) -> None:
@@ -142,6 +160,9 @@ class NodeRegistry(Store):
         """What the domain knows, with the sockets of this node's endpoints for its workloads."""
         async for found in self._upstream.find_endpoints(query, watch, caller):
             local = self._locals.get(found.item.name)
+            if not local and not found.deleted and found.item.url == self.public_url:
+                await self._locals.settled()  # watchers hear before the registrant's answer
+                local = self._locals.get(found.item.name)
             if local and caller.unix:
                 url = local.url
                 if local.fd is not None and not found.deleted:

@@ -68,7 +68,7 @@ class ManagerRoute:
                     raise
                 refused.append((forwarder, reason))
                 continue
-            if not known or known.name != forwarder.endpoint.name:
+            if forwarder.endpoint.name != _carrier(conn, known):
                 undo.add(f"close {conn.id} at {forwarder.url}", self._close, forwarder.url, made)
             held.memory = Next(forwarder.endpoint.name, forwarder.url)
             return Established(made, forwarder.url)
@@ -80,9 +80,7 @@ class ManagerRoute:
         Just after a restart nobody has registered yet, so the forwarder is waited
         for: a Close answered without it would leave the wire until its lease ends.
         """
-        name = memory.name if memory else ""
-        if not name and len(conn.segments) > conn.index + 1:
-            name = conn.segments[conn.index + 1].name
+        name = _carrier(conn, memory)
         if not name:
             return
         try:
@@ -101,7 +99,7 @@ class ManagerRoute:
         with Descriptors() as fds:
             asked, restore = await self._take_files(asked, caller, fds)
             async with Undo() as undo:
-                if not held.memory or held.memory.name != forwarder.endpoint.name:
+                if forwarder.endpoint.name != _carrier(conn, held.memory):
                     # Before the call, not after: it may fail here and have worked there.
                     undo.add(
                         f"close {conn.id} at {forwarder.url}", self._close, forwarder.url, conn
@@ -164,6 +162,16 @@ class ManagerRoute:
             labels={**self._labels, **conn.labels},
             context=replace(context, ip=replace(ip, excluded_prefixes=excluded)),
         )
+
+
+def _carrier(conn: Connection, memory: Next | None) -> str:
+    """The forwarder that carries conn already, after a restart by its path; empty if none does.
+
+    What fails there now must not close what works: a failed refresh keeps the wire.
+    """
+    if memory:
+        return memory.name
+    return conn.segments[conn.index + 1].name if len(conn.segments) > conn.index + 1 else ""
 
 
 def _renamed(mechanism: Mechanism, names: Mapping[str, str]) -> Mechanism:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, NoReturn, TypeVar
 
 from nsm import registration
-from nsm.descriptors import Descriptors
+from nsm.descriptors import Descriptors, opened
 from nsm.errors import (
     DeadlineError,
     ExhaustedError,
@@ -418,7 +418,7 @@ async def _send_socket(link: Link, asked: Endpoint, socket: int | None) -> Endpo
         return replace(asked, url=link.fds.send(socket))
     path = asked.url.removeprefix("unix://")
     try:
-        fd = await asyncio.to_thread(os.open, path, os.O_PATH | os.O_CLOEXEC)
+        fd = await opened(os.open, path, os.O_PATH | os.O_CLOEXEC)
     except OSError as error:
         raise InvalidError(
             f"endpoint {asked.name!r} cannot be registered: its socket {path}: {error.strerror}",

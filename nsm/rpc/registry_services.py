@@ -5,7 +5,6 @@ onto the path, judge its tokens, hand the resource to the store, answer with the
 path stepped back. Only the store differs: one keeps, the other passes on.
 """
 
-import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator
@@ -17,7 +16,7 @@ from grpclib.server import Stream
 
 from nsm import registration
 from nsm.caller import Caller
-from nsm.errors import DeniedError, ExhaustedError, InvalidError
+from nsm.errors import DeniedError, InvalidError
 from nsm.identity import tokens
 from nsm.model import Endpoint, Found, Service
 from nsm.proto import registry_pb2 as pb
@@ -28,10 +27,10 @@ from nsm.proto.registry_grpc import (
 from nsm.registration import SERVER_POLICIES, Registration, RegistrationPath
 from nsm.rpc import wire
 from nsm.rpc.server import current_caller
+from nsm.rpc.streams import send
 
 HEALTHY = ("registry.NetworkServiceRegistry", "registry.NetworkServiceEndpointRegistry")
 RECORD_BYTES = 64 * 1024  # of one service or endpoint as it travels
-PATIENCE = 5.0  # seconds one update may wait for its watcher to read
 
 
 class Store(Protocol):
@@ -157,7 +156,7 @@ class Endpoints(NetworkServiceEndpointRegistryBase):
             await stream.send_initial_metadata()  # the first answer may be long in coming
         async with contextlib.aclosing(found):
             async for one in found:
-                await _send(
+                await send(
                     stream,
                     pb.NetworkServiceEndpointResponse(
                         network_service_endpoint=wire.to_pb(one.item), deleted=one.deleted
@@ -202,7 +201,7 @@ class Services(NetworkServiceRegistryBase):
             await stream.send_initial_metadata()
         async with contextlib.aclosing(found):
             async for one in found:
-                await _send(
+                await send(
                     stream,
                     pb.NetworkServiceResponse(
                         network_service=wire.to_pb(one.item), deleted=one.deleted
@@ -240,14 +239,3 @@ async def _answer(stream: "Stream[Any, Any]", path: RegistrationPath, message: A
     back = registration.write(registration.leave(path))
     await stream.send_initial_metadata(metadata={registration.PATH: back})
     await stream.send_message(message)
-
-
-async def _send(stream: "Stream[Any, Any]", message: Any) -> None:
-    """Send one answer of a Find; a caller that does not read loses its stream, nobody else's."""
-    try:
-        async with asyncio.timeout(PATIENCE):
-            await stream.send_message(message)
-    except TimeoutError:
-        raise ExhaustedError(
-            f"watcher too slow: it read nothing for {PATIENCE:g} s", hint="watch again"
-        ) from None

@@ -4,10 +4,11 @@ import contextlib
 from typing import Any
 
 from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
 from grpclib.server import Stream
 
 from nsm.descriptors import INODE_URL, drop
-from nsm.errors import InvalidError
+from nsm.errors import ExhaustedError, InvalidError
 from nsm.hop import Hop
 from nsm.model import Connection as ConnectionValue
 from nsm.model import Mechanism
@@ -17,7 +18,9 @@ from nsm.proto.networkservice_grpc import NetworkServiceBase
 from nsm.proto.networkservice_pb2 import NetworkServiceRequest
 from nsm.rpc import wire
 from nsm.rpc.server import current_caller
+from nsm.rpc.streams import send
 
+LARGEST = 256 * 1024  # bytes of a Request or Close; between domains one has 20 KiB
 HEALTHY = ("networkservice.NetworkService", "connection.MonitorConnection")  # `wire.md` §11.4
 
 
@@ -32,6 +35,7 @@ class NetworkServices(NetworkServiceBase):
         message = await stream.recv_message()
         if message is None:
             raise InvalidError("a Request without a message")
+        _bounded(message)
         asked, caller = wire.request(message), current_caller(stream)
         try:
             made = await self._hop.request(asked, caller)
@@ -44,6 +48,7 @@ class NetworkServices(NetworkServiceBase):
         message = await stream.recv_message()
         if message is None:
             raise InvalidError("a Close without a message")
+        _bounded(message)
         conn, caller = wire.connection(message), current_caller(stream)
         try:
             await self._hop.close(conn, caller)
@@ -68,7 +73,16 @@ class Monitors(MonitorConnectionBase):
         seen = self._hop.events.watch(wire.selector(message), current_caller(stream).id)
         async with contextlib.aclosing(seen):
             async for event in seen:
-                await stream.send_message(wire.to_pb(event))
+                await send(stream, wire.to_pb(event))
+
+
+def _bounded(message: Message) -> None:
+    """Refuse what nobody honest sends: each hop of the path keeps it for as long as the wire."""
+    if (size := message.ByteSize()) > LARGEST:
+        raise ExhaustedError(
+            f"a connection of {size} bytes; at most {LARGEST} are taken",
+            hint="send data through the wire, not beside it",
+        )
 
 
 def _files(conn: ConnectionValue, preferences: tuple[Mechanism, ...] = ()) -> list[str]:

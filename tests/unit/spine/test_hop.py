@@ -9,6 +9,7 @@ from nsm.errors import (
     AbortedError,
     DeadlineError,
     DeniedError,
+    InternalError,
     InvalidError,
     NotFoundError,
     UnavailableError,
@@ -38,6 +39,10 @@ class Route:
         self.hang = False
         self.next_url = ""
         self.entered = asyncio.Event()
+        self.left = asyncio.Event()
+        self.leaving = None
+        self.stuck = None
+        self.withdrawn = None
 
     async def establish(self, asked, held, caller, undo):
         conn = asked.connection
@@ -57,6 +62,13 @@ class Route:
 
     async def withdraw(self, conn, memory, caller):
         self.log.append(f"withdraw {memory} {'caller' if caller else 'lease'}")
+        self.withdrawn = conn
+        self.left.set()
+        if self.stuck:
+            raise self.stuck
+        if self.leaving:
+            await self.leaving.wait()
+            self.log.append("withdrawn")
 
 
 class World:
@@ -273,3 +285,91 @@ async def test_no_token_stands_in_what_a_connection_prints(world):
     assert token
     assert token not in repr(made)
     assert token not in repr(world.mesh.call("nsc"))
+
+
+# ---- what must not stop half-way ----------------------------------------------------------
+
+
+async def test_a_close_that_is_cancelled_still_takes_down_what_was_made(world):
+    made = await world.request()
+    world.route.leaving = asyncio.Event()
+    closing = asyncio.create_task(world.hop.close(made, world.mesh.call("nsc")))
+    await world.route.left.wait()
+    closing.cancel()
+    await asyncio.sleep(0)
+    assert not closing.done()
+    world.route.leaving.set()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert world.route.log[-1] == "withdrawn"
+    assert (len(world.hop.connections), len(world.hop.leases)) == (0, 0)
+
+
+async def test_what_could_not_be_taken_down_is_held_told_and_tried_again(world):
+    made = await world.request()
+    watching = world.hop.events.watch(Selector(), world.mesh.svid("nsc").id)
+    await anext(watching)
+    world.route.stuck = InternalError("the kernel is busy")
+    with pytest.raises(InternalError):
+        await world.hop.close(made, world.mesh.call("nsc"))
+    assert (len(world.hop.connections), len(world.hop.leases)) == (1, 1)
+    assert next(iter((await anext(watching)).connections.values())).state == State.DOWN
+    world.route.stuck = None
+    world.hop.leases.again(world.hop.connections.established()[0].id, 0.0)
+    await until(lambda: len(world.hop.connections) == 0, "the second try", bar=0.1)
+    assert world.route.log[-2:] == ["withdraw memory caller", "withdraw memory lease"]
+    await watching.aclose()
+
+
+async def test_a_reselect_goes_on_although_the_old_next_hop_cannot_be_told(world):
+    made = await world.request()
+    world.route.stuck = UnavailableError("its forwarder is not registered")
+    again = await world.request(replace(made, state=State.RESELECT_REQUESTED))
+    assert again.state == State.UP
+    assert world.route.log[-2:] == ["withdraw memory caller", "establish"]
+
+
+async def test_a_reselect_that_fails_says_that_the_wire_is_down(mesh):
+    world = World(mesh)
+    world.hop = Hop(
+        "hop", world.route, lifetime=600 * SECOND, spawn=world.spawn, monitor=never_a_word
+    )
+    world.route.next_url = "unix:next"
+    made = await world.request()
+    world.route.fail = NotFoundError("nobody serves it")
+    with pytest.raises(NotFoundError):
+        await world.request(replace(made, state=State.RESELECT_REQUESTED))
+    assert [held.made.state for held in world.hop.connections.established()] == [State.DOWN]
+    world.hop.stop()
+
+
+async def never_a_word(url, selector):
+    await asyncio.Event().wait()
+    yield
+
+
+async def test_an_expired_lease_is_taken_down_however_many_wait_for_their_turn(world):
+    made = await world.request()
+    id_ = made.segments[1].id
+    world.route.fail = UnavailableError("not now")
+    world.route.hang = True
+    waiting = [asyncio.create_task(world.request(made)) for _ in range(17)]
+    await until(lambda: world.hop.connections.get(id_).waiting == 16, "a queue", bar=0.1)
+    world.hop.leases.again(id_, 0.0)
+    await until(lambda: id_ not in world.hop.leases, "the end of a lease", bar=0.1)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    await until(lambda: len(world.hop.connections) == 0, "the wire to be gone", bar=0.1)
+
+
+async def test_the_way_behind_us_is_what_we_hold_and_not_what_a_caller_says(world):
+    world.route.next_url = "unix:next"
+    behind = Segment("next", "n-mine")
+    made = await world.request(
+        Connection(id="c0", path=Path((Segment("nsc", "c0"), Segment("hop", "h"), behind)))
+    )
+    lie = replace(made, path=Path((*made.segments[:2], Segment("next", "n-theirs"))))
+    assert (await world.request(lie)).segments[2] == behind
+    await world.hop.close(lie, world.mesh.call("nsc"))
+    assert [segment.id for segment in world.route.withdrawn.segments] == ["c0", "h", "n-mine"]
