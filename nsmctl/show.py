@@ -18,9 +18,9 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
+from rich.text import Text
 
 from nsm.errors import NsmError
 
@@ -33,15 +33,19 @@ class MachineCannotError(NsmError):
 
 def console(*, stderr: bool = False) -> Console:
     """Where to write; styles only where somebody can see them."""
-    made = Console(stderr=stderr, highlight=False)
+    # an address with `:1234:` in it is no emoji, and `[x]` no style
+    made = Console(stderr=stderr, highlight=False, emoji=False, markup=False)
     if made.no_color or not made.is_terminal:
-        made = Console(stderr=stderr, highlight=False, force_terminal=False, no_color=True)
+        return Console(
+            stderr=stderr, highlight=False, emoji=False, markup=False,
+            force_terminal=False, no_color=True,
+        )  # fmt: skip
     return made
 
 
 def line(text: str) -> None:
     """One line of result."""
-    console().print(escape(text), soft_wrap=True)
+    console().print(text, soft_wrap=True)
 
 
 def as_json(value: object) -> None:
@@ -76,7 +80,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
         name = column.removeprefix(">")
         made.add_column(name, justify="right" if right else "left", overflow="fold")
     for row in rows:
-        made.add_row(*(escape(str(cell)) for cell in row))
+        made.add_row(*(Text(str(cell)) for cell in row))
     console().print(made)
 
 
@@ -86,9 +90,9 @@ def error(failure: NsmError, *, json_wanted: bool) -> None:
         as_json({"error": failure.message, "hint": failure.hint, "code": failure.code.name})
         return
     out = console(stderr=True)
-    out.print(escape(failure.message), style="red", soft_wrap=True)
+    out.print(failure.message, style="red", soft_wrap=True)
     if failure.hint:
-        out.print(escape(f"  {failure.hint}"), soft_wrap=True)
+        out.print(f"  {failure.hint}", soft_wrap=True)
 
 
 def exit_code(failure: NsmError) -> int:
@@ -119,10 +123,10 @@ def progress() -> Iterator[Callable[[str], None]]:
         def tell(text: str) -> None:
             with suppress(OSError):
                 if status:
-                    status.update(escape(text))
+                    status.update(Text(text))  # a string it would take for markup
                 else:
                     seconds = time.monotonic() - start
-                    out.print(escape(f"{seconds:5.1f} s  {text}"), soft_wrap=True)
+                    out.print(f"{seconds:5.1f} s  {text}", soft_wrap=True)
 
         yield tell
 

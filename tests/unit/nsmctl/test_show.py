@@ -1,0 +1,42 @@
+"""What people see is what there is: an address is no emoji, and brackets are no markup."""
+
+
+from nsm.errors import InvalidError
+from nsmctl import show
+
+SAID = "fd00:1234::1 02:ab:cd:00:00:01 :on: [red]x[/red] \\[y]"
+
+
+def test_a_line_says_what_it_was_given(capsys):
+    show.line(SAID)
+    assert capsys.readouterr().out == f"{SAID}\n"
+
+
+def test_a_table_holds_what_it_was_given(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    show.table(":on: [b]", (":on: [b]", ">:on:"), [(SAID, SAID)])
+    title, header, row = capsys.readouterr().out.splitlines()
+    assert title.strip() == ":on: [b]"
+    assert header.split() == [":on:", "[b]", ":on:"]
+    assert row.strip() == f"{SAID} {SAID}"
+
+
+def test_an_error_says_what_went_wrong(capsys):
+    show.error(InvalidError(SAID, hint=SAID), json_wanted=False)
+    assert capsys.readouterr().err == f"{SAID}\n  {SAID}\n"
+
+
+def test_progress_says_what_is_being_done(capsys):
+    with show.progress() as report:
+        report(SAID)
+    assert capsys.readouterr().err.endswith(f" s  {SAID}\n")
+
+
+def test_progress_that_moves_says_it_too(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    with show.progress() as report:
+        report(SAID)
+    assert SAID in capsys.readouterr().err
