@@ -42,7 +42,7 @@ def certificates_pem(pem: bytes, whose: str, *, most: int) -> tuple[x509.Certifi
         raise InvalidError(f"{whose} has {len(pem)} bytes, too many for {most} certificates")
     try:
         found = x509.load_pem_x509_certificates(pem)
-    except ValueError as unreadable:
+    except Exception as unreadable:  # a version nobody defined is no ValueError
         raise InvalidError(
             f"{whose} holds no readable PEM certificates: {unreadable}"
         ) from unreadable
@@ -56,8 +56,13 @@ def authorities(found: Sequence[x509.Certificate], whose: str) -> tuple[x509.Cer
     for certificate in found:
         try:
             constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
-        except (x509.ExtensionNotFound, ValueError, x509.DuplicateExtension):
+        except x509.ExtensionNotFound:
             constraints = None
+        except Exception as unreadable:  # all extensions are read to find one
+            raise InvalidError(
+                f"{whose} holds the certificate with serial number "
+                f"{certificate.serial_number:x}, whose extensions cannot be read: {unreadable}"
+            ) from unreadable
         if constraints is None or not constraints.value.ca:
             raise InvalidError(
                 f"{whose} holds the certificate with serial number "
@@ -89,9 +94,14 @@ def svid(
         raise InvalidError(f"the chain of {whose} has {len(chain)} certificates, over {MAX_CHAIN}")
     try:
         own = leaf_id(chain[0])
+        belongs = chain[0].public_key() == key.public_key()
     except UnauthenticatedError as broken:
         raise InvalidError(f"{whose}: {broken.message}", hint=broken.hint) from broken
-    if chain[0].public_key() != key.public_key():
+    except Exception as unreadable:
+        raise InvalidError(
+            f"the certificate of {whose} cannot be read: {unreadable}"
+        ) from unreadable
+    if not belongs:
         raise InvalidError(
             f"{whose}: the key is not that of the certificate of {own}",
             hint="write both files of one renewal, the key first",
@@ -120,7 +130,7 @@ def _p256(raw: bytes, whose: str, *, pem: bool) -> ec.EllipticCurvePrivateKey:
 def _certificate(der: bytes, whose: str) -> x509.Certificate:
     try:
         return x509.load_der_x509_certificate(der)
-    except ValueError as unreadable:
+    except Exception as unreadable:
         raise InvalidError(f"a certificate of {whose} cannot be read: {unreadable}") from unreadable
 
 

@@ -8,6 +8,7 @@ identity; a key reaches OpenSSL through a memory file and never through a disk.
 """
 
 import asyncio
+import logging
 import os
 import socket
 import ssl
@@ -21,6 +22,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from nsm.errors import UnauthenticatedError
 from nsm.identity.source import Handshake, Identity, Source, not_after
 from nsm.identity.verify import peer_id
+
+log = logging.getLogger(__name__)
 
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2; those of 1.3 are all good
 
@@ -94,6 +97,7 @@ class Contexts:
         self._source = source
         self._server = server
         self._newest: tuple[Identity, ssl.SSLContext] | None = None
+        self._seen: Identity | None = None  # not the newest if no context can be made of it
 
     @property
     def newest(self) -> tuple[Identity, ssl.SSLContext]:
@@ -103,15 +107,29 @@ class Contexts:
         return self._newest
 
     async def build(self) -> None:
-        """Build the context of the source's identity as it is now."""
-        identity = self._source.identity
+        """Build the context of the source's identity as it is now. Raises ssl.SSLError."""
+        identity = self._seen = self._source.identity
         context = await asyncio.to_thread(context_of, identity, server=self._server)
         self._newest = identity, context
 
     async def replaced(self) -> None:
-        """Wait for the source to have another identity than `newest`, and build its context."""
-        await self._source.changed(self.newest[0])
-        await self.build()
+        """Wait for the source to have another identity than `newest`, and build its context.
+
+        One that TLS cannot work with is passed over: the last good one stays.
+        """
+        while True:
+            assert self._seen is not None  # build() comes first
+            await self._source.changed(self._seen)
+            try:
+                await self.build()
+            except OSError as why:  # ssl.SSLError is one
+                log.warning(
+                    "the new identity of %s cannot be used; the last good stays: %s",
+                    self._seen.svid.id,
+                    why,
+                )
+            else:
+                return
 
 
 def handshake_of(ssl_object: Any, own: Identity) -> Handshake:

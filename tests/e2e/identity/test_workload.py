@@ -19,6 +19,7 @@ from nsm.identity.workload import workload_source
 from nsm.proto.workload_pb2 import X509SVID, X509SVIDResponse
 from tests.e2e.identity.running import AGENT, Running, running
 from tests.support.wait import until
+from tests.unit.identity.forge import unreadable
 
 DOMAIN = Authority.create("td.example")
 OTHER = Authority.create("other.example")
@@ -206,6 +207,10 @@ def broken_answers() -> dict[str, tuple[str, str]]:
         "bundle of workloads": (answer(message(svid, bundle=der(svid.chain))), "no authority's"),
         "foreign workloads": (answer(message(svid), federated=foreign), "no authority's"),
         "strange domain": (answer(message(svid), federated=strange), "no SPIFFE id"),
+        "unheard version": (
+            answer(message(svid), federated={"spiffe://x.example": unreadable("version")}),
+            "cannot be read",
+        ),
         "many domains": (answer(message(svid), federated=many), "1025 federated bundles"),
         "huge": (answer(message(svid, hint="x" * 2**25)), "at most 16777216 are read"),
     }

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from nsm import grpcio
 from nsm.errors import UnauthenticatedError, UnavailableError
@@ -24,7 +25,7 @@ from nsm.rpc.tls import context_of
 from tests.e2e.rpc.echo import Echo, request, target
 from tests.support.certs import Authority, source
 from tests.support.wait import until
-from tests.unit.identity.forge import unreadable
+from tests.unit.identity.forge import root, unreadable
 
 A, B, C = Authority("a.test"), Authority("b.test"), Authority("c.test")
 
@@ -167,6 +168,35 @@ async def test_an_unreadable_certificate_of_a_server_is_a_refusal_to_links_and_d
             for _ in range(2):
                 with pytest.raises(grpc.aio.AioRpcError, match="cannot be read"):
                     await stub.Request(request(), timeout=5)
+
+
+async def test_an_identity_that_tls_cannot_work_with_is_passed_over(
+    listen: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    own, client = A.source("/s"), A.source("/c")
+    good = own.identity
+    weak = root("a.test", key=rsa.generate_private_key(65537, 1024)).cert
+    bad = replace(good, svid=replace(good.svid, chain=(*good.svid.chain, weak)))
+    async with serve([listen], [Echo()], own) as server, Peers(client) as peers:
+
+        async def shown() -> int:
+            async with peers.link(server.urls[0]) as link:
+                assert (await NetworkServiceStub(link.channel).Request(request(), timeout=5)).id
+                return link.handshake.peer_leaf.serial_number
+
+        own.replace(bad)
+        await until(lambda: "the last good stays" in caplog.text, "the complaint", bar=0.5)
+        client.replace(replace(client.identity, svid=bad.svid))
+        await until(lambda: caplog.text.count("last good stays") == 2, "the client's", bar=0.5)
+        assert await shown() == good.svid.leaf.serial_number
+        renewed = A.svid("/s")
+        own.replace(replace(good, svid=renewed))
+        client.replace(A.source("/c").identity)
+
+        async def renewed_shown() -> bool:
+            return await shown() == renewed.leaf.serial_number
+
+        await until(renewed_shown, "the renewed certificate", bar=0.5)
 
 
 async def test_tls_1_1_and_plaintext_are_refused(

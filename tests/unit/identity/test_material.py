@@ -1,9 +1,11 @@
 """Certificates and keys from outside: bounded, and refused in sentences without secrets."""
 
 import os
+import ssl
 import traceback
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
@@ -11,7 +13,7 @@ from nsm.errors import InvalidError
 from nsm.identity import material
 from nsm.identity.authority import Authority
 from nsm.identity.spiffe import SpiffeId
-from tests.unit.identity.forge import forge, root
+from tests.unit.identity.forge import forge, root, unreadable
 
 DOMAIN = Authority.create("td.example")
 SVID = DOMAIN.issue(SpiffeId.parse("spiffe://td.example/a"))
@@ -44,6 +46,28 @@ def test_concatenated_certificates_come_apart() -> None:
 def test_what_is_no_certificate_is_refused(der: bytes) -> None:
     with pytest.raises(InvalidError):
         material.certificates(der, "x", most=4)
+
+
+@pytest.mark.parametrize("how", ["version", "date"])
+def test_a_certificate_nobody_can_read_is_refused_in_a_sentence(how: str) -> None:
+    der = unreadable(how)
+    pem = ssl.DER_cert_to_PEM_cert(der).encode()
+    for read in (
+        lambda: material.authorities(material.certificates(der, "x", most=4), "x"),
+        lambda: material.authorities(material.certificates_pem(pem, "x", most=4), "x"),
+        lambda: material.svid(material.certificates(der, "x", most=4), SVID.key, "x"),
+    ):
+        with pytest.raises(InvalidError):
+            read()
+
+
+def test_an_authority_with_a_name_of_an_unheard_of_kind_is_refused() -> None:
+    x400 = bytes([0x30, 0x04, 0xA3, 0x02, 0x30, 0x00])
+    names = x509.UnrecognizedExtension(x509.SubjectAlternativeName.oid, x400)
+    made = forge(ca=True, sign=(True, True), more=[names], name="x").cert
+    read = x509.load_der_x509_certificate(made.public_bytes(serialization.Encoding.DER))
+    with pytest.raises(InvalidError, match="extensions cannot be read"):
+        material.authorities([read], "x")
 
 
 def test_a_certificate_without_end_is_not_even_parsed() -> None:
