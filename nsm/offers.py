@@ -40,6 +40,8 @@ class Limits:
     """Names held altogether."""
     watchers: int = 100_000
     """Watch streams open at once."""
+    watchers_per_id: int = 10_000
+    """Watch streams of one SPIFFE id; a manager has one for each of its node's endpoints."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -207,13 +209,14 @@ class Offers:
     def load(
         self, endpoints: Iterable[Endpoint], services: Iterable[Service], *, grace_until: int
     ) -> None:
-        """Take over what an earlier life held; nothing of it ends before grace_until.
+        """Take over what an earlier life held; all of it ends at grace_until.
 
         While we were down nobody could refresh; and forwarders leave out what
-        says it has ended, so what is served says the later end.
+        says it has ended, so what is served says the new end. What the earlier
+        life said counts for nothing: its clock may have been wrong.
         """
         for endpoint in endpoints:
-            self._put_endpoint(replace(endpoint, expires=max(endpoint.expires or 0, grace_until)))
+            self._put_endpoint(replace(endpoint, expires=grace_until))
         for service in services:
             self._put_service(service)
 
@@ -278,6 +281,12 @@ class Offers:
             assert held is not None  # next_end skips what is not there
             gone.append(held)
         return gone
+
+    def end_by(self, latest: int) -> None:
+        """Have nothing end later than latest; those who watch hear of the earlier end."""
+        for endpoint in tuple(self.endpoints):
+            if endpoint.expires is not None and endpoint.expires > latest:
+                self._put_endpoint(replace(endpoint, expires=latest))
 
     def next_end(self) -> int | None:
         """When the next endpoint ends; None if there is none."""

@@ -8,22 +8,25 @@ waits until the change is kept, so that what was answered survives a crash.
 import asyncio
 import contextlib
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Generic, NoReturn, Protocol, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import structlog
 
 from nsm.caller import Caller
 from nsm.errors import ExhaustedError, NsmError, UnsupportedError
+from nsm.identity.spiffe import SpiffeId
 from nsm.model import SECOND, Endpoint, Found, Service
 from nsm.offers import Offers, Shelf
 from nsm.registration import CLIENT_ALLOWED, Registration, RegistrationPath, trim
 
 T = TypeVar("T", Endpoint, Service)
 PERIOD = 60 * SECOND  # how long an endpoint holds that says nothing itself (`wire.md` §6.6)
-BEHIND = 1024  # updates a watcher may be behind
+BEHIND = 1024  # names a watcher may be behind in any case
+ROOM = 1_000_000  # names all watchers together may be behind beyond that: some 200 MB
 _SLICE = 512  # records looked at before others get a turn
 _LOOK = 5.0  # seconds at most between two looks at the wall clock, which may be set
 log = structlog.get_logger(__name__)
@@ -51,7 +54,7 @@ class Keeper(Protocol):
 
 
 class Registrar:
-    """Registers, finds and forgets. period in ns; behind in updates.
+    """Registers, finds and forgets. period in ns; behind and room in names.
 
     proxy is the URL of whoever resolves names of other domains; empty if nobody does.
     """
@@ -64,6 +67,7 @@ class Registrar:
         keeper: Keeper | None = None,
         proxy: str = "",
         behind: int = BEHIND,
+        room: int = ROOM,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self.offers = offers
@@ -71,7 +75,11 @@ class Registrar:
         self._keeper = keeper
         self._proxy = proxy
         self._behind = behind
+        self._room = _Room(room)
+        self._watchers: Counter[SpiffeId] = Counter()
         self._clock = clock
+        self._ahead = self._clock_ahead()
+        self._pending: dict[tuple[type[Endpoint] | type[Service], str], _Pending[Any]] = {}
         self._sooner = asyncio.Event()
         self._waits_for: int | None = None
 
@@ -83,10 +91,13 @@ class Registrar:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._pause()):
                     await self._sooner.wait()
+            self._mind_the_clock()
             if gone := self.offers.expire(self._clock()):
                 log.info("endpoints expired", names=[e.name for e in gone[:10]], count=len(gone))
+                if self._keeper is None:
+                    continue
                 try:
-                    await self._keep(*(Gone(Endpoint, e.name) for e in gone))
+                    await self._keeper.keep(*(Gone(Endpoint, e.name) for e in gone))
                 except NsmError as trouble:  # they come back with the next start, and expire then
                     log.warning("expired endpoints stay in the store", error=str(trouble))
 
@@ -102,11 +113,7 @@ class Registrar:
         stored = self.offers.register_endpoint(asked, now=now, latest=latest, owned=_owned(by))
         if self._waits_for is None or (stored.expires or 0) < self._waits_for:
             self._sooner.set()
-        try:
-            await self._keep(stored)
-        except NsmError:
-            self.offers.put_back_endpoint(asked.name, stored, before)
-            raise
+        await self._kept(Endpoint, asked.name, before, stored, self.offers.put_back_endpoint)
         return stored, trim(by.path)
 
     async def unregister_endpoint(self, asked: Endpoint, by: Registration) -> None:
@@ -114,18 +121,16 @@ class Registrar:
         self._ours("endpoint", asked.name, *asked.services)
         asked = replace(asked, path_ids=by.ids)
         if before := self.offers.unregister_endpoint(asked, owned=_owned(by)):
-            try:
-                await self._keep(Gone(Endpoint, asked.name))
-            except NsmError:
-                self.offers.put_back_endpoint(asked.name, None, before)
-                raise
+            await self._kept(Endpoint, asked.name, before, None, self.offers.put_back_endpoint)
 
     async def find_endpoints(
         self, query: Endpoint, watch: bool, caller: Caller
     ) -> AsyncGenerator[Found[Endpoint], None]:
         """What answers query now, and with watch every later change of that."""
         self._ours("endpoint", query.name, *query.services)
-        async with contextlib.aclosing(self._find(self.offers.endpoints, query, watch)) as found:
+        async with contextlib.aclosing(
+            self._find(self.offers.endpoints, query, watch, caller)
+        ) as found:
             async for one in found:
                 yield one
 
@@ -138,11 +143,7 @@ class Registrar:
         before = self.offers.services.get(asked.name)
         stored, new = self.offers.register_service(asked, owned=_owned(by))
         if new:
-            try:
-                await self._keep(stored)
-            except NsmError:
-                self.offers.put_back_service(asked.name, stored, before)
-                raise
+            await self._kept(Service, asked.name, before, stored, self.offers.put_back_service)
         return stored, trim(by.path)
 
     async def unregister_service(self, asked: Service, by: Registration) -> None:
@@ -150,45 +151,106 @@ class Registrar:
         self._ours("network service", asked.name)
         asked = replace(asked, path_ids=by.ids)
         if before := self.offers.unregister_service(asked, owned=_owned(by)):
-            try:
-                await self._keep(Gone(Service, asked.name))
-            except NsmError:
-                self.offers.put_back_service(asked.name, None, before)
-                raise
+            await self._kept(Service, asked.name, before, None, self.offers.put_back_service)
 
     async def find_services(
         self, query: Service, watch: bool, caller: Caller
     ) -> AsyncGenerator[Found[Service], None]:
         """What answers query now, and with watch every later change of that."""
         self._ours("network service", query.name)
-        async with contextlib.aclosing(self._find(self.offers.services, query, watch)) as found:
+        async with contextlib.aclosing(
+            self._find(self.offers.services, query, watch, caller)
+        ) as found:
             async for one in found:
                 yield one
 
-    async def _find(self, shelf: Shelf[T], query: T, watch: bool) -> AsyncGenerator[Found[T], None]:
-        if watch and shelf.watching >= self.offers.limits.watchers:
-            raise ExhaustedError(
-                f"{shelf.watching} watch streams are open here, which is the most",
-                hint="close some, or raise NSM_MAX_WATCHERS of the registry",
-            )
-        feed: _Feed[T] = _Feed(self._behind)
-        watcher = shelf.watch(query, feed.put) if watch else None  # before looking: no gap between
-        try:
+    async def _find(
+        self, shelf: Shelf[T], query: T, watch: bool, caller: Caller
+    ) -> AsyncGenerator[Found[T], None]:
+        with self._watching(shelf, query, caller) if watch else nullcontext() as feed:
             for place, one in enumerate(shelf.candidates(query), 1):
                 if shelf.matches(query, one):
                     yield Found(one)
                 if not place % _SLICE:
                     await asyncio.sleep(0)  # others' calls: a listing may be long
-            if watcher is not None:
-                while True:
-                    yield await feed.next()
-        finally:
-            if watcher is not None:
-                shelf.unwatch(watcher)
+            while feed is not None:
+                yield await feed.next()
 
-    async def _keep(self, *changes: Change) -> None:
-        if self._keeper is not None:
-            await self._keeper.keep(*changes)
+    @contextmanager
+    def _watching(self, shelf: Shelf[T], query: T, caller: Caller) -> Iterator["_Feed[T]"]:
+        """A feed of all later changes, for the block. Raises ExhaustedError if there are too many.
+
+        To be opened before looking at what is there: no gap between.
+        """
+        limits, who = self.offers.limits, caller.id
+        if shelf.watching >= limits.watchers:
+            raise ExhaustedError(
+                f"{shelf.watching} watch streams are open here, which is the most",
+                hint="close some, or raise NSM_MAX_WATCHERS of the registry",
+            )
+        if self._watchers[who] >= limits.watchers_per_id:
+            raise ExhaustedError(
+                f"{who} has {self._watchers[who]} watch streams open here, which is the most one"
+                " identity may",
+                hint="close some, or raise NSM_MAX_WATCHERS_PER_ID of the registry",
+            )
+        feed: _Feed[T] = _Feed(self._behind, self._room)
+        watcher = shelf.watch(query, feed.put)
+        self._watchers[who] += 1
+        try:
+            yield feed
+        finally:
+            shelf.unwatch(watcher)
+            feed.clear()
+            self._watchers[who] -= 1
+            if not self._watchers[who]:
+                del self._watchers[who]
+
+    async def _kept(
+        self,
+        of: type[T],
+        name: str,
+        before: T | None,
+        after: T | None,
+        put_back: Callable[[str, T | None, T | None], None],
+    ) -> None:
+        """Return when the change of name from before to after is kept.
+
+        What cannot be kept is undone: back to what was kept last, which is not
+        before where before is a moment old and cannot be kept either. So the last
+        of those under way for a name undoes.
+        """
+        if self._keeper is None:
+            return
+        pending: _Pending[T] = self._pending.setdefault((of, name), _Pending(before))
+        pending.under_way += 1
+        pending.newest = after
+        lost = False  # nor is it if the caller gives up meanwhile: the keeper does not
+        try:
+            await self._keeper.keep(Gone(of, name) if after is None else after)
+        except NsmError:
+            lost = True
+            raise
+        finally:
+            pending.under_way -= 1
+            if not lost:
+                pending.kept = after
+            if not pending.under_way:
+                del self._pending[of, name]
+                if pending.newest is not pending.kept:
+                    put_back(name, pending.newest, pending.kept)
+
+    def _mind_the_clock(self) -> None:
+        """Where the wall clock was set back, nothing holds for longer than it would have."""
+        ahead = self._clock_ahead()
+        if ahead < self._ahead - SECOND:
+            log.warning("the clock was set back", seconds=(self._ahead - ahead) / SECOND)
+            self.offers.end_by(self._clock() + self._period)
+            self._ahead = ahead
+        self._ahead = max(ahead, self._ahead)
+
+    def _clock_ahead(self) -> int:
+        return self._clock() - time.monotonic_ns()
 
     def _pause(self) -> float:
         if self._waits_for is None:
@@ -212,36 +274,69 @@ class Registrar:
             )
 
 
-class _Feed(Generic[T]):
-    """Updates on their way to one watcher: bounded, so that a slow one harms nobody else."""
+@dataclass(slots=True)
+class _Pending(Generic[T]):
+    """The changes of one name that are being kept: what was kept last, and what came last."""
 
-    def __init__(self, most: int) -> None:
+    kept: T | None
+    newest: T | None = None
+    under_way: int = 0
+
+
+@dataclass(slots=True)
+class _Room:
+    """How many names all watchers together may still be behind, beyond what each may."""
+
+    left: int
+
+
+class _Feed(Generic[T]):
+    """Changes on their way to one watcher: the newest of each name, in the order they began.
+
+    Bounded, so that a slow watcher harms nobody else: by most names and, beyond
+    them, by the room that all share. A watcher of many names that is still being
+    told what is there falls behind by as many, and is not slow.
+    """
+
+    def __init__(self, most: int, room: _Room) -> None:
         self._most = most
-        self._waiting: deque[Found[T]] = deque()
+        self._room = room
+        self._waiting: dict[str, Found[T]] = {}
         self._missed = 0
         self._ready = asyncio.Event()
 
     def put(self, change: Found[T]) -> None:
-        """Queue change; too many, and all are dropped and the stream will end."""
+        """Have change waiting; too many names, and all are dropped and the stream will end."""
+        name = change.item.name
         if self._missed:
-            self._missed += 1
-        elif len(self._waiting) >= self._most:
-            self._missed = len(self._waiting) + 1
-            self._waiting.clear()
-        else:
-            self._waiting.append(change)
+            return
+        if name not in self._waiting and len(self._waiting) >= self._most:
+            if not self._room.left:
+                self._missed = len(self._waiting) + 1
+                self.clear()
+                self._ready.set()
+                return
+            self._room.left -= 1
+        self._waiting[name] = change
         self._ready.set()
 
     async def next(self) -> Found[T]:
-        """The oldest update not yet taken. Raises ExhaustedError if some were dropped."""
+        """The oldest change not yet taken. Raises ExhaustedError if some were dropped."""
         while not self._waiting and not self._missed:
             self._ready.clear()
             await self._ready.wait()
         if self._missed:
             raise ExhaustedError(
-                f"watcher too slow: {self._missed} updates behind", hint="watch again"
+                f"watcher too slow: {self._missed} names behind", hint="watch again"
             )
-        return self._waiting.popleft()
+        if len(self._waiting) > self._most:
+            self._room.left += 1
+        return self._waiting.pop(next(iter(self._waiting)))
+
+    def clear(self) -> None:
+        """Have nothing waiting."""
+        self._room.left += max(0, len(self._waiting) - self._most)
+        self._waiting.clear()
 
 
 def _owned(by: Registration) -> bool:

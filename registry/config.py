@@ -56,6 +56,9 @@ class Config(Common):
     max_watchers: Count = Limits().watchers
     """Watch streams open at once."""
 
+    max_watchers_per_id: Count = Limits().watchers_per_id
+    """Watch streams one SPIFFE id may have open; a manager has one per endpoint of its node."""
+
     max_labels: Count = Limits().labels
     """Labels an endpoint may have for one service."""
 
@@ -66,7 +69,7 @@ class Config(Common):
     """Bytes of one endpoint or network service as it travels."""
 
     max_behind: Count = 1024
-    """Updates a watcher may be behind before its stream ends."""
+    """Names a watcher may be behind before its stream ends, unless there is room for more."""
 
     spiffe_endpoint_socket: Url = field(
         default="unix:///run/spire/sockets/agent.sock",
@@ -83,6 +86,7 @@ class Config(Common):
             per_owner=self.max_per_owner,
             total=self.max_names,
             watchers=self.max_watchers,
+            watchers_per_id=self.max_watchers_per_id,
         )
 
     @property

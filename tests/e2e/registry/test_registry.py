@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import re
 import signal
 import socket
 import sqlite3
@@ -303,7 +302,7 @@ async def test_200_watchers_hear_of_a_change_at_once(running: Lab) -> None:
 
 
 async def test_a_watcher_that_does_not_read_is_cut_and_the_others_hear_all(made: Lab) -> None:
-    await made.start(NSM_MAX_BEHIND="50")
+    await made.start()
     big = {"icmp": {"labels": {f"k{n}": "v" * 4000 for n in range(5)}}}
     async with (
         made.stock("nse") as nse,
@@ -323,8 +322,8 @@ async def test_a_watcher_that_does_not_read_is_cut_and_the_others_hear_all(made:
         with pytest.raises(grpc.aio.AioRpcError) as cut:
             await asyncio.wait_for(_drain(asleep), 20)
         assert cut.value.code() == StatusCode.RESOURCE_EXHAUSTED
-        says = "watcher too slow: ([0-9]+ updates behind|it read nothing for 5 s); watch again"
-        assert re.fullmatch(says, cut.value.details() or "")
+        says = "watcher too slow: it read nothing for 5 s; watch again"
+        assert cut.value.details() == says
         await nse.register(endpoint())
         for one in quick:
             assert (await one.read()).network_service_endpoint.name == "nse-1"

@@ -255,6 +255,24 @@ def test_after_a_restart_nothing_ends_within_a_full_period() -> None:
     assert offers.expire(NOW + 60 * SECOND) == []
 
 
+def test_after_a_restart_an_end_by_a_wrong_clock_counts_for_nothing() -> None:
+    offers = Offers()
+    old = endpoint(expires=NOW + 10**9 * SECOND)
+    offers.load([old], [], grace_until=NOW + 60 * SECOND)
+    assert offers.next_end() == NOW + 60 * SECOND
+
+
+def test_ends_that_are_too_late_come_earlier_and_the_others_stay() -> None:
+    offers = Offers()
+    put(offers, endpoint(), seconds=600)
+    put(offers, endpoint("nse-2"), seconds=6)
+    heard: list[Found[Endpoint]] = []
+    offers.endpoints.watch(Endpoint(), heard.append)
+    offers.end_by(NOW + 60 * SECOND)
+    assert [(f.item.name, f.item.expires) for f in heard] == [("nse-1", NOW + 60 * SECOND)]
+    assert [e.name for e in offers.expire(NOW + 60 * SECOND)] == ["nse-2", "nse-1"]
+
+
 def test_many_refreshes_leave_no_memory_behind() -> None:
     offers = Offers()
     for n in range(20_000):
