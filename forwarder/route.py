@@ -323,7 +323,12 @@ class ForwarderRoute:
         node = await node_of(target.url)
         local, mtu = await self._tunnels.local(node, mechanisms.VXLAN)
         port = self._tunnels.vxlan_port
-        proposal = 0
+        # Who answers keeps what is proposed, if it is free there too: so there is nothing to
+        # agree on afterwards. What stands since before a restart is proposed again.
+        proposal = self._standing_vni(conn.id, target.known, node)
+        if not proposal:
+            towards = vxlan.offer(local, port, mtu).with_(**{mechanisms.DST_IP: str(node)})
+            proposal = await self._tunnels.free_vni(towards, local, node)
         for turn in range(ROUNDS):
             offer = vxlan.offer(local, port, mtu, proposal)
             made = await self._ask(target, conn, (offer,), caller, far_fds, attempt)

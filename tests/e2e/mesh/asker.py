@@ -20,9 +20,12 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import grpc
 import grpc.aio
@@ -32,21 +35,29 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from google.protobuf import json_format
 from google.protobuf.empty_pb2 import Empty
 
+from forwarder.mechanisms import vxlan
 from labs import become
-from nsm.caller import inode_url
+from nsm import mechanisms, model
+from nsm.caller import Caller, inode_url
 from nsm.client import Client, Settings, Why, Wire
+from nsm.connections import Held
 from nsm.endpoint import Endpoint
 from nsm.errors import Code, NsmError
+from nsm.hop import Established, Hop
 from nsm.identity.files import file_source
 from nsm.identity.source import Source
 from nsm.identity.workload import workload_source
 from nsm.kernel.topology import enter_named
-from nsm.model import Connection
+from nsm.model import Connection, Request
 from nsm.proto import connection_pb2, networkservice_pb2, registry_pb2
 from nsm.proto.networkservice_grpc import NetworkServiceStub as LinkStub
+from nsm.rpc import services
 from nsm.rpc.background import background
 from nsm.rpc.peers import Peers
+from nsm.rpc.registry import RegistryClient
+from nsm.rpc.server import serve
 from nsm.rpc.status import error_of_status
+from nsm.undo import Undo
 
 METHODS: dict[str, tuple[str, Any, Any]] = {
     "Request": (
@@ -79,6 +90,32 @@ METHODS: dict[str, tuple[str, Any, Any]] = {
 Order = dict[str, Any]
 
 
+class Far:
+    """The route of a hop that answers with VXLAN, and makes nothing in any kernel."""
+
+    def __init__(self, listen: str, vnis: list[int], keeps: bool) -> None:
+        self._own = str(urlsplit(listen).hostname)
+        self._vnis = list(vnis)
+        self._keeps = keeps
+        self.proposed: list[int] = []
+        self.closed = 0
+        self.held: set[str] = set()
+
+    async def establish(
+        self, asked: Request, held: Held[str], caller: Caller, undo: Undo
+    ) -> Established:
+        (offer,) = asked.preferences
+        self.proposed.append(mechanisms.vni(offer))
+        vni = self.proposed[-1] if self._keeps and self.proposed[-1] else self._vnis.pop(0)
+        agreed = vxlan.answer(offer, ip_address(self._own), 4789, 1446, vni)
+        self.held.add(asked.connection.id)
+        return Established(replace(asked.connection, mechanism=agreed))
+
+    async def withdraw(self, conn: Connection, memory: str | None, caller: Caller | None) -> None:
+        self.closed += 1
+        self.held.discard(conn.id)
+
+
 class Asker:
     """One seat's wires, endpoints and streams, and the orders it obeys."""
 
@@ -93,6 +130,7 @@ class Asker:
         self._endpoints: dict[str, Endpoint] = {}
         self._gates: dict[str, asyncio.Event] = {}
         self._asked: dict[str, int] = {}
+        self._far: dict[str, Far] = {}
 
     async def obey(self, orders: socket.socket) -> None:
         reader, writer = await asyncio.open_connection(sock=orders, limit=64 << 20)
@@ -183,7 +221,7 @@ class Asker:
     # --- endpoints --------------------------------------------------------------------------
 
     async def serve(
-        self, name: str, services: list[str], refuse: list[str] | None = None, **options: Any
+        self, name: str, offers: list[str], refuse: list[str] | None = None, **options: Any
     ) -> dict[str, Any]:
         """Serve until `end`. refuse is a code and a text; with gate, all wait for `open`."""
         gate = self._gates[name] = asyncio.Event()
@@ -205,7 +243,7 @@ class Asker:
             try:
                 async with Endpoint(
                     name,
-                    services,
+                    offers,
                     source=self._source,
                     manager=self._seat["manager"],
                     answer=answer,
@@ -223,6 +261,54 @@ class Asker:
         task = self._tasks.create_task(hold(), name=f"endpoint {name}")
         self._ends[f"endpoint {name}"] = ended, task
         return await ready
+
+    async def tunnels(
+        self, name: str, service: str, listen: str, vnis: list[int], *, keeps: bool = True
+    ) -> None:
+        """Be another node's manager until `end`: Requests are answered with the next of vnis.
+
+        Registered straight at the registry, as managers are. keeps is what upstream's
+        do with an identifier that is proposed to them.
+        """
+        ended = asyncio.Event()
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        far = self._far[name] = Far(listen, vnis, keeps)
+        hop: Hop[str] = Hop(
+            name,
+            far,
+            lifetime=600 * 10**9,
+            spawn=lambda work, what: self._tasks.create_task(work, name=what),
+        )
+        until = time.time_ns() + 60 * 10**9
+        endpoint = model.Endpoint(name=name, services=(service,), url=listen, expires=until)
+
+        async def hold() -> NsmError | None:
+            try:
+                async with (
+                    serve([listen], services.of(hop), self._source),
+                    Peers(self._source, dial_timeout=2.0) as peers,
+                ):
+                    registry = RegistryClient(peers, self._seat["registry"])
+                    await registry.register_service(model.Service(service, payload="ETHERNET"))
+                    await registry.register_endpoint(endpoint)
+                    ready.set_result(None)
+                    await ended.wait()
+                    await registry.unregister_endpoint(endpoint)
+                    await registry.unregister_service(model.Service(service))
+                    hop.stop()
+            except NsmError as error:
+                if ready.done():
+                    return error
+                ready.set_exception(error)
+            return None
+
+        task = self._tasks.create_task(hold(), name=f"endpoint {name}")
+        self._ends[f"endpoint {name}"] = ended, task
+        await ready
+
+    async def tunneled(self, name: str) -> dict[str, Any]:
+        far = self._far[name]
+        return {"proposed": far.proposed, "closed": far.closed, "held": sorted(far.held)}
 
     async def end(self, name: str) -> None:
         await self.close(f"endpoint {name}")

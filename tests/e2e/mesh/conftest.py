@@ -68,6 +68,7 @@ SEATS = {  # who asks: its SPIFFE id's path, and the node whose manager it knows
     "carol": ("client/carol", "node-3"),
     "operator": ("node/node-1/nsmctl", "node-1"),
     "manager": ("node/node-1/nsmgr", "node-1"),
+    "far": ("node/node-2/nsmctl", "node-2"),
 }
 OBJECTS = ("link show", "address show", "route show table all", "rule show", "neighbour show")
 VOLATILE = ("valid_life_time", "preferred_life_time", "used", "probes", "expires")
@@ -158,6 +159,7 @@ class Mesh:
             "namespace": entry.namespace,
             "gid": entry.gid,
             "identity": self.agent,
+            "registry": "tcp://198.18.0.1:5002",
         }
         for what, socket_, whose in (
             ("manager", "nsm.io.sock", "nsmgr"),

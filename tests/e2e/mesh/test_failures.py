@@ -37,7 +37,7 @@ def test_a_service_without_an_endpoint_is_told_from_one_that_is_unknown(alice):
 
 
 def test_labels_that_fit_no_endpoint_are_refused_with_who_was_there(alice, serving):
-    serving.have("serve", name="picky", services=["picky"])
+    serving.have("serve", name="picky", offers=["picky"])
     answer = alice.ask(
         "call", method="Request", message=asked(alice, "picky", networkServiceEndpointName="nobody")
     )
@@ -70,7 +70,7 @@ def test_a_manager_that_no_forwarder_ever_met_says_so(mesh, tmp_path):
 
 
 def test_an_endpoint_that_died_is_named(alice, serving):
-    serving.have("serve", name="ghost", services=["ghost"], unregister=False)
+    serving.have("serve", name="ghost", offers=["ghost"], unregister=False)
     serving.have("end", name="ghost")
     answer = alice.ask("connect", url="kernel://ghost/nsm-1")
     is_sentence(answer, "UNAVAILABLE", "endpoint ghost", "is its process running?")
@@ -78,7 +78,7 @@ def test_an_endpoint_that_died_is_named(alice, serving):
 
 def test_what_an_endpoint_refuses_with_arrives_word_for_word(alice, serving):
     text = "no more tables tonight for anyone; come back at eight"
-    serving.have("serve", name="full", services=["full"], refuse=["RESOURCE_EXHAUSTED", text])
+    serving.have("serve", name="full", offers=["full"], refuse=["RESOURCE_EXHAUSTED", text])
     answer = alice.ask("connect", url="kernel://full/nsm-1")
     assert serving.have("serves", name="full")["held"] == []
     serving.have("end", name="full")
@@ -87,7 +87,7 @@ def test_what_an_endpoint_refuses_with_arrives_word_for_word(alice, serving):
 
 def test_an_endpoint_that_denies_is_permission_denied(alice, serving):
     serving.have(
-        "serve", name="club", services=["club"], refuse=["PERMISSION_DENIED", "members only"]
+        "serve", name="club", offers=["club"], refuse=["PERMISSION_DENIED", "members only"]
     )
     answer = alice.ask("connect", url="kernel://club/nsm-1")
     serving.have("end", name="club")
@@ -175,7 +175,7 @@ def test_a_mechanism_nobody_here_speaks_is_refused_by_client_and_mesh(alice):
 
 
 async def test_a_pod_killed_while_the_endpoint_thinks_leaves_nothing(mesh, serving):
-    serving.have("serve", name="slow", services=["slow"], gate=True)
+    serving.have("serve", name="slow", offers=["slow"], gate=True)
     mortal = mesh.askers["mortal"]
     with workload() as pod:
         mortal.tell("connect", url="kernel://slow/nsm-1", namespace=pod.ns)
@@ -210,7 +210,7 @@ def test_a_hop_takes_back_what_it_never_got_an_answer_for(mesh, alice):
 
 
 async def test_a_namespace_that_goes_in_the_middle_ends_its_wire(alice, serving):
-    serving.have("serve", name="slow", services=["slow"], gate=True)
+    serving.have("serve", name="slow", offers=["slow"], gate=True)
     with workload() as pod:
         number = alice.tell("connect", url="kernel://slow/nsm-1", namespace=pod.ns)
         await until(lambda: serving.have("serves", name="slow")["asked"], "the endpoint to think")
@@ -236,7 +236,7 @@ async def test_a_namespace_that_goes_in_the_middle_ends_its_wire(alice, serving)
 
 async def test_an_endpoint_whose_namespace_is_gone_cannot_be_reached(alice, serving):
     with workload() as pod:
-        serving.have("serve", name="dead", services=["dead"], namespace=pod.ns)
+        serving.have("serve", name="dead", offers=["dead"], namespace=pod.ns)
         pod.kill()
         pod.process.wait()
         answer = alice.ask("connect", url="kernel://dead/nsm-1")
@@ -331,7 +331,7 @@ def test_somebody_elses_connection_can_be_neither_asked_for_nor_closed(alice, bo
 
 
 def test_an_endpoints_name_belongs_to_who_took_it(bob):
-    answer = bob.ask("serve", name="responder", services=["echo"], patience=0.0)
+    answer = bob.ask("serve", name="responder", offers=["echo"], patience=0.0)
     is_sentence(
         answer,
         "PERMISSION_DENIED",
