@@ -95,7 +95,15 @@ def same_owner(held: Held[Any], conn: Connection, caller: Caller) -> None:
     What keeps others out is the id drawn here, which only those on the wire see.
     The workload itself, at the first hop, must be the same.
     """
-    if held.previous is None or held.previous == caller.handshake.peer_id:
+    if held.previous is None:
+        return
+    if held.previous == caller.handshake.peer_id:
+        # Many workloads share a manager: what one of them says is behind it is held against this.
+        if conn.index >= 2 and held.origin not in ("", origin(conn)):
+            raise DeniedError(
+                f"connection {conn.id} of {conn.service!r} begins at {held.origin}, not at"
+                f" {origin(conn) or 'nobody'}; use a connection id of your own: {REFUSED}"
+            )
         return
     replaced = (
         conn.index >= 2

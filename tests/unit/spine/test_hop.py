@@ -373,3 +373,19 @@ async def test_the_way_behind_us_is_what_we_hold_and_not_what_a_caller_says(worl
     assert (await world.request(lie)).segments[2] == behind
     await world.hop.close(lie, world.mesh.call("nsc"))
     assert [segment.id for segment in world.route.withdrawn.segments] == ["c0", "h", "n-mine"]
+
+
+async def test_a_workload_that_names_anothers_wire_through_their_manager_gets_nothing(world):
+    def through_the_manager(who, *behind):
+        call = world.mesh.call(who, to="nsmgr")
+        first = Segment(who, f"{who}-0", call.token, call.token_expires)
+        path = Path((first, Segment("nsmgr", f"{who}-m"), *behind), 1)
+        return Connection(id=f"{who}-m", service="vpn", path=path)
+
+    made = await world.request(through_the_manager("victim"), who="nsmgr")
+    theirs = through_the_manager("mallory", made.segments[2])
+    with pytest.raises(DeniedError, match="begins at spiffe://td/victim, not at spiffe://td/mal"):
+        await world.request(theirs, who="nsmgr")
+    with pytest.raises(DeniedError, match="begins at spiffe://td/victim, not at spiffe://td/mal"):
+        await world.hop.close(theirs, world.mesh.call("nsmgr"))
+    assert world.route.log == ["establish"]
