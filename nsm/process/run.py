@@ -15,7 +15,7 @@ left as it is.
 
 SIGTERM, SIGINT   before it is ready: cancel the start. After: `stopped()` returns.
 again, or no end within stop_grace: what still runs is cancelled.
-SIGUSR1, SIGUSR2  log everything; log as configured.
+SIGUSR1, SIGUSR2  log everything; log as configured. Both also log what runs, by name.
 
 Exit codes: 0 ended as asked · 1 the mesh said no, or a defect · 2 asked wrongly ·
 3 this machine cannot · 4 what it needs is not running · 130 Ctrl-C.
@@ -45,7 +45,7 @@ from nsm.process.config import Common, strangers
 from nsm.process.forms import LogLevel
 from nsm.process.health import Health
 from nsm.process.loopguard import LoopGuard
-from nsm.process.tasks import Tasks, tasks
+from nsm.process.tasks import Tasks, running, tasks
 
 C = TypeVar("C", bound=Common)
 log = structlog.get_logger(__name__)
@@ -197,7 +197,7 @@ async def _supervised(kind: str, config: C, serve: Callable[[C, Process], Awaita
 
 def _set_level(level: LogLevel) -> None:
     logs.set_level(level)
-    log.warning("the log level changed", to=level)
+    log.warning("the log level changed", to=level, **running())
 
 
 def exit_code(error: BaseException) -> int:

@@ -6,6 +6,9 @@ process cannot do without is `vital`, and then its death ends the group.
 """
 
 import asyncio
+import re
+import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -86,6 +89,25 @@ class Tasks:
                 interrupted = True
         if interrupted:
             raise asyncio.CancelledError
+
+
+def running() -> dict[str, dict[str, int]]:
+    """All tasks of the running loop and all threads, by name: how many of each there are.
+
+    Whoever asks is one of them. A task that nobody named goes by what it runs.
+    """
+    at_work = (task for task in asyncio.all_tasks() if not task.done())
+    return {
+        "tasks": dict(sorted(Counter(map(_called, at_work)).items())),
+        "threads": dict(sorted(Counter(one.name for one in threading.enumerate()).items())),
+    }
+
+
+def _called(task: asyncio.Task[Any]) -> str:
+    name = task.get_name()
+    if not re.fullmatch(r"Task-\d+", name):
+        return name
+    return str(getattr(task.get_coro(), "__qualname__", name))
 
 
 @asynccontextmanager

@@ -154,12 +154,21 @@ def host() -> Mapping[str, Any]:
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs, a line each."""
+    """What differs, a line each; of lists what went and what came."""
     return [
-        f"{key}: was {_short(before.get(key))}, is {_short(now.get(key))}"
+        f"{key}: {_difference(before.get(key), now.get(key))}"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     ]
+
+
+def _difference(was: Any, now: Any) -> str:
+    if isinstance(was, list) and isinstance(now, list):
+        gone = [one for one in was if one not in now]
+        come = [one for one in now if one not in was]
+        if gone or come:
+            return f"gone {_short(gone)}, come {_short(come)}"
+    return f"was {_short(was)}, is {_short(now)}"
 
 
 def _short(value: Any) -> str:

@@ -202,6 +202,8 @@ async def test_sigusr1_logs_all_and_sigusr2_as_configured() -> None:
         one.process.send_signal(signal.SIGUSR1)
         await until(lambda: one.log, "a process changes its log level")
         assert one.log[0]["to"] == "TRACE"
+        assert one.log[0]["tasks"] == {"_supervised": 1}
+        assert one.log[0]["threads"] == {"MainThread": 1}
         one.process.send_signal(signal.SIGUSR2)
         await until(lambda: len(one.log) == 2, "a process changes its log level")
         assert one.log[1]["to"] == "WARN"

@@ -3,8 +3,8 @@
     python -P -m tests.e2e.wires.holder
 
 Reads orders from a FIFO it is told by HOLDER_ORDERS, one JSON object a line, and
-appends one answer a line to HOLDER_ANSWERS. An order names the namespace each wire is
-for, so one process can stand in for the workloads of several.
+appends one answer a line to HOLDER_ANSWERS, with what still runs. An order names the
+namespace each wire is for, so one process can stand in for the workloads of several.
 """
 
 import asyncio
@@ -17,6 +17,10 @@ from typing import Any
 
 from nsm.client import Client, Settings
 from nsm.identity.workload import workload_source
+from nsm.process.tasks import running
+
+# Seconds for one wire: a few hundred may be under way together.
+PATIENCE = 60.0
 
 
 async def main() -> None:
@@ -41,7 +45,7 @@ async def main() -> None:
                             f"holder-{len(clients)}",
                             source=source,
                             manager=os.environ["NSM_CONNECT_TO"],
-                            settings=Settings(namespace=namespace),
+                            settings=Settings(namespace=namespace, request_timeout=PATIENCE),
                         )
                     )
             return clients[namespace]
@@ -79,6 +83,7 @@ async def main() -> None:
             errors = [str(error) for error in results if isinstance(error, BaseException)]
             told = [result for result in results if not isinstance(result, BaseException)]
             answer = {"errors": errors, "told": told, "seconds": time.monotonic() - began}
+            answer.update(running())
             await asyncio.to_thread(answers.write, json.dumps(answer).encode() + b"\n")
 
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
@@ -97,11 +97,15 @@ class Program:
 
     @property
     def pss(self) -> int:
-        """Its share of memory in bytes, as the kernel counts it."""
-        for line in Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-        raise AssertionError("the kernel tells no Pss")
+        """Its share of memory in bytes, as the kernel counts it, but for pages of files.
+
+        Its part of those (the interpreter, libraries) grows when a process of somebody else
+        ends that had them too.
+        """
+        lines = Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines()
+        sizes = [line.split() for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:"))]
+        assert len(sizes) == 2, "the kernel tells no Pss"
+        return sum(int(size) for _, size, _ in sizes) * 1024
 
     @property
     def fds(self) -> list[str]:
@@ -122,6 +126,12 @@ class Program:
     @property
     def threads(self) -> int:
         return len(os.listdir(f"/proc/{self.pid}/task"))
+
+    def after(self, offset: int) -> list[dict[str, Any]]:
+        """What it logged from that place of its log on, as far as lines are whole."""
+        with self.log_file.open("rb") as log:
+            log.seek(offset)
+            return [json.loads(line) for line in log if line.endswith(b"\n")]
 
 
 class Nodes:
@@ -323,23 +333,51 @@ def tentative(*spaces: Space) -> bool:
     return any(info.get("tentative") for info in infos)
 
 
-async def settled(look: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+async def running(programs: Iterable[Program]) -> dict[str, Any]:
+    """The tasks and threads of processes, by name, as each says when it gets SIGUSR2."""
+    ends = [(one, one.log_file.stat().st_size) for one in programs]
+    for one, _ in ends:
+        one.send(signal.SIGUSR2)
+    found: dict[str, Any] = {}
+
+    def told() -> bool:
+        for one, end in ends:
+            for line in one.after(end):
+                if "tasks" in line:
+                    found[one.name] = {kind: line[kind] for kind in ("tasks", "threads")}
+        return len(found) == len(ends)
+
+    await until(told, "each process says what it runs", bar=0.5, record=False)
+    return found
+
+
+Look = Callable[[], Awaitable[Mapping[str, Any]]]
+
+
+async def settled(look: Look) -> Mapping[str, Any]:
     """What look shows once nothing is under way any more: the same five times in a row."""
     seen: list[Mapping[str, Any]] = []
 
-    def quiet() -> bool:
-        seen.append(look())
+    async def quiet() -> bool:
+        seen.append(await look())
         return len(seen) > 5 and all(one == seen[-1] for one in seen[-5:])
 
-    await until(quiet, "nothing under way", bar=0.5)
+    await until(quiet, "nothing under way", bar=1)
     return seen[-1]
 
 
-async def same(look: Callable[[], Mapping[str, Any]], before: Mapping[str, Any], what: str) -> None:
+async def same(look: Look, before: Mapping[str, Any], what: str) -> None:
     """Wait until all is as it was; what is not is the failure's text."""
+    now: Mapping[str, Any] = {}
+
+    async def as_before() -> bool:
+        nonlocal now
+        now = await look()
+        return now == before
+
     with contextlib.suppress(AssertionError):
-        await until(lambda: look() == before, what, bar=0.5)
-    assert not (now := changed(before, look())), "\n".join([f"not {what}:", *now])
+        await until(as_before, what, bar=1)
+    assert now == before, "\n".join([f"not {what}:", *changed(before, now)])
 
 
 Held = Mapping[str, "Counter[str]"]

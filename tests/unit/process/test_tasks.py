@@ -1,11 +1,12 @@
 """A task's death is told and counted, and takes nothing else down unless it is vital."""
 
 import asyncio
+import threading
 
 import pytest
 from structlog.testing import capture_logs
 
-from nsm.process.tasks import EndedError, tasks
+from nsm.process.tasks import EndedError, running, tasks
 
 
 async def fail() -> None:
@@ -28,6 +29,25 @@ async def test_the_end_of_the_block_cancels_what_runs_and_waits_for_it() -> None
         assert group.names == ("watcher of nothing",)
     assert seen == ["cleaned up"]
     assert not group.names
+
+
+async def test_what_runs_is_told_by_name_and_number() -> None:
+    before = running()
+    ending = threading.Event()
+    async with tasks("test") as group:
+        for _ in range(2):
+            group.spawn(asyncio.Event().wait(), "lease")
+        unnamed = asyncio.ensure_future(asyncio.Event().wait())  # as our dependencies make them
+        thread = threading.Thread(target=ending.wait, name="store")
+        thread.start()
+        during = running()
+        ending.set()
+        await asyncio.to_thread(thread.join)
+        unnamed.cancel()
+    assert during["tasks"] == before["tasks"] | {"lease": 2, "Event.wait": 1}
+    assert during["threads"] == before["threads"] | {"store": 1}
+    await asyncio.sleep(0)
+    assert running()["tasks"] == before["tasks"]
 
 
 async def test_a_death_is_logged_with_its_name_and_counted_and_the_rest_lives() -> None:
