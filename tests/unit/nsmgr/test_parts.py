@@ -1,5 +1,6 @@
 import os
 import socket
+import subprocess
 import time
 
 import pytest
@@ -41,21 +42,35 @@ def test_a_broken_file_leaves_the_last_good_prefixes(tmp_path):
     assert excluded.prefixes == ()
 
 
-def caller(pid=None):
+def caller(pid=None, pidfd=None):
     authority = Authority("td")
     own, peer = authority.svid("/own"), authority.svid("/peer")
     shown = Handshake(own, peer.id, peer.leaf, peer.not_after)
-    return Caller(shown, process=Credentials(pid, 0, 0) if pid else None, unix=bool(pid))
+    process = Credentials(pid, 0, 0, pidfd) if pid else None
+    return Caller(shown, process=process, unix=bool(pid))
 
 
 async def test_a_caller_may_name_its_own_namespace_by_path():
     own = os.getpid()
+    pidfd = os.pidfd_open(own)
     for url in (f"file:///proc/{own}/ns/net", "file:///proc/thread-self/ns/net"):
-        fd = await open_of_caller(url, caller(own))
+        fd = await open_of_caller(url, caller(own, pidfd))
         try:
             assert os.fstat(fd).st_ino == os.stat("/proc/self/ns/net").st_ino
         finally:
             os.close(fd)
+    os.close(pidfd)
+
+
+async def test_a_number_that_is_another_process_s_by_now_opens_nothing():
+    with subprocess.Popen(["/bin/true"]) as dead:
+        pidfd = os.pidfd_open(dead.pid)
+    before = len(os.listdir("/proc/self/fd"))
+    # We have the number that the dead one had: as if it had been given to us.
+    with pytest.raises(DeniedError, match="ended while its network namespace was looked for"):
+        await open_of_caller("file:///proc/self/ns/net", caller(os.getpid(), pidfd))
+    assert len(os.listdir("/proc/self/fd")) == before
+    os.close(pidfd)
 
 
 @pytest.mark.parametrize(
