@@ -65,6 +65,11 @@ def environment(variables: Mapping[str, str]) -> None:
     os.environ.update(variables)  # noqa: TID251
 
 
+def told(variables: Mapping[str, str]) -> None:
+    """These variables besides those that are there."""
+    os.environ.update(variables)  # noqa: TID251 - written for the program that is to come
+
+
 def program(argv: Sequence[str], variables: Mapping[str, str], name: str) -> NoReturn:
     """Become another program; ends with a sentence in the log if there is none."""
     os.set_inheritable(3, False)  # it does not know of readiness

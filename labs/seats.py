@@ -24,6 +24,19 @@ def enter(lab: Lab, paths: Paths, place: str) -> None:
     enter_named(paths.namespace(place))
 
 
+def sit(lab: Lab, paths: Paths, place: str) -> None:
+    """Be in a place for good, as a program that was started there would be.
+
+    In its namespace, under its identity, and with the variables that say where the mesh
+    is. A switch has its namespace only. Raises InvalidError for a place there is not.
+    """
+    if lab.node_of(place).kind == "switch":
+        enter(lab, paths, place)
+        return
+    seat = take(lab, paths, place)
+    become.told({"NSM_CONNECT_TO": seat.manager, "SPIFFE_ENDPOINT_SOCKET": seat.identity})
+
+
 def take(lab: Lab, paths: Paths, place: str) -> Seat:
     """Turn this process into one of the lab's, for good: on a node as `nsmctl` of that node,
 

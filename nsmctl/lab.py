@@ -312,7 +312,11 @@ def exec_(
     command: Annotated[list[str], typer.Argument(help="What to run there.")],
     lab: LabName = "",
 ) -> None:
-    """Run a command in a node's, endpoint's or client's namespace; its exit status is ours."""
+    """Become a command in a node's, endpoint's or client's namespace, under its identity.
+
+    NSM_CONNECT_TO and SPIFFE_ENDPOINT_SOCKET tell it where the mesh is. What it prints and its
+    exit status are its own, so there is no --json.
+    """
     show.need_root()
     from labs import engine, seats
 
@@ -320,7 +324,7 @@ def exec_(
     command = command[1:] if command[:1] == ["--"] else command
     if not command:
         raise InvalidError("no command", hint=f"nsmctl lab exec {place} -- ip addr")
-    seats.enter(there, paths, place)
+    seats.sit(there, paths, place)
     try:
         os.execvp(command[0], command)  # noqa: S606 - what was asked for
     except OSError as wrong:
@@ -340,8 +344,14 @@ def logs(
     from labs import engine
     from labs.paths import Paths
 
+    if follow and json_:
+        raise InvalidError("--json shows what is there and ends", hint="leave out -f, or --json")
     paths = Paths(_which(lab))
-    files = engine.log_files(paths, process)
+    try:
+        files = engine.log_files(paths, process)
+    except FileNotFoundError:
+        engine.running(paths.lab)  # says why not
+        raise
     there = [file for file in files if os.path.exists(file)]
     if json_:
         show.as_json({os.path.basename(file): _lines(file) for file in there})
@@ -440,7 +450,7 @@ def _wire_table(rows: "Sequence[tuple[Wire, Answers | None]]") -> None:
                 "\N{RIGHTWARDS ARROW}".join(dict.fromkeys(wire.nodes)),
                 wire.mechanism or "none",
                 wire.mtu,
-                f"{wire.ms:.1f}",
+                _ms(wire.ms),
                 *(_answer_cells(answers) if answers else ()),
             )
             for wire, answers in rows
@@ -449,10 +459,14 @@ def _wire_table(rows: "Sequence[tuple[Wire, Answers | None]]") -> None:
 
 
 def _answer_cells(answers: "Answers") -> tuple[str, ...]:
-    def ms(value: float | None) -> str:
-        return "none" if value is None else f"{value:.2f}"
+    return _ms(answers.there_ms), _ms(answers.back_ms), f"{answers.lost}/{answers.sent}"
 
-    return ms(answers.there_ms), ms(answers.back_ms), f"{answers.lost}/{answers.sent}"
+
+def _ms(value: float | None) -> str:
+    """At most four characters, so that a slow machine's tables fit as well."""
+    if value is None:
+        return "none"
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
 
 
 def _stage_table(wires: "Sequence[Wire]") -> None:
@@ -463,7 +477,7 @@ def _stage_table(wires: "Sequence[Wire]") -> None:
         "set-up by stage, ms",
         ("wire", *(f">{stage}" for stage in stages)),
         [
-            (wire.id, *(f"{wire.stages[s]:.1f}" if s in wire.stages else "" for s in stages))
+            (wire.id, *(_ms(wire.stages[s]) if s in wire.stages else "" for s in stages))
             for wire in wires
         ],
     )

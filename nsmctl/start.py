@@ -36,7 +36,15 @@ def register(app: typer.Typer) -> None:
 
 def run(
     process: Annotated[Program, typer.Argument(help="Which of the mesh's processes.")],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(help="After --: --help lists its variables, --check shows what they are."),
+    ] = None,
 ) -> None:
-    """Run a process in the foreground, told what to do by its NSM_... variables."""
+    """Become one of the mesh's processes, told what to do by its NSM_... variables.
+
+    What it prints and its exit status are its own, so there is no --json.
+    """
     # `-P`: a folder of that name in the working directory must not be taken for it
-    os.execv(sys.executable, [sys.executable, "-P", "-m", MODULES[process]])  # noqa: S606
+    command = [sys.executable, "-P", "-m", MODULES[process], *(arguments or [])]
+    os.execv(sys.executable, command)  # noqa: S606

@@ -1,5 +1,6 @@
 """The command as a person meets it: help, exit codes, errors, and no escape codes in a pipe."""
 
+import functools
 import json
 import os
 import subprocess
@@ -7,12 +8,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
+
+from nsmctl.__main__ import app
 
 HERE = Path(__file__).parents[3]
 VERBS = [
     *(f"lab {v}" for v in ("check", "schema", "show", "run", "up", "down", "list", "status")),
     *("lab exec", "lab logs", "connect", "services", "endpoints", "connections", "path", "run"),
 ]
+BECOMES_ANOTHER = ("lab exec", "run")  # whose output is its own
+
+
+@functools.cache
+def told_by_help(verb: str) -> subprocess.CompletedProcess:
+    return nsmctl(*verb.split(), "--help")
 
 
 def nsmctl(*words: str, **variables: str) -> subprocess.CompletedProcess:
@@ -28,12 +38,43 @@ def nsmctl(*words: str, **variables: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_with_an_example(verb):
-    done = nsmctl(*verb.split(), "--help")
+    done = told_by_help(verb)
     assert done.returncode == 0
     assert "Example:" in done.stdout
     assert f"nsmctl {verb}" in done.stdout.partition("Example:")[2]
     assert "\x1b" not in done.stdout
     assert all(len(line) <= 80 for line in done.stdout.splitlines())
+
+
+def test_no_verb_is_missing_here():
+    group = typer.main.get_command(app)
+    verbs = {name for name in group.commands if name != "lab"}
+    verbs |= {f"lab {name}" for name in group.commands["lab"].commands}
+    assert verbs == set(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_answers_in_json_or_says_why_not(verb):
+    told = " ".join(told_by_help(verb).stdout.split())
+    if verb in BECOMES_ANOTHER:
+        assert "Become " in told
+        assert "there is no --json" in told
+        assert nsmctl(*verb.split(), "--json").returncode == 2
+    else:
+        assert "--json Answer in JSON." in told
+
+
+def test_a_log_is_not_followed_in_json():
+    done = nsmctl("lab", "logs", "--follow", "--json")
+    assert done.returncode == 2
+    assert "leave out -f" in json.loads(done.stdout)["hint"]
+
+
+def test_the_variables_of_a_process_are_told_by_the_process_itself():
+    told = nsmctl("run", "registry", "--", "--help")
+    assert told.returncode == 0
+    assert "NSM_LISTEN_ON" in told.stdout
+    assert nsmctl("run", "nothing").returncode == 2
 
 
 def test_a_mistake_in_a_file_is_exit_code_2_and_one_line_with_its_place(tmp_path):
@@ -74,6 +115,9 @@ def test_asking_a_lab_that_is_not_up_is_exit_code_4():
     assert done.returncode == 4
     assert "lab nothing-here is not up" in done.stderr
     assert "nsmctl lab up nothing-here" in done.stderr
+    logs = nsmctl("lab", "logs", "--lab", "nothing-here")
+    assert logs.returncode == 4
+    assert "lab nothing-here is not up" in logs.stderr
 
 
 @pytest.mark.parametrize("words", ["lab run one-node", "lab up one-node", "lab down x"])
