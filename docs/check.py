@@ -4,20 +4,34 @@
 - code that cites `wire.md` §n cites a section docs/wire.md has;
 - pages that code or pages name exist;
 - decisions are numbered without gaps and say context, decision, consequences;
-- CONTRIBUTING.md and docs/architecture.md stay one page, CHANGELOG.md has an Unreleased part.
+- CONTRIBUTING.md and docs/architecture.md stay one page, CHANGELOG.md has an Unreleased part;
+- docs/processes.md has the settings the programs have: `docs/check.py --write` puts them there.
 """
 
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+
+from nsm.process.config import Common, rows
 
 ROOT = Path(__file__).parent.parent
 PAGE = 80  # lines
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 CITATION = re.compile(r"wire\.md`?((?:,? ?(?:and )?§\d+(?:\.\d+)*)+)")
 SECTION = re.compile(r"^#{2,3} (\d+(?:\.\d+)*)", re.MULTILINE)
+PROCESSES = ROOT / "docs" / "processes.md"
+GENERATED = "<!-- from here on by docs/check.py --write, from each program's Config -->\n"
+CONFIGS = {  # by the module that `python -P -m` starts
+    "nsmgr": "nsmgr.config",
+    "forwarder": "forwarder.config",
+    "registry": "registry.config",
+    "endpoints.responder": "endpoints.responder.config",
+    "nsm.process.client": "nsm.process.client",
+    "nsm.process.issuer": "nsm.process.issuer",
+}
 NAMED = re.compile(r"[\w./-]*\b[\w-]+\.md\b")
 
 
@@ -81,9 +95,50 @@ def long_pages() -> Iterator[str]:
         yield "CHANGELOG.md: has no part Unreleased"
 
 
+def settings() -> str:
+    """The tables of docs/processes.md."""
+    common = list(rows(Common))
+    parts = [
+        GENERATED,
+        _table("Every program", "", [row for row in common if row[0] != "NSM_NAME"]),
+    ]
+    for module, where in CONFIGS.items():
+        kind = import_module(where).Config
+        own = [row for row in rows(kind) if row not in common]
+        parts.append(_table(f"`python -P -m {module}`", (kind.__doc__ or "").strip(), own))
+    return "\n".join(parts)
+
+
+def _table(title: str, about: str, found: list[tuple[str, str, str]]) -> str:
+    lines = [
+        f"| `{variable}` | {f'`{default}`' if default else ''} | {_cell(meaning)} |"
+        for variable, default, meaning in found
+    ]
+    head = ["| variable | default | meaning |", "|---|---|---|"]
+    return "\n".join([f"## {title}\n", *([about, ""] if about else []), *head, *lines, ""])
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def untrue_settings() -> Iterator[str]:
+    if PROCESSES.read_text().partition(GENERATED)[2] != settings().partition(GENERATED)[2]:
+        yield "docs/processes.md: not what the programs have: python docs/check.py --write"
+
+
 def main() -> int:
     """Print what is wrong, a line each; exit 1 if anything is."""
-    checks = (dead_links, wrong_citations, unknown_pages, odd_decisions, long_pages)
+    if sys.argv[1:] == ["--write"]:
+        PROCESSES.write_text(PROCESSES.read_text().partition(GENERATED)[0] + settings())
+    checks = (
+        dead_links,
+        wrong_citations,
+        unknown_pages,
+        odd_decisions,
+        long_pages,
+        untrue_settings,
+    )
     wrong = [line for check in checks for line in check()]
     sys.stderr.write("".join(f"{line}\n" for line in wrong))
     return 1 if wrong else 0

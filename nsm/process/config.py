@@ -51,6 +51,7 @@ __all__ = [
     "parse",
     "read",
     "resolved",
+    "rows",
     "strangers",
     "table",
 ]
@@ -228,6 +229,16 @@ def table(kind: type[Any]) -> str:
         lines.append("\n")
     lines.append("\nArguments: --check prints the resolved settings, --help this text.\n")
     return "".join(lines)
+
+
+def rows(kind: type[Any]) -> Iterator[tuple[str, str, str]]:
+    """Variable, default and meaning of each setting, for a page."""
+    for setting in _settings(kind):
+        yield (
+            setting.variable,
+            "required" if setting.required else setting.show(setting.default),
+            setting.help,
+        )
 
 
 @dataclass(frozen=True, slots=True)
