@@ -223,11 +223,18 @@ class Asker:
     async def serve(
         self, name: str, offers: list[str], refuse: list[str] | None = None, **options: Any
     ) -> dict[str, Any]:
-        """Serve until `end`. refuse is a code and a text; with gate, all wait for `open`."""
+        """Serve until `end`. refuse is a code and a text; with gate, all wait for `open`.
+
+        announces is a descriptor that is said to come, and does not.
+        """
+        announced = options.pop("announces", "")
         gate = self._gates[name] = asyncio.Event()
         if not options.pop("gate", False):
             gate.set()
         self._asked[name] = 0
+
+        async def announce(*_: object) -> str:
+            return str(announced)
 
         async def answer(conn: Connection) -> Connection:
             self._asked[name] += 1
@@ -250,6 +257,8 @@ class Asker:
                     **options,
                 ) as endpoint:
                     self._endpoints[name] = endpoint
+                    if announced:
+                        endpoint.route._send_namespace = announce  # type: ignore[method-assign]
                     ready.set_result({"urls": list(endpoint.urls)})
                     await ended.wait()
             except NsmError as error:

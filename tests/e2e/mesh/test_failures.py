@@ -36,13 +36,36 @@ def test_a_service_without_an_endpoint_is_told_from_one_that_is_unknown(alice):
                metadata=[["path", "{}"]])  # fmt: skip
 
 
-def test_labels_that_fit_no_endpoint_are_refused_with_who_was_there(alice, serving):
+def test_an_endpoint_that_is_asked_for_by_name_and_not_there_is_named(alice, serving):
     serving.have("serve", name="picky", offers=["picky"])
     answer = alice.ask(
         "call", method="Request", message=asked(alice, "picky", networkServiceEndpointName="nobody")
     )
     serving.have("end", name="picky")
-    is_sentence(answer, "NOT_FOUND", "endpoint nobody not found")
+    is_sentence(answer, "NOT_FOUND", "endpoint nobody not found", "is it running?")
+
+
+def test_labels_that_fit_no_endpoint_are_refused_with_who_was_there(alice, serving):
+    routes = [{"destinationSelector": {"tier": "{{.tier}}"}}]
+    service = {"name": "tiers", "payload": "ETHERNET", "matches": [{"routes": routes}]}
+    register = {"metadata": [["path", "{}"]], "message": service}
+    alice.have("call", method="RegisterService", **register)
+    serving.have(
+        "serve", name="cellar", offers=["tiers"], labels={"tier": "low"}, register_service=False
+    )
+    answer = alice.ask("connect", url="kernel://tiers/nsm-1?tier=high")
+    is_sentence(
+        answer,
+        "NOT_FOUND",
+        "none of the 1 endpoints of 'tiers' (cellar)",
+        "'tier': 'high'",
+        "compare them with the service's matches",
+    )
+    fits = alice.have("connect", url="kernel://tiers/nsm-1?tier=low")
+    assert [hop["name"] for hop in fits["path"]][-1] == "cellar"
+    alice.have("close", wire=fits["wire"])
+    serving.have("end", name="cellar")
+    alice.have("call", method="UnregisterService", **register)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +114,8 @@ def test_an_endpoint_that_denies_is_permission_denied(alice, serving):
     )
     answer = alice.ask("connect", url="kernel://club/nsm-1")
     serving.have("end", name="club")
-    is_sentence(answer, "PERMISSION_DENIED", "members only")
+    text = is_sentence(answer, "PERMISSION_DENIED", "members only")
+    assert text == "members only", "it is the endpoint's to say what to do"
 
 
 def test_a_pool_without_addresses_says_which_and_frees_them_with_a_wire(alice, bob):
@@ -171,6 +195,21 @@ def test_a_mechanism_nobody_here_speaks_is_refused_by_client_and_mesh(alice):
     is_sentence(answer, "UNIMPLEMENTED", "MEMIF", "'echo'", "ask for KERNEL")
 
 
+async def test_a_name_taken_at_the_endpoint_leaves_nothing_at_the_client(alice, serving, mesh):
+    space = mesh.namespace("serving")
+    subprocess.run(["ip", "-n", space, "link", "add", "theirs", "type", "bridge"], check=True)
+    try:
+        serving.have("serve", name="narrow", offers=["narrow"], interface="theirs")
+        before = mesh.kernel()
+        answer = alice.ask("connect", url="kernel://narrow/nsm-1")
+        is_sentence(answer, "ALREADY_EXISTS", "theirs", "endpoint narrow", "another name")
+        assert mesh.kernel() == before
+        assert serving.have("serves", name="narrow")["held"] == []
+        serving.have("end", name="narrow")
+    finally:
+        subprocess.run(["ip", "-n", space, "link", "del", "theirs"], check=True)
+
+
 # --- what vanishes ---------------------------------------------------------------------------
 
 
@@ -210,6 +249,7 @@ def test_a_hop_takes_back_what_it_never_got_an_answer_for(mesh, alice):
 
 
 async def test_a_namespace_that_goes_in_the_middle_ends_its_wire(alice, serving):
+    """The Request's descriptor keeps it to the end of the Request; then it goes, and is told."""
     serving.have("serve", name="slow", offers=["slow"], gate=True)
     with workload() as pod:
         number = alice.tell("connect", url="kernel://slow/nsm-1", namespace=pod.ns)
@@ -217,20 +257,18 @@ async def test_a_namespace_that_goes_in_the_middle_ends_its_wire(alice, serving)
         pod.kill()
         pod.process.wait()
         serving.have("open", name="slow")
-        answer = alice.hear(number)  # it may have been ready just in time
+        wire = alice.hear(number)["wire"]
+
+        def told() -> list[list[str]]:
+            return alice.have("told", wire=wire)["told"]
+
+        await until(lambda: ["down", ""] in told(), "the client to be told that its wire is down")
         await until(
             lambda: not serving.have("serves", name="slow")["held"], "the endpoint to be told"
         )
-        if answer["code"] == "OK":
-            told = alice.have("told", wire="alice-nsm-1")["told"]
-            assert [what for what, _ in told][:1] == ["up"]
-            await until(
-                lambda: ["down", ""] in alice.have("told", wire="alice-nsm-1")["told"],
-                "the client to be told",
-            )
-            alice.have("close", wire="alice-nsm-1")
-        else:
-            is_sentence(answer, "FAILED_PRECONDITION", "gone")
+        alice.have("close", wire=wire)
+        answer = alice.ask("connect", url="kernel://slow/nsm-1", namespace=pod.ns)
+        is_sentence(answer, "FAILED_PRECONDITION", pod.ns, "cannot be opened", "must exist")
     serving.have("end", name="slow")
 
 
@@ -247,6 +285,12 @@ async def test_an_endpoint_whose_namespace_is_gone_cannot_be_reached(alice, serv
 # --- who asks --------------------------------------------------------------------------------
 
 
+def refusals(mesh: Mesh) -> list[str]:
+    """What the manager of node-1 logged of those whose handshake failed."""
+    log = next(log for log in mesh.logs() if log.name == "node-1.nsmgr")
+    return [line for line in log.read_text().splitlines() if "refused pid" in line]
+
+
 def test_a_right_certificate_from_the_same_hand_is_let_in(alice, mesh, home, tmp_path):
     """Else the refusals below could have another reason."""
     files = identity(tmp_path, home, f"spiffe://{DOMAIN}/client/alice", home)
@@ -258,21 +302,38 @@ def test_an_expired_certificate_is_refused(alice, home, tmp_path):
     past = time.time_ns() - 2 * HOUR
     files = identity(tmp_path, home, f"spiffe://{DOMAIN}/client/alice", home, ttl=HOUR, now=past)
     answer = alice.ask("link", message=asked(alice), identity=files)
-    is_sentence(answer, "UNAUTHENTICATED", "expired")
+    is_sentence(
+        answer, "UNAUTHENTICATED", "nsm.io.sock", f"spiffe://{DOMAIN}/client/alice", "expired", ";"
+    )
 
 
-def test_a_certificate_of_a_foreign_domain_is_refused(alice, home, tmp_path):
+def test_a_certificate_of_a_foreign_domain_is_refused(alice, mesh, home, tmp_path):
     foreign = Authority.create("foreign.test")
     files = identity(tmp_path, foreign, "spiffe://foreign.test/client/alice", home)
     answer = alice.ask("link", message=asked(alice), identity=files)
-    is_sentence(answer, "UNAUTHENTICATED")
+    is_sentence(
+        answer,
+        "UNAUTHENTICATED",
+        "nsm.io.sock",
+        "our certificate of spiffe://foreign.test/client/alice",
+        "no authority it knows signed",
+        "need each other's trust domain's bundle",
+    )
+    assert any("does not chain to any bundle here" in one for one in refusals(mesh))
 
 
 def test_a_certificate_that_only_claims_our_domain_is_refused(alice, home, tmp_path):
     forger = Authority.create(DOMAIN)
     files = identity(tmp_path, forger, f"spiffe://{DOMAIN}/node/node-1/nsmgr", home)
     answer = alice.ask("link", message=asked(alice), identity=files)
-    is_sentence(answer, "UNAUTHENTICATED")
+    is_sentence(
+        answer,
+        "UNAUTHENTICATED",
+        "nsm.io.sock",
+        f"our certificate of spiffe://{DOMAIN}/node/node-1/nsmgr",
+        "no authority it knows signed",
+        "need each other's trust domain's bundle",
+    )
 
 
 def test_a_manager_of_a_foreign_domain_is_not_believed(alice, home, tmp_path):
@@ -307,6 +368,23 @@ def test_a_replayed_token_is_refused(alice, bob):
     token = alice.have("mint")["token"]
     answer = bob.ask("call", method="Request", message=asked(bob), token={"text": token})
     is_sentence(answer, "PERMISSION_DENIED", "client/bob", "not signed (ES256)", "TLS peer")
+
+
+def test_a_token_for_the_manager_opens_nothing_at_the_forwarder(alice, mesh):
+    """Neither who made it nor whom it was passed on to can use it at another hop."""
+    made = alice.have("call", method="Request", message=asked(alice))
+    own, managers = (hop["token"] for hop in made["answer"]["path"]["pathSegments"][:2])
+    for token, problem in (
+        (own, f"is meant for spiffe://{DOMAIN}/node/node-1/nsmgr"),
+        (managers, "not signed (ES256)"),
+    ):
+        for message in (asked(alice, name="nsm-2"), asked(alice, "nothing")):
+            answer = alice.ask(
+                "call", method="Request", message=message, to="forwarder", token={"text": token}
+            )
+            is_sentence(answer, "PERMISSION_DENIED", "client/alice", problem)
+    assert mesh.links("alice") == {"nsm-1"}
+    alice.have("call", method="Close", message=made["answer"])
 
 
 def test_somebody_elses_connection_can_be_neither_asked_for_nor_closed(alice, bob, mesh):
@@ -352,6 +430,14 @@ def test_a_descriptor_that_never_comes_is_waited_for_two_seconds(alice):
     )
     write("a descriptor that never comes is given up", answer["seconds"], 2.5)
     assert 1.5 < answer["seconds"] < 8
+
+
+def test_an_endpoint_whose_descriptor_never_comes_is_named(alice, serving):
+    serving.have("serve", name="shy", offers=["shy"], announces="inode://4/4026599999")
+    answer = alice.ask("connect", url="kernel://shy/nsm-1")
+    is_sentence(answer, "UNAVAILABLE", "inode://4/4026599999", "endpoint shy", "within")
+    assert serving.have("serves", name="shy")["held"] == []
+    serving.have("end", name="shy")
 
 
 @pytest.mark.parametrize("what", ["/proc/self/ns/mnt", "/dev/null", "/etc/passwd", "/"])
@@ -401,7 +487,13 @@ def test_a_path_that_leads_nowhere_is_refused(alice, path, words):
 def test_a_megabyte_in_a_label_is_refused(alice):
     message = asked(alice, labels={"a": "x" * (1 << 20)})
     answer = alice.ask("call", method="Request", message=message)
-    is_sentence(answer, "INVALID_ARGUMENT", "1048577 characters of labels", "at most 65536")
+    is_sentence(answer, "RESOURCE_EXHAUSTED", "at most 262144", "through the wire, not beside it")
+
+
+def test_labels_of_more_than_their_share_are_refused(alice):
+    message = asked(alice, labels={"a": "x" * 70_000})
+    answer = alice.ask("call", method="Request", message=message)
+    is_sentence(answer, "INVALID_ARGUMENT", "70001 characters of labels", "at most 65536")
 
 
 def test_a_message_over_four_megabytes_is_refused(alice):

@@ -6,14 +6,17 @@ taken there, and they give up after three rounds. What was agreed is read from t
 kernel's devices.
 """
 
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from nsm.kernel.topology import enter_named
 from tests.e2e.mesh.conftest import OWN, Asker, Mesh, is_sentence
 
 PROPOSED = 1001  # odd: from the higher address to the lower
@@ -165,4 +168,29 @@ def test_after_three_rounds_the_refusal_says_port_and_vni(mesh, alice, far):
     assert len(set(seen["proposed"])) == 3
     assert seen["closed"] >= 3
     assert seen["held"] == []
+    far.have("end", name="far-1")
+
+
+def test_a_tunnel_port_held_by_a_program_is_told_with_the_port(mesh, alice, far):
+    def hold() -> socket.socket:
+        enter_named(mesh.namespace("node-1"))
+        held = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        held.bind(("0.0.0.0", 4789))
+        return held
+
+    far.have("tunnels", name="far-1", service="one", listen="tcp://198.18.0.2:6001", vnis=[])
+    words = "UDP port 4789 is held by another program", "set another VXLAN port"
+    with ThreadPoolExecutor(1) as there, there.submit(hold).result():
+        before = mesh.kernel()
+        answer = alice.ask("connect", url="kernel://one/nsm-1")
+        is_sentence(answer, "ALREADY_EXISTS", *words)
+        assert far.have("tunneled", name="far-1")["held"] == []
+        message = from_node_2(mesh, PROPOSED)
+        answer = mesh.askers["manager"].ask(
+            "call", method="Request", message=message, to="forwarder"
+        )
+        is_sentence(answer, "ALREADY_EXISTS", *words)
+        assert mesh.kernel() == before
+    wire = alice.have("connect", url="kernel://one/nsm-1")["wire"]
+    alice.have("close", wire=wire)
     far.have("end", name="far-1")
