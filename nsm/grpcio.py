@@ -270,6 +270,8 @@ class Door:
         except NsmError:
             writer.transport.abort()
             raise
+        if received is not None:
+            received.admitted = True
         return _Upstream(reader, writer, shown, sock, received)
 
     async def follow(self) -> None:

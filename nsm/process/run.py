@@ -24,6 +24,7 @@ Exit codes: 0 ended as asked · 1 the mesh said no, or a defect · 2 asked wrong
 import asyncio
 import importlib.util
 import os
+import resource
 import signal
 import socket
 import sys
@@ -160,6 +161,9 @@ def run(kind: str, config: C, serve: Callable[[C, Process], Awaitable[None]]) ->
     """Run serve until it ends or a signal ends it; return the exit code."""
     colors = False if config.no_color else None
     logs.configure(config.log_level, process=kind, name=config.name, colors=colors)
+    # every peer's connections and descriptors are our open files, and the default is 1024
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         refuse_foreign_modules()
         for sentence in strangers(type(config)):

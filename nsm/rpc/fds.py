@@ -15,12 +15,13 @@ import errno
 import fcntl
 import logging
 import os
+import resource
 import socket
 import struct
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from nsm.caller import Credentials, inode_url, parse_inode_url
 from nsm.errors import ExhaustedError, UnavailableError
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 ROOM = 64  # descriptors one read has room for; one more and the kernel drops the rest
 _SPACE = socket.CMSG_SPACE(ROOM * array.array("i").itemsize)
 _RETRY_FULL = 0.005  # seconds between attempts at a unix socket whose backlog is full
+_SHARE = 4  # one part in so many of the open files a process may have is for unclaimed ones
+_MOST = 16384  # unclaimed ones, however many files it may have open
 _HARD = 6  # a running call keeps unclaimed descriptors alive this many times longer
 
 Key = tuple[int, int]  # st_dev, st_ino
@@ -127,7 +130,11 @@ class FdSocket(socket.socket):
                 for fd in fds:
                     self.arrived(fd)
         if notes & socket.MSG_CTRUNC:
-            log.warning("a peer sent more than %d file descriptors at once; the rest is lost", ROOM)
+            log.warning(
+                "file descriptors of a peer are lost: it sent more than %d at once, or this "
+                "process may have no more open (RLIMIT_NOFILE)",
+                ROOM,
+            )
         return got
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
@@ -211,6 +218,12 @@ def process_of(sock: socket.socket) -> Credentials:
     return Credentials(who.pid, who.uid, who.gid, who.pidfd if who.pidfd >= 0 else None)
 
 
+def _most_held() -> int:
+    """How many unclaimed descriptors all connections of this process may hold together."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST if soft == resource.RLIM_INFINITY else min(soft // _SHARE, _MOST)
+
+
 @dataclass(slots=True)
 class _Held:
     fd: int
@@ -223,14 +236,21 @@ class _Held:
 class Received:
     """What came with one connection's bytes and was not claimed yet.
 
-    At most limit descriptors; each for age seconds after it came, or up to six
-    times that while a call runs that may still ask. A claimed one goes when the
-    calls that claimed it have ended.
+    At most limit descriptors, and few before the peer has shown who it is; each for
+    age seconds after it came, or up to six times that while a call runs that may
+    still ask. A claimed one goes when the calls that claimed it have ended. All
+    connections of a process together hold a part of what it may have open: who
+    holds most of it, strangers first, loses its oldest to the next that comes.
     """
+
+    _holding: ClassVar[set["Received"]] = set()  # those that hold any
+    _total: ClassVar[int] = 0
 
     def __init__(self, limit: int, age: float, whose: str = "the peer") -> None:
         self.whose = whose
+        self.admitted = False  # whether the peer's handshake is over and good
         self._limit = limit
+        self._complained = False
         self._age = age
         self._held: dict[Key, _Held] = {}
         self._waiting: dict[Key, list[asyncio.Future[None]]] = {}
@@ -258,17 +278,15 @@ class Received:
             self._held[key].arrivals += 1
             self._held[key].since = loop.time()
         else:
-            if len(self._held) >= self._limit:
-                self._drop(
-                    next(iter(self._held))
-                )  # the oldest: the newest is about to be asked for
-                log.warning(
-                    "%s sent more than %d file descriptors that no call asked for; "
-                    "the oldest is closed",
-                    self.whose,
-                    self._limit,
-                )
+            limit = self._limit if self.admitted else min(self._limit, ROOM)
+            if len(self._held) >= limit:
+                self.evict(f"sent more than {limit}")
+            elif Received._total >= (most := _most_held()):
+                greediest = max(Received._holding, key=lambda one: (not one.admitted, len(one)))
+                greediest.evict(f"holds most of {most}")
             self._held[key] = _Held(fd, loop.time())
+            Received._total += 1
+            Received._holding.add(self)
         for waiting in self._waiting.pop(key, ()):
             if not waiting.done():
                 waiting.set_result(None)
@@ -332,8 +350,22 @@ class Received:
                 waiting.set_result(None)
         self._waiting.clear()
 
+    def evict(self, why: str) -> None:
+        """Close the oldest; why says what the peer did, before "file descriptors"."""
+        self._drop(next(iter(self._held)))  # the oldest: the newest is about to be asked for
+        if not self._complained:
+            self._complained = True
+            log.warning(
+                "%s %s file descriptors that no call asked for; the oldest are closed",
+                self.whose,
+                why,
+            )
+
     def _drop(self, key: Key) -> None:
         os.close(self._held.pop(key).fd)
+        Received._total -= 1
+        if not self._held:
+            Received._holding.discard(self)
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()

@@ -349,6 +349,7 @@ class Http2(H2Protocol):
             self.connection.handshake = shown
             if self.sock is not None:
                 self._received.whose = f"{shown.peer_id} ({self.whose})"
+                self._received.admitted = True
         except UnauthenticatedError as error:
             self.refused = error
         self.connection.flush()

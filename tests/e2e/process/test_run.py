@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -78,6 +79,17 @@ async def program(mode: str, **more: str) -> AsyncIterator[Program]:
                 await process.wait()
     finally:
         os.close(read)
+
+
+async def test_a_process_may_open_as_many_files_as_the_machine_lets_it() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, soft), hard))  # what it starts with
+    try:
+        async with program("wait") as one:
+            await one.is_ready()
+            assert resource.prlimit(one.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_a_start_is_one_line_for_people_and_one_for_who_waits() -> None:

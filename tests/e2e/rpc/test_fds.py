@@ -2,13 +2,16 @@
 
 import array
 import asyncio
+import fcntl
 import os
+import resource
 import socket
 import struct
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import termios
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from h2.connection import H2Connection
 from nsm.caller import Credentials, ended
 from nsm.errors import InvalidError, UnavailableError
 from nsm.proto.networkservice_grpc import NetworkServiceStub
-from nsm.rpc.fds import FdSocket, url_of
+from nsm.rpc.fds import FdSocket, Received, url_of
 from nsm.rpc.grpclib_private import Limits
 from nsm.rpc.peers import Link, Peers
 from nsm.rpc.server import serve
@@ -316,6 +319,90 @@ async def test_a_descriptor_number_that_is_used_again_reaches_the_new_socket(
         with pytest.raises(UnavailableError, match="no such descriptor"):
             async with peers.link(f"unix:///proc/self/fd/{spare}"):
                 pass
+
+
+def _send_files(sock: socket.socket, count: int) -> None:
+    for _ in range(count):
+        file = os.memfd_create("x")
+        socket.send_fds(sock, [b"\1"], [file])
+        os.close(file)
+
+
+@contextmanager
+def _strangers(path: str, count: int) -> Iterator[list[socket.socket]]:
+    """Connections on which a TLS record begins and does not end."""
+    with ExitStack() as stack:
+        made = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(count)]
+        for one in made:
+            one.connect(path)
+            one.send(b"\x16\x03\x01\x10\x00")
+        yield made
+
+
+async def test_who_has_not_shown_a_certificate_makes_us_hold_few_descriptors(
+    tmp_path: Any,
+) -> None:
+    async with serve([f"unix://{tmp_path}/s.sock"], [Echo()], A.source("/s")):
+        before = _open()
+        with _strangers(f"{tmp_path}/s.sock", 2) as made:
+            for one in made:
+                await asyncio.to_thread(_send_files, one, 200)
+            sent = 2 + 2 * 2 + 2 * 64  # both ends of each, a handle on the process, the files
+            await until(lambda: _open() >= before + sent, "the descriptors to come", bar=0.5)
+            await until(lambda: _unread(made) == 0, "all to be read", bar=0.5)
+            assert _open() == before + sent
+        await until(lambda: _open() <= before, "every descriptor to be closed", bar=0.5)
+
+
+async def test_strangers_descriptors_leave_room_for_those_of_callers(
+    tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    claimed = asyncio.Event()
+
+    async def claim(caller: Any, connection: Any) -> Any:
+        await claimed.wait()
+        os.close(await caller.fds.claim(connection.labels["0"], 1.0))
+        return connection
+
+    async with (
+        serve([f"unix://{tmp_path}/s.sock"], [Echo(claim)], A.source("/s")) as server,
+        Peers(A.source("/c")) as peers,
+        peers.link(server.urls[0]) as link,
+    ):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (800, hard))
+        try:
+            fd = path(tmp_path)
+            url = link.fds.send(fd)
+            os.close(fd)
+            async with asyncio.TaskGroup() as group:
+                asked = group.create_task(call(link, url))
+                await until(lambda: len(_held()) == 1, "the caller's descriptor", bar=0.5)
+                with _strangers(f"{tmp_path}/s.sock", 8) as made:
+                    for one in made:
+                        await asyncio.to_thread(_send_files, one, 64)
+                    await until(lambda: _unread(made) == 0, "all to be read", bar=0.5)
+                    assert sum(_held()) == 800 // 4
+                    claimed.set()
+                    assert (await asked).id
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "holds most of 200 file descriptors" in caplog.text
+    assert not _held()
+
+
+def _held() -> list[int]:
+    return [len(one) for one in Received._holding]
+
+
+def _unread(made: list[socket.socket]) -> int:
+    """Bytes these unix sockets sent that the other end has not read."""
+    left = array.array("i", [0])
+    total = 0
+    for one in made:
+        fcntl.ioctl(one, termios.TIOCOUTQ, left)
+        total += left[0]
+    return total
 
 
 CONNECT_AND_END = """
