@@ -282,11 +282,16 @@ def create_named(name: str) -> None:
             failures.append(failure)
 
     thread = threading.Thread(target=unshare_and_mount, name=f"create namespace {name}")
-    thread.start()
-    thread.join()
+    try:
+        thread.start()
+        thread.join()
+    except BaseException:
+        if thread.ident is not None:
+            thread.join()  # what it still mounts could not be taken away before
+        delete_named(name)
+        raise
     if failures:
-        with suppress(OSError):
-            os.unlink(path)
+        delete_named(name)
         if failures[0].errno in (errno.EPERM, errno.EACCES):
             raise DeniedError(
                 f"may not create network namespace {name}", hint="it needs root, or CAP_SYS_ADMIN"

@@ -4,10 +4,13 @@ What is written about a lab may be old, broken, or of somebody else; the numbers
 may be another's by now.
 """
 
+import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +18,8 @@ import pytest
 
 from labs import engine, state
 from labs.paths import Paths
-from nsm.errors import TakenError
-from nsm.kernel import topology
+from nsm.errors import InternalError, TakenError
+from nsm.kernel import namespaces, topology
 from nsm.kernel.namespaces import create_named, delete_named, list_named
 
 HERE = Path(__file__).parents[3]
@@ -172,6 +175,48 @@ def test_a_file_where_a_namespace_was_to_be_is_taken_away(paths):
         assert not file.exists()
     finally:
         file.unlink(missing_ok=True)
+
+
+class SlowLibc:
+    """The C library, on a machine where unshare takes until a Ctrl-C has come."""
+
+    def __init__(self) -> None:
+        self._real = namespaces._libc
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._real, name)
+
+    def unshare(self, flags: int) -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        threading.Event().wait(0.3)
+        return int(self._real.unshare(flags))
+
+
+def test_a_ctrl_c_while_a_namespace_is_made_leaves_no_name_of_it(paths, monkeypatch):
+    name = paths.namespace("n")
+    monkeypatch.setattr(namespaces, "_libc", SlowLibc())
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            create_named(name)
+        assert [t for t in threading.enumerate() if name in t.name] == []
+        assert not os.path.lexists(f"/run/netns/{name}")
+    finally:
+        delete_named(name)
+
+
+def test_a_namespace_that_cannot_be_finished_leaves_no_name_of_it(paths, monkeypatch):
+    name = paths.namespace("n")
+
+    def refused() -> None:
+        raise OSError(errno.ENOBUFS, "no")
+
+    monkeypatch.setattr(namespaces.Socket, "here", refused)
+    try:
+        with pytest.raises(InternalError, match="could not create"):
+            create_named(name)
+        assert not os.path.lexists(f"/run/netns/{name}")
+    finally:
+        delete_named(name)
 
 
 def test_a_name_that_cannot_be_taken_away_is_told_as_left(paths, monkeypatch):
