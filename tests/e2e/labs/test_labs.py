@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,17 @@ from tests.support.wait import until, write
 HERE = Path(__file__).parents[3]
 BROKEN = sorted((HERE / "labs/broken").glob("*.yaml"))
 COMMAND = [sys.executable, "-P", "-m", "nsmctl"]
+
+STAGES = ("calling", "manager", "find", "forwarder", "kernel", "endpoint")
+SHIPPED = {  # the wires of each: client, interface, kind, nodes, and the MTU a tunnel leaves
+    "one-node": [("app", "nsm-1", "veth", ["node-1", "node-1"], None)],
+    "two-nodes": [
+        ("near", "nsm-1", "veth", ["east-2", "east-2"], None),
+        ("far", "nsm-1", "vxlan", ["east-1", "east-2"], 1446),
+        ("far", "nsm-2", "vxlan", ["east-1", "east-2"], 1446),
+        ("far-six", "nsm-1", "vxlan", ["six-1", "six-2"], 1426),
+    ],
+}
 
 
 def surroundings() -> dict[str, str]:
@@ -63,8 +75,52 @@ def test_a_shipped_lab_holds_all_its_checks_and_leaves_nothing(file):
     assert told["failed"] == 0
     assert all(check["holds"] for check in told["checks"])
     assert all(wire["lost"] == 0 for wire in told["wires"])
-    assert {wire["mechanism"] for wire in told["wires"]} <= {"veth", "vxlan"}
+    assert {w["client"]: (w["mechanism"], w["nodes"]) for w in told["wires"]} == {
+        client: (kind, nodes) for client, _, kind, nodes, _ in SHIPPED[file]
+    }
+    for wire in told["wires"]:
+        stages = [wire["stages"][stage] for stage in STAGES]
+        assert min(stages) > 0, wire
+        assert sum(stages) <= wire["ms"] < 1000 * told["up_s"], wire
+        assert wire["there_ms"] > 0, wire
+        assert wire["back_ms"] > 0, wire
     assert not os.path.exists(f"/run/vwire/labs/{name}")
+
+
+def ip(*words: str) -> list[dict[str, Any]]:
+    done = subprocess.run(["ip", "-j", *words], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout or "[]")
+
+
+def pings(namespace: str, address: str, mtu: int) -> bool:
+    """Whether stock ping, in one piece of exactly so many bytes, is answered three times."""
+    payload = mtu - (48 if ":" in address else 28)
+    words = ["ping", "-c", "3", "-i", "0.05", "-W", "1", "-M", "do", "-s", str(payload), address]
+    done = subprocess.run(
+        ["ip", "netns", "exec", namespace, *words], capture_output=True, text=True, check=False
+    )
+    return done.returncode == 0 and " 0% packet loss" in done.stdout
+
+
+@pytest.mark.parametrize("file", SHIPPED)
+def test_what_a_lab_says_of_its_wires_is_what_the_kernel_and_stock_ping_say(file):
+    with up(file) as lab:
+        told = json.loads(nsmctl("lab", "status", lab, "--json").stdout)["wires"]
+        assert len(told) == len(SHIPPED[file])
+        for wire, (client, interface, kind, _, mtu) in zip(told, SHIPPED[file], strict=True):
+            assert (wire["client"], wire["interface"]) == (client, interface)
+            (link,) = ip("-n", f"{lab}-{client}", "-d", "link", "show", interface)
+            assert link["linkinfo"]["info_kind"] == wire["mechanism"] == kind
+            assert link["mtu"] == wire["mtu"] == (mtu or link["mtu"])
+            assert "UP" in link["flags"]
+            (there,) = ip("-n", f"{lab}-{client}", "address", "show", interface)
+            bound = {one["local"] for one in there["addr_info"] if one["scope"] == "global"}
+            assert bound == set(wire["client_addresses"])
+            for far in wire["endpoint_addresses"]:
+                assert pings(f"{lab}-{client}", far, link["mtu"]), far
+                assert not pings(f"{lab}-outsider", far, 64), far
+            for near in wire["client_addresses"]:
+                assert pings(f"{lab}-{wire['endpoint']}", near, link["mtu"]), near
 
 
 def test_the_table_of_a_run_is_text_and_ends_with_the_line_that_sums_it_up():
@@ -98,6 +154,8 @@ def test_the_verbs_tell_of_a_lab_that_is_up():
         status = json.loads(nsmctl("lab", "status", lab, "--json").stdout)
         assert status["phase"] == "up"
         assert status["wires"][0]["mechanism"] == "veth"
+        listed = json.loads(nsmctl("lab", "list", "--json").stdout)
+        assert (1, 1) in [(one["nodes"], one["wires"]) for one in listed if one["lab"] == lab]
         assert f"{lab}  up 0 s" in nsmctl("lab", "list").stdout.replace("1 s", "0 s")
         found = nsmctl("services", "--lab", lab, "--json")
         assert "icmp-responder" in [s["name"] for s in json.loads(found.stdout)], found.stderr
@@ -129,6 +187,39 @@ def test_every_process_of_a_lab_that_nsmctl_starts_is_watched_for_calls_that_blo
             folder = f"/proc/{process['pid']}/fd"
             held = {os.readlink(f"{folder}/{number}") for number in os.listdir(folder)}
             assert os.environ["NSM_LOOP_GUARD"] in held, name
+
+
+async def test_logs_can_be_followed_and_are_json_for_programs():
+    with up("one-node") as lab:
+        told = json.loads(nsmctl("lab", "logs", "node-1", "--lab", lab, "--json").stdout)
+        assert set(told) == {
+            f"node-1.{name}"
+            for name in ("issuer", "registry", "nsmgr", "forwarder", "responder", "app")
+        }
+        assert all(any("ready" in line for line in lines) for lines in told.values()), told
+        with subprocess.Popen(
+            [*COMMAND, "lab", "logs", "node-1/nsmgr", "--lab", lab, "-f"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=surroundings(), cwd="/",
+        ) as following:  # fmt: skip
+            assert following.stdout
+            os.set_blocking(following.stdout.fileno(), False)
+            heard = bytearray()
+
+            def hears(what: bytes) -> bool:
+                heard.extend(following.stdout.read() or b"")
+                return what in heard
+
+            try:
+                await until(lambda: hears(b"ready"), "what a log has already", bar=1.0)
+                words = ("connect", "kernel://icmp-responder/nsm-9", "--lab", lab, "-n", "outsider")
+                wire = json.loads(nsmctl(*words, "--json", "--", "true").stdout)
+                assert wire["interface"] == "nsm-9"
+                assert min(wire["stages"][stage] for stage in STAGES) > 0
+                await until(lambda: hears(b"client/outsider"), "what comes meanwhile", bar=1.0)
+            finally:
+                following.send_signal(signal.SIGINT)
+                _, errors = following.communicate(timeout=10)
+            assert (following.returncode, errors) == (130, b"")
 
 
 def test_connect_holds_a_wire_around_a_command_and_takes_it_back():
@@ -200,7 +291,7 @@ def test_a_closed_terminal_takes_the_lab_down_too(at):
     assert not os.path.exists(f"/run/vwire/labs/{name}")
 
 
-def test_two_labs_of_one_file_run_at_once():
+async def test_two_labs_of_one_file_run_at_once():
     both = [names("one"), names("other")]
     running = [
         subprocess.Popen(
@@ -209,6 +300,14 @@ def test_two_labs_of_one_file_run_at_once():
         )
         for name in both
     ]  # fmt: skip
+
+    def wires() -> list[str]:
+        """What `ip` finds of both at one moment: the client's interface of each."""
+        found = [d["name"] for d in ip("netns") if d["name"] in {f"{name}-app" for name in both}]
+        return [name for name in found if "nsm-1" in {d["ifname"] for d in ip("-n", name, "link")}]
+
+    await until(lambda: len(wires()) == 2, "both labs have their wire", bar=5.0)
+    assert all(run.poll() is None for run in running)
     for run in running:
         out, errors = run.communicate(timeout=60)
         assert run.returncode == 0, f"{out}\n{errors}"
