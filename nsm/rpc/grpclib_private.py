@@ -59,7 +59,7 @@ class Limits:
 
     streams: int = 1024  # calls at once on one connection (MAX_CONCURRENT_STREAMS)
     connections: int = 4096  # accepted at once, handshakes included; more wait in the backlog
-    handshakes: int = 256  # TLS handshakes at once
+    handshakes: int = 256  # TLS handshakes at once; one more ends one that does not go on
     handshake: float = 5.0  # seconds until an unfinished one is dropped
     message: int = 4 * MIB  # bytes of a message, as upstream's gRPC has it
     header_list: int = 64 * 1024  # bytes of all headers of a call

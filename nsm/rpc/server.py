@@ -13,6 +13,7 @@ import os
 import socket
 import ssl
 import stat
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ from nsm.rpc.tls import Contexts, Telling
 log = logging.getLogger(__name__)
 
 _BACKLOG = 1024  # upstream dials anew for every Request: bursts must not be refused
+_PART = 4  # no peer has more than one part in so many of all connections
 _REFUSED_FOR = 5.0  # seconds in which a refused peer may read why
 _CLOSING = 2.0  # seconds for a connection's last bytes to leave
 
@@ -117,6 +119,23 @@ class _Listener:
     paused: bool = field(default=True)
 
 
+@dataclass(slots=True, eq=False)
+class _Arrival:
+    """An accepted connection whose handshake is not over."""
+
+    raw: socket.socket
+    whose: str
+    source: object  # whom a share is taken from: the user's id on a unix socket, else the address
+    begun: bool = False
+    shed: str = ""  # why it was ended, if it was
+
+    def end(self, why: str) -> None:
+        """Let its handshake fail."""
+        self.shed = why
+        with suppress(OSError):  # the peer was quicker
+            self.raw.shutdown(socket.SHUT_RDWR)
+
+
 class Server:
     """What `serve` yields."""
 
@@ -148,7 +167,8 @@ class Server:
         self._variable = variable
         self._listeners: list[_Listener] = []
         self._connections: set[ServerHttp2] = set()
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self._links: Counter[SpiffeId] = Counter()  # connections of each peer
+        self._handshakes: dict[asyncio.Task[None], _Arrival] = {}  # the oldest first
         self._running: set[_Running] = set()
         self._closed = asyncio.Event()
 
@@ -269,10 +289,7 @@ class Server:
 
     @property
     def _full(self) -> bool:
-        return (
-            len(self._handshakes) >= self._limits.handshakes
-            or len(self._connections) + len(self._handshakes) >= self._limits.connections
-        )
+        return len(self._connections) + len(self._handshakes) >= self._limits.connections
 
     def _resume(self) -> None:
         if self.refusing or self._full:
@@ -300,36 +317,53 @@ class Server:
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                if error.errno in (errno.EBADF, errno.EINVAL):  # no listening socket: a defect
                     raise
                 log.warning("%s: cannot accept: %s; trying again", listener.url, error.strerror)
                 self._pause()
                 asyncio.get_running_loop().call_later(0.25, self._resume)
                 return
+            try:
+                arrival = _arrived(accepted, listener)
+            except OSError as error:  # it is gone already
+                log.warning("a peer on %s: %s", listener.url, error.strerror)
+                continue
+            if len(self._handshakes) >= self._limits.handshakes:
+                self._shed()
             handshake = self._tasks.create_task(
-                self._handshake(accepted, listener), name=f"handshake on {listener.url}"
+                self._handshake(arrival), name=f"handshake on {listener.url}"
             )
-            self._handshakes.add(handshake)
-            handshake.add_done_callback(self._handshaken)
+            self._handshakes[handshake] = arrival
+            handshake.add_done_callback(partial(self._handshaken, arrival))
 
-    def _handshaken(self, task: "asyncio.Task[None]") -> None:
-        self._handshakes.discard(task)
+    def _shed(self) -> None:
+        """Make room for a handshake: who has most unfinished ones loses the oldest of them.
+
+        A peer that means well is done in some milliseconds; whoever fills all places
+        with connections that say nothing is the one to lose them.
+        """
+        greediest, count = Counter(a.source for a in self._handshakes.values()).most_common(1)[0]
+        task = next(t for t, a in self._handshakes.items() if a.source == greediest)
+        self._handshakes.pop(task).end(f"{count} connections of its kind did not go on either")
+
+    def _handshaken(self, arrival: _Arrival, task: "asyncio.Task[None]") -> None:
+        self._handshakes.pop(task, None)
+        if not arrival.begun:
+            arrival.raw.close()
         self._resume()
 
-    async def _handshake(self, accepted: socket.socket, listener: _Listener) -> None:
+    async def _handshake(self, arrival: _Arrival) -> None:
+        arrival.begun = True
         identity, context = self._contexts.newest
-        raw, sock, whose = accepted, None, f"a peer on {listener.url}"
+        raw, whose = arrival.raw, arrival.whose
         try:
-            if listener.path:
-                raw = sock = FdSocket(fileno=accepted.detach())
-                sock.process = process_of(sock)  # now: later its number may be another's
-                whose = f"pid {sock.process.pid} on {listener.url}"
-            else:
-                watch_for_death(accepted)
-                whose = _peer_of(accepted)
-            raw.setblocking(False)
             make = partial(
-                ServerHttp2, self, identity=identity, limits=self._limits, sock=sock, whose=whose
+                ServerHttp2,
+                self,
+                identity=identity,
+                limits=self._limits,
+                sock=raw if isinstance(raw, FdSocket) else None,
+                whose=whose,
             )
             await asyncio.get_running_loop().connect_accepted_socket(
                 make,
@@ -345,20 +379,36 @@ class Server:
                 error.verify_message,
             )
         except OSError as error:  # ssl.SSLError is one
-            log.warning("refused %s: TLS handshake failed: %s", whose, _reason(error))
+            log.warning(
+                "refused %s: TLS handshake failed: %s", whose, arrival.shed or _reason(error)
+            )
         except Exception:  # whatever one peer does, the others are served
             log.exception("defect while letting in %s", whose)
 
     def made(self, protocol: ServerHttp2) -> None:
         """A connection finished its handshake."""
         self._connections.add(protocol)
+        shown = protocol.connection.handshake
+        if shown is not None:
+            self._links[shown.peer_id] += 1
+            most = max(1, self._limits.connections // _PART)
+            if self._links[shown.peer_id] > most:
+                log.warning("refused %s: it has %d connections already", protocol.whose, most)
+                protocol.connection.close()
         if protocol.refused:
             log.warning("refused %s: %s", protocol.whose, protocol.refused)
             asyncio.get_running_loop().call_later(_REFUSED_FOR, protocol.connection.close)
 
     def gone(self, protocol: ServerHttp2) -> None:
         """A connection ended; that means nothing but that."""
+        if protocol not in self._connections:
+            return
         self._connections.discard(protocol)
+        shown = protocol.connection.handshake
+        if shown is not None:
+            self._links[shown.peer_id] -= 1
+            if not self._links[shown.peer_id]:
+                del self._links[shown.peer_id]
         if not self._connections:
             self._closed.set()
         self._resume()
@@ -417,7 +467,7 @@ class Server:
         grace = self._grace if grace is None else grace
         self.refusing = f"{self._contexts.newest[0].svid.id} is stopping; try again"
         await self._close_listeners()
-        for task in self._handshakes:
+        for task in list(self._handshakes):
             task.cancel()
         await self._ended(grace, streams_only=True)
         await self._ended(grace, streams_only=False)
@@ -438,6 +488,24 @@ class Server:
                 running.stop()
         if self._running:
             await asyncio.wait({r.task for r in self._running}, timeout=grace)
+
+
+def _arrived(accepted: socket.socket, listener: _Listener) -> _Arrival:
+    """What is known of an accepted connection at once. Raises OSError, and closes it then."""
+    raw = accepted
+    try:
+        accepted.setblocking(False)
+        if not listener.path:
+            watch_for_death(accepted)
+            whose, source = _peer_of(accepted)
+            return _Arrival(accepted, whose, source)
+        raw = sock = FdSocket(fileno=accepted.detach())
+        sock.setblocking(False)
+        sock.process = process_of(sock)  # now: later its number may be another's
+    except BaseException:
+        raw.close()
+        raise
+    return _Arrival(sock, f"pid {sock.process.pid} on {listener.url}", sock.process.uid)
 
 
 def _unlink(listeners: Sequence[_Listener]) -> None:
@@ -504,12 +572,10 @@ def _process(pid: int | None) -> str:
     return f"process {pid} ({command})" if command else f"process {pid}"
 
 
-def _peer_of(sock: socket.socket) -> str:
-    try:
-        host, port = sock.getpeername()[:2]
-    except OSError:
-        return "a peer that is gone"
-    return addresses.tcp_url(host, port)
+def _peer_of(sock: socket.socket) -> tuple[str, str]:
+    """A TCP peer's url and host."""
+    host, port = sock.getpeername()[:2]
+    return addresses.tcp_url(host, port), host
 
 
 def _reason(error: OSError) -> str:

@@ -1,20 +1,24 @@
 """Peers with a good certificate and bad manners: each harms its own connection only."""
 
 import asyncio
+import errno
 import logging
 import os
 import resource
+import socket
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
+from grpclib.exceptions import StreamTerminatedError
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 
+from nsm.errors import UnavailableError
 from nsm.proto import networkservice_pb2_grpc
 from nsm.proto.networkservice_grpc import NetworkServiceStub
 from nsm.rpc.grpclib_private import Limits
@@ -239,13 +243,102 @@ async def test_connections_beyond_the_bound_wait_for_a_place(tmp_path: Any) -> N
         [f"unix://{tmp_path}/s.sock"], [Echo()], A.source("/s"), limits=bounds
     ) as server:
 
-        async def one() -> None:
+        async def one(path: str) -> None:
             async with (
-                Peers(A.source("/c"), dial_timeout=5) as peers,
+                Peers(A.source(path), dial_timeout=5) as peers,
                 peers.link(server.urls[0]),
             ):
                 assert server.connections <= 2
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(8):
-                group.create_task(one())
+            for n in range(8):
+                group.create_task(one(f"/c{n}"))
+
+
+async def test_silent_connections_do_not_shut_others_out(
+    tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    bounds = replace(Limits(), handshakes=8, handshake=60.0)
+    urls = [f"unix://{tmp_path}/s.sock", "tcp://127.0.0.1:0"]
+    async with serve(urls, [Echo()], A.source("/s"), limits=bounds) as server:
+        port = int(server.urls[1].rsplit(":", 1)[1])
+        with ExitStack() as stack:
+
+            def silent(source: str) -> socket.socket:
+                return stack.enter_context(
+                    socket.create_connection(("127.0.0.1", port), source_address=(source, 0))
+                )
+
+            slow = silent("127.0.0.1")
+            flood = [silent("127.0.0.2") for _ in range(20)]
+            for _ in range(20):
+                one = stack.enter_context(socket.socket(socket.AF_UNIX))
+                one.connect(f"{tmp_path}/s.sock")
+            await until(lambda: len(server._handshakes) == 8, "all places to be taken", bar=0.5)
+            await until(lambda: _ended(flood[0]), "the oldest of the flood to end", bar=0.5)
+            for url in server.urls:
+                async with Peers(A.source("/c")) as peers, peers.link(url) as link:
+                    stub = NetworkServiceStub(link.channel)
+                    assert (await stub.Request(request(), timeout=5)).id
+            assert not _ended(slow), "who has one connection only keeps it"
+    assert "did not go on either" in caplog.text
+
+
+async def test_one_peer_has_at_most_a_part_of_all_connections(
+    tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    bounds = replace(Limits(), connections=8)
+    async with (
+        serve([f"unix://{tmp_path}/s.sock"], [Echo()], A.source("/s"), limits=bounds) as server,
+        AsyncExitStack() as stack,
+    ):
+
+        async def connected(path: str) -> None:
+            peers = await stack.enter_async_context(Peers(A.source(path)))
+            link = await stack.enter_async_context(peers.link(server.urls[0]))
+            assert (await NetworkServiceStub(link.channel).Request(request(), timeout=5)).id
+
+        await connected("/c")
+        await connected("/c")
+        with pytest.raises((UnavailableError, OSError, StreamTerminatedError)):
+            await connected("/c")
+        assert "has 2 connections already" in caplog.text
+        await connected("/d")
+        await until(lambda: server.connections == 3, "the refused one to go", bar=0.5)
+    assert not server._links
+
+
+async def test_an_accept_that_fails_is_tried_again(
+    tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        serve([f"unix://{tmp_path}/s.sock"], [Echo()], A.source("/s")) as server,
+        Peers(A.source("/c"), dial_timeout=5) as peers,
+    ):
+        listener = server._listeners[0]
+        listening = listener.sock
+
+        class Failing:
+            """The listening socket; the first accept fails as a firewall makes it."""
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(listening, name)
+
+            def accept(self) -> Any:
+                listener.sock = listening
+                raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        listener.sock = cast("socket.socket", Failing())
+        async with peers.link(server.urls[0]) as link:
+            assert (await NetworkServiceStub(link.channel).Request(request(), timeout=5)).id
+    assert "cannot accept: Operation not permitted" in caplog.text
+
+
+def _ended(sock: socket.socket) -> bool:
+    sock.setblocking(False)
+    try:
+        return not sock.recv(1)
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
