@@ -115,7 +115,7 @@ def up(
 def _cleared(paths: Paths, *, replace_it: bool, report: Report) -> bool:
     """Make room: refuse a lab that is up, take away what a crash left. Whether it did."""
     _refuse_foreign(paths)
-    old = state.read(paths)
+    old = _noted(paths)
     if old is None:
         return False
     if old.phase == "up" and not replace_it:
@@ -130,7 +130,7 @@ def _cleared(paths: Paths, *, replace_it: bool, report: Report) -> bool:
 def _is_up(paths: Paths, old: State) -> str:
     when = time.strftime("%H:%M", time.localtime(old.since))
     nodes, whole = 0, 0
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, InvalidError):
         lab = saved(paths)
         health = node_health(lab, paths)
         nodes, whole = len(health), sum(health.values())
@@ -169,8 +169,7 @@ def _made(
         )
     now = State(lab.name, file, "making", time.time(), state.me(), dict.fromkeys(wanted, 0))
     state.write(paths, now)
-    with open(paths.text, "w") as out:
-        out.write(text)
+    state.put(paths.text, text)
     for folder in paths.folders(tuple(lab.nodes), tuple(lab.clusters)):
         os.makedirs(folder, exist_ok=True)
     with _clock(seconds, "imports"), Births(paths, tuple(modules.values())) as births:
@@ -301,7 +300,7 @@ def undisturbed() -> Iterator[None]:
 def _taken_down(paths: Paths, report: Report, *, keep_folder: bool) -> Gone:
     start = time.monotonic()
     _refuse_foreign(paths)
-    now = state.read(paths)
+    now = _noted(paths)
     if now is not None:
         state.write(paths, replace(now, phase="going", engine=state.me()))
     children = state.born(paths)
@@ -342,11 +341,32 @@ def _refuse_foreign(paths: Paths) -> None:
         )
 
 
+def _noted(paths: Paths) -> State | None:
+    """The state; where it is broken, what the lab's file says there must be.
+
+    Raises InvalidError where that is broken too.
+    """
+    try:
+        return state.read(paths)
+    except InvalidError as broken:
+        try:
+            lab = saved(paths)
+        except (FileNotFoundError, InvalidError):
+            raise InvalidError(
+                f"{broken.message}, and {paths.text} does not tell either what there is of the lab",
+                hint=f"end its processes, `ip netns del` its namespaces, remove {paths.folder}",
+            ) from None
+    lives = any(child.mark.alive for child in state.born(paths).values())
+    names = dict.fromkeys((paths.namespace(place) for place in lab.places), 0)
+    phase = "up" if lives else "going"
+    return State(lab.name, paths.text, phase, time.time(), state.me(), names)
+
+
 def _goodbyes(paths: Paths, children: Mapping[str, state.Born]) -> Iterator[tuple[str, list[Mark]]]:
     """Who is stopped together: clients and programs, then endpoints, then the rest."""
     groups: dict[str, list[Mark]] = {"clients": [], "endpoints": [], "the mesh": []}
     lab = None
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, InvalidError):
         lab = saved(paths)
     for name, child in children.items():
         if name == "nursery" or not child.mark.alive:
@@ -403,7 +423,11 @@ def saved(paths: Paths) -> Lab:
 def running(name: str, root: str = ROOT) -> tuple[Lab, Paths]:
     """A lab that is up. Raises NotUpError with those that are."""
     paths = Paths(name, root)
-    now = state.read(paths)
+    down_ = f"nsmctl lab down {name}"
+    try:
+        now = state.read(paths)
+    except InvalidError as broken:
+        raise NotUpError(f"lab {name} is not whole: {broken.message}", hint=down_) from None
     if now is None or now.phase != "up":
         there = [n for n in state.labs(root) if n != name]
         also = f"; up are {', '.join(there)}" if there else ""
@@ -411,9 +435,12 @@ def running(name: str, root: str = ROOT) -> tuple[Lab, Paths]:
             how = "is being made or taken down"
             if now.crashed:
                 how = "is not whole: its engine was killed"
-            raise NotUpError(f"lab {name} {how}{also}", hint=f"nsmctl lab down {name}")
+            raise NotUpError(f"lab {name} {how}{also}", hint=down_)
         raise NotUpError(f"lab {name} is not up{also}", hint=f"nsmctl lab up {name}")
-    return saved(paths), paths
+    try:
+        return saved(paths), paths
+    except (FileNotFoundError, InvalidError) as broken:
+        raise NotUpError(f"lab {name} is not whole: {broken}", hint=down_) from None
 
 
 def node_health(lab: Lab, paths: Paths) -> dict[str, bool]:

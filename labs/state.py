@@ -18,10 +18,10 @@ from typing import Any, Final
 
 from labs.alive import Mark, started
 from labs.paths import ROOT, Paths, is_name
-from nsm.errors import DeniedError, InternalError, TakenError
+from nsm.errors import DeniedError, InternalError, InvalidError, TakenError
 
 SCHEMA: Final = 2
-_FRESH: Final = "state.json.new"  # until it is whole
+_FRESH: Final = ".new"  # behind a file's name until it is whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,28 +60,38 @@ def me() -> Mark:
 
 def write(paths: Paths, state: State) -> None:
     """Replace the state in one step."""
-    fresh = os.path.join(paths.folder, _FRESH)
+    put(paths.state, json.dumps(asdict(state), indent=1))
+
+
+def put(path: str, text: str) -> None:
+    """Replace a file in one step: whoever is killed meanwhile leaves no half of it."""
+    fresh = f"{path}{_FRESH}"
     with open(fresh, "w") as file:
-        json.dump(asdict(state), file, indent=1)
-    os.replace(fresh, paths.state)
+        file.write(text)
+    os.replace(fresh, path)
 
 
 def read(paths: Paths) -> State | None:
     """The state of a lab, or None if there is none (yet).
 
-    Raises InternalError for one of a newer version.
+    Raises InternalError for one of another version, InvalidError for one that is broken.
     """
     try:
         with open(paths.state) as file:
             data: dict[str, Any] = json.load(file)
+        version = data["schema"]
+        if version == SCHEMA:
+            return State(**{**data, "engine": Mark(**data["engine"])})
     except FileNotFoundError:
         return None
-    if data.get("schema") != SCHEMA:
-        raise InternalError(
-            f"{paths.state} is of version {data.get('schema')}, this one knows {SCHEMA}",
-            hint="use the version that made the lab",
-        )
-    return State(**{**data, "engine": Mark(**data["engine"])})
+    except (ValueError, KeyError, TypeError):
+        raise InvalidError(
+            f"{paths.state} is broken", hint=f"nsmctl lab down {paths.lab}"
+        ) from None
+    raise InternalError(
+        f"{paths.state} is of version {version}, this one knows {SCHEMA}",
+        hint="use the version that made the lab",
+    )
 
 
 def born(paths: Paths) -> dict[str, Born]:
@@ -169,7 +179,9 @@ def _lock(paths: Paths, *, create: bool) -> int | None:
 
 
 def _busy(paths: Paths) -> TakenError:
-    state = read(paths)
+    state = None
+    with contextlib.suppress(InvalidError):
+        state = read(paths)
     if state is None:
         return TakenError(f"lab {paths.lab} is being made by somebody else", hint="wait for it")
     doing = {"making": "brought up", "up": "used", "going": "taken down"}[state.phase]
@@ -186,7 +198,8 @@ def is_foreign(paths: Paths) -> bool:
         names = set(os.listdir(paths.folder))
     except FileNotFoundError:
         return False
-    return bool(names - {_FRESH}) and os.path.basename(paths.state) not in names
+    own = os.path.basename(paths.state)
+    return bool(names - {f"{own}{_FRESH}"}) and own not in names
 
 
 def remove(paths: Paths) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from nsm.errors import InvalidError
+from nsm.errors import InvalidError, NsmError
 from nsmctl import show
 
 if TYPE_CHECKING:  # what touches Linux is imported where it is used: `lab check` works anywhere
@@ -268,15 +268,18 @@ def _summary(name: str) -> dict[str, Any]:
     from labs.paths import Paths
 
     paths = Paths(name)
-    now = state.read(paths)
     row: dict[str, Any] = {"lab": name, "phase": "nothing", "since": None}
-    if now is None:
-        return row
-    row |= {"phase": "crashed" if now.crashed else now.phase, "since": now.since, "file": now.file}
     try:
+        now = state.read(paths)
+        if now is None:
+            return row
+        phase = "crashed" if now.crashed else now.phase
+        row |= {"phase": phase, "since": now.since, "file": now.file}
         lab = engine.saved(paths)
     except FileNotFoundError:
         return row
+    except NsmError as broken:
+        return row | {"phase": "broken", "why": broken.message}
     health = engine.node_health(lab, paths)
     told = [line for client in lab.clients for line in state.statuses(paths, client)]
     return row | {

@@ -16,9 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from labs import engine, state
+from labs import alive, engine, state
+from labs.lab import parse
 from labs.paths import Paths
-from nsm.errors import InternalError, TakenError
+from labs.processes import Stage
+from nsm.errors import InternalError, InvalidError, TakenError
 from nsm.kernel import namespaces, topology
 from nsm.kernel.namespaces import create_named, delete_named, list_named
 
@@ -232,3 +234,103 @@ def test_a_name_that_cannot_be_taken_away_is_told_as_left(paths, monkeypatch):
         assert os.path.exists(paths.state)
     finally:
         file.unlink()
+
+
+# --- saved files that are broken ---------------------------------------------------------------
+
+LAB = """\
+name: x
+topology:
+  clusters: {c: {}}
+  nodes: {n: {cluster: c}, sw: {kind: switch}}
+  links: [{endpoints: ["n:eth0", "sw:p1"]}]
+  underlay: {ipv4: 198.18.0.0/24}
+"""
+
+
+@pytest.mark.parametrize("text", ["", "name: [", None])
+def test_a_lab_whose_file_is_broken_is_still_taken_down(paths, stranger, text):
+    name = paths.namespace("n")
+    create_named(name)
+    written(paths, namespaces={name: topology.cookie_named(name)})
+    born = {"event": "born", "name": "n/nsmgr", "pid": stranger.pid}
+    born["start"] = alive.started(stranger.pid)
+    Path(paths.processes).write_text(json.dumps(born) + "\n")
+    if text is not None:
+        Path(paths.text).write_text(text)
+    assert taken_down(paths).left == ()
+    assert stranger.wait(1) == -signal.SIGTERM
+    assert name not in list_named()
+    assert not os.path.exists(paths.folder)
+
+
+@pytest.mark.parametrize("text", ["", '{"trunc', "[]", '{"schema": SCHEMA}'])
+def test_a_lab_whose_state_is_broken_is_taken_down_by_its_file(paths, text):
+    name = paths.namespace("n")
+    create_named(name)
+    written(paths)
+    Path(paths.state).write_text(text.replace("SCHEMA", str(state.SCHEMA)))
+    Path(paths.text).write_text(LAB)
+    try:
+        assert taken_down(paths).left == ()
+        assert name not in list_named()
+        assert not os.path.exists(paths.folder)
+    finally:
+        delete_named(name)
+
+
+def test_where_nothing_says_what_a_lab_had_made_it_is_left_with_a_sentence(paths):
+    written(paths)
+    Path(paths.state).write_text("")
+    Path(paths.text).write_text("")
+    with pytest.raises(InvalidError, match=r"lab\.yaml"):
+        taken_down(paths)
+    assert os.path.exists(paths.state)
+
+
+def test_an_up_clears_a_lab_whose_file_is_broken(paths):
+    written(paths)
+    Path(paths.text).write_text("")
+    lab = parse(LAB, "x.yaml", name=paths.lab)
+    with state.locked(paths, create=True):
+        try:
+            standin = dict.fromkeys(Stage, "tests.support.standin")
+            up = engine.up(lab, LAB, "x.yaml", root=paths.root, modules=standin)
+            assert up.cleaned
+        finally:
+            engine.down(paths)
+
+
+def test_an_up_leaves_a_lab_alone_that_lives_though_its_state_is_broken(paths, stranger):
+    written(paths)
+    Path(paths.state).write_text("")
+    Path(paths.text).write_text(LAB)
+    born = {"event": "born", "name": "n/nsmgr", "pid": stranger.pid}
+    born["start"] = alive.started(stranger.pid)
+    Path(paths.processes).write_text(json.dumps(born) + "\n")
+    with state.locked(paths, create=True), pytest.raises(TakenError, match="--replace"):
+        engine.up(parse(LAB, "x.yaml", name=paths.lab), LAB, "x.yaml", root=paths.root)
+    assert stranger.poll() is None
+
+
+def test_a_list_shows_broken_labs_as_such_and_the_others_too():
+    names = [f"l{os.getpid() % 10000}-{what}" for what in ("file", "state", "well")]
+    broken_file, broken_state, well = map(Paths, names)
+    try:
+        for one in (broken_file, broken_state, well):
+            written(one)
+            Path(one.text).write_text(LAB)
+        Path(broken_file.text).write_text("")
+        Path(broken_state.state).write_text('{"trunc')
+        done = nsmctl("lab", "list")
+        assert done.returncode == 0, done.stderr
+        rows = {line.split()[0]: line for line in done.stdout.splitlines()}
+        for name in names:
+            assert f"nsmctl lab down {name}" in rows[name]
+        told = {row["lab"]: row for row in json.loads(nsmctl("lab", "list", "--json").stdout)}
+        assert told[names[1]]["phase"] == "broken"
+        for name in names:
+            assert nsmctl("lab", "down", name).returncode == 0
+    finally:
+        for one in (broken_file, broken_state, well):
+            state.remove(one)
