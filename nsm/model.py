@@ -277,6 +277,7 @@ class Endpoint:
     expires: int | None = None
     registered: int | None = None  # initial_registration_time
     path_ids: tuple[str, ...] = ()
+    labels_unknown: Mapping[str, bytes] = field(default_factory=dict)  # by service name
     unknown: bytes = b""
 
 

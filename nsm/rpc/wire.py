@@ -1,12 +1,14 @@
 """The only translator between what travels (protobuf) and what we think in (`nsm.model`).
 
 Fields we do not know are kept as bytes in a value's `unknown` and written back,
-so that a hop of ours between two newer peers loses nothing. Leaf messages
-without a value of their own (Timestamp, IpFamily, NetworkServiceLabels) keep
-their known fields only.
+so that a hop of ours between two newer peers loses nothing. Messages that are no
+value of their own here are kept by the value they are in: Timestamp and IpFamily
+in its `unknown`, as long as it has the instant or the family at all, and
+NetworkServiceLabels in `labels_unknown`. Queries and answers of a Find are no
+values: what a newer peer adds there, beside the resource, is for its neighbour.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import singledispatch
 from typing import Any, TypeVar
 
@@ -56,7 +58,9 @@ def mechanism(m: connection_pb2.Mechanism) -> Mechanism:
 
 def segment(m: connection_pb2.PathSegment) -> Segment:
     """Read a PathSegment."""
-    return Segment(m.name, m.id, m.token, _instant(m, "expires"), dict(m.metrics), _unknown(m))
+    return Segment(
+        m.name, m.id, m.token, _instant(m, "expires"), dict(m.metrics), _unknown_in(m, "expires")
+    )
 
 
 def connection(m: connection_pb2.Connection) -> Connection:
@@ -112,7 +116,10 @@ def endpoint(m: registry_pb2.NetworkServiceEndpoint) -> Endpoint:
         expires=_instant(m, "expiration_time"),
         registered=_instant(m, "initial_registration_time"),
         path_ids=tuple(m.path_ids),
-        unknown=_unknown(m),
+        labels_unknown={
+            name: rest for name, of in m.network_service_labels.items() if (rest := _unknown(of))
+        },
+        unknown=_unknown_in(m, "expiration_time", "initial_registration_time"),
     )
 
 
@@ -165,7 +172,11 @@ def _route(m: connectioncontext_pb2.Route) -> Route:
 def _extra(m: connectioncontext_pb2.ExtraPrefixRequest) -> ExtraPrefixRequest:
     family = m.addr_family.family if m.HasField("addr_family") else None
     return ExtraPrefixRequest(
-        family, m.prefix_len, m.required_number, m.requested_number, _unknown(m)
+        family,
+        m.prefix_len,
+        m.required_number,
+        m.requested_number,
+        _unknown_in(m, "addr_family"),
     )
 
 
@@ -197,10 +208,9 @@ def _match(m: registry_pb2.Match) -> Match:
 
 
 def _instant(m: Any, field: str) -> int | None:
-    if not m.HasField(field):
-        return None
     stamp: Timestamp = getattr(m, field)
-    return stamp.seconds * SECOND + stamp.nanos
+    instant = stamp.seconds * SECOND + stamp.nanos
+    return instant if instant or m.HasField(field) else None
 
 
 def _enum(kind: Any, number: int) -> Any:
@@ -211,12 +221,26 @@ def _enum(kind: Any, number: int) -> Any:
 
 
 def _unknown(m: Message) -> bytes:
-    if not len(UnknownFieldSet(m)):
-        return b""
+    return _without_known(m) if len(UnknownFieldSet(m)) else b""
+
+
+def _unknown_in(m: Message, *leaves: str) -> bytes:
+    """What is unknown in m and in its leaves, which have no value of their own to keep it."""
+    for leaf in leaves:
+        if len(UnknownFieldSet(getattr(m, leaf))):
+            return _without_known(m, leaves)
+    return _unknown(m)
+
+
+def _without_known(m: Message, leaves: Sequence[str] = ()) -> bytes:
     rest = type(m)()
     rest.CopyFrom(m)
-    for field, _ in rest.ListFields():
-        rest.ClearField(field.name)
+    for field, value in rest.ListFields():
+        if field.name in leaves and len(UnknownFieldSet(value)):
+            for known, _ in value.ListFields():
+                value.ClearField(known.name)
+        else:
+            rest.ClearField(field.name)
     return rest.SerializeToString()
 
 
@@ -239,7 +263,7 @@ def _(v: Mechanism) -> connection_pb2.Mechanism:
 def _(v: Segment) -> connection_pb2.PathSegment:
     m = connection_pb2.PathSegment(name=v.name, id=v.id, token=v.token, metrics=v.metrics)
     _stamp(m, "expires", v.expires)
-    return _with(m, v.unknown)
+    return _with(m, v.unknown, "expires")
 
 
 @to_pb.register
@@ -339,7 +363,7 @@ def _(v: ExtraPrefixRequest) -> connectioncontext_pb2.ExtraPrefixRequest:
     if v.family is not None:
         m.addr_family.SetInParent()
         m.addr_family.family = v.family  # type: ignore[assignment] # an open enum
-    return _with(m, v.unknown)
+    return _with(m, v.unknown, "addr_family")
 
 
 @to_pb.register
@@ -411,7 +435,10 @@ def _(v: Endpoint) -> registry_pb2.NetworkServiceEndpoint:
     )
     _stamp(m, "expiration_time", v.expires)
     _stamp(m, "initial_registration_time", v.registered)
-    return _with(m, v.unknown)
+    for name, rest in v.labels_unknown.items():
+        if name in v.labels:
+            _with(m.network_service_labels[name], rest)
+    return _with(m, v.unknown, "expiration_time", "initial_registration_time")
 
 
 def _maybe(value: object | None) -> Any:
@@ -425,9 +452,13 @@ def _stamp(m: Any, field: str, instant: int | None) -> None:
         stamp.seconds, stamp.nanos = divmod(instant, SECOND)
 
 
-def _with(m: P, unknown: bytes) -> P:
+def _with(m: P, unknown: bytes, *leaves: str) -> P:
+    """m with unknown, but for what was in leaves that are not there any more."""
     if unknown:
+        gone = [leaf for leaf in leaves if not m.HasField(leaf)]
         m.MergeFromString(unknown)
+        for leaf in gone:
+            m.ClearField(leaf)
     return m
 
 

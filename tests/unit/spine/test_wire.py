@@ -1,9 +1,12 @@
 """Every field of every message that has a value survives decoding and encoding."""
 
+from dataclasses import replace
+
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 
-from nsm.proto import connection_pb2, networkservice_pb2, registry_pb2
+from nsm.model import SECOND
+from nsm.proto import connection_pb2, connectioncontext_pb2, networkservice_pb2, registry_pb2
 from nsm.rpc import wire
 
 MESSAGES = [
@@ -15,11 +18,6 @@ MESSAGES = [
     registry_pb2.NetworkServiceEndpoint,
 ]
 NEWER = b"\xc2\x3e\x05newer"  # field 1000, length-delimited: nobody here knows it
-NO_VALUE_OF_ITS_OWN = {
-    "google.protobuf.Timestamp",
-    "connectioncontext.IpFamily",
-    "registry.NetworkServiceLabels",
-}
 
 
 def full(kind, depth=0):
@@ -77,6 +75,42 @@ def test_fields_of_a_newer_peer_pass_through_at_every_level(kind):
     graft(message)
     passed = wire.to_pb(wire.from_pb(message))
     assert count_newer(passed) == count_newer(message) > 0
+    assert passed == message
+
+
+def test_what_a_newer_peer_says_of_a_leaf_only_is_kept_and_goes_with_it():
+    """Nothing but a Timestamp, a family or one service's labels is of the newer protocol."""
+    segment = full(connection_pb2.PathSegment)
+    segment.expires.MergeFromString(NEWER)
+    value = wire.segment(segment)
+    assert wire.to_pb(value) == segment
+    later = wire.to_pb(replace(value, expires=9 * SECOND))
+    assert (later.expires.seconds, count_newer(later.expires)) == (9, 1)
+    assert not wire.to_pb(replace(value, expires=None)).HasField("expires")
+
+    context = connectioncontext_pb2.IPContext()
+    context.extra_prefix_request.add().addr_family.MergeFromString(NEWER)
+    (asked,) = wire.connection(of_ip(context)).ip.extra_prefix_requests
+    assert wire.to_pb(asked) == context.extra_prefix_request[0]
+    assert not wire.to_pb(replace(asked, family=None)).HasField("addr_family")
+
+    endpoint = registry_pb2.NetworkServiceEndpoint(name="nse")
+    endpoint.network_service_labels["a"].labels["app"] = "x"
+    endpoint.network_service_labels["b"].MergeFromString(NEWER)
+    endpoint.initial_registration_time.MergeFromString(NEWER)
+    held = wire.endpoint(endpoint)
+    assert wire.to_pb(held) == endpoint
+    more = wire.to_pb(replace(held, labels={"a": {}, "b": {"nodeName": "n"}}))
+    assert dict(more.network_service_labels["b"].labels) == {"nodeName": "n"}
+    assert count_newer(more.network_service_labels["b"]) == 1
+    fewer = wire.to_pb(replace(held, labels={"a": {}}))
+    assert list(fewer.network_service_labels) == ["a"]
+
+
+def of_ip(context):
+    return connection_pb2.Connection(
+        context=connectioncontext_pb2.ConnectionContext(ip_context=context)
+    )
 
 
 def test_a_state_of_a_newer_protocol_passes_through():
@@ -85,14 +119,14 @@ def test_a_state_of_a_newer_protocol_passes_through():
 
 
 def graft(message):
-    """Add an unknown field to message and to everything in it that has a value of its own."""
+    """Add an unknown field to message and to everything in it."""
     for field, value in message.ListFields():
         entry = field.message_type
-        if entry is None or entry.full_name in NO_VALUE_OF_ITS_OWN:
+        if entry is None:
             continue
         if entry.GetOptions().map_entry:
             of = entry.fields_by_name["value"].message_type
-            if of is not None and of.full_name not in NO_VALUE_OF_ITS_OWN:
+            if of is not None:
                 for inner in value.values():
                     graft(inner)
         elif field.is_repeated:
