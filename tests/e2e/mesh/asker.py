@@ -49,7 +49,7 @@ from nsm.identity.source import Source
 from nsm.identity.workload import workload_source
 from nsm.kernel.topology import enter_named
 from nsm.model import Connection, Request
-from nsm.proto import connection_pb2, networkservice_pb2, registry_pb2
+from nsm.proto import connection_pb2, health_pb2, networkservice_pb2, registry_pb2
 from nsm.proto.networkservice_grpc import NetworkServiceStub as LinkStub
 from nsm.rpc import services
 from nsm.rpc.background import background
@@ -81,6 +81,11 @@ METHODS: dict[str, tuple[str, Any, Any]] = {
         registry_pb2.NetworkServiceEndpoint,
         registry_pb2.NetworkServiceEndpoint,
     ),
+    "Health": (
+        "/grpc.health.v1.Health/Check",
+        health_pb2.HealthCheckRequest,
+        health_pb2.HealthCheckResponse,
+    ),
     "Monitor": (
         "/connection.MonitorConnection/MonitorConnections",
         connection_pb2.MonitorScopeSelector,
@@ -100,11 +105,19 @@ class Far:
         self.proposed: list[int] = []
         self.closed = 0
         self.held: set[str] = set()
+        self.seen: list[dict[str, Any]] = []
 
     async def establish(
         self, asked: Request, held: Held[str], caller: Caller, undo: Undo
     ) -> Established:
         (offer,) = asked.preferences
+        context = asked.connection.context
+        self.seen.append(
+            {
+                "labels": dict(asked.connection.labels),
+                "excluded": list(context.ip.excluded_prefixes) if context and context.ip else None,
+            }
+        )
         self.proposed.append(mechanisms.vni(offer))
         vni = self.proposed[-1] if self._keeps and self.proposed[-1] else self._vnis.pop(0)
         agreed = vxlan.answer(offer, ip_address(self._own), 4789, 1446, vni)
@@ -317,7 +330,8 @@ class Asker:
 
     async def tunneled(self, name: str) -> dict[str, Any]:
         far = self._far[name]
-        return {"proposed": far.proposed, "closed": far.closed, "held": sorted(far.held)}
+        return {"proposed": far.proposed, "closed": far.closed, "held": sorted(far.held),
+                "seen": far.seen}  # fmt: skip
 
     async def end(self, name: str) -> None:
         await self.close(f"endpoint {name}")
@@ -435,6 +449,10 @@ class Asker:
     async def mint(self, to: str = "manager", **how: Any) -> dict[str, Any]:
         """A token of ours, for somebody else to use."""
         return {"token": self._token(to, **how)[0][1]}
+
+    async def meets(self, name: str, url: str, id_: str, dns: str) -> None:
+        """Know somebody else by that name, for calls to it."""
+        self._seat |= {name: url.removeprefix("tcp://"), f"{name}_id": id_, f"{name}_dns": dns}
 
     async def who(self) -> dict[str, Any]:
         return {"id": str(self._source.identity.svid.id), "pid": os.getpid()}
