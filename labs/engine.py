@@ -25,7 +25,6 @@ from labs.processes import Stage
 from labs.state import State
 from nsm.errors import (
     DeadlineError,
-    InternalError,
     InvalidError,
     NotFoundError,
     PreconditionError,
@@ -464,8 +463,3 @@ def log_files(paths: Paths, asked: str = "") -> list[str]:
     if not wanted:
         raise InvalidError(f"lab {lab.name} has no process {asked!r}", hint=", ".join(names))
     return [paths.log(name) for name in wanted]
-
-
-def unexpected(failure: OSError) -> InternalError:
-    """An error of the machine nobody foresaw, as a sentence."""
-    return InternalError(f"{failure.filename or 'the machine'}: {failure.strerror}")

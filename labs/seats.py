@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from labs import become, processes
 from labs.lab import Lab
 from labs.paths import Paths
+from nsm.errors import InvalidError
 from nsm.kernel.topology import enter_named
 
 
@@ -44,6 +45,8 @@ def take(lab: Lab, paths: Paths, place: str) -> Seat:
     Raises InvalidError for a place there is not.
     """
     node = lab.node_of(place)
+    if node.kind == "switch":
+        raise InvalidError(f"{place} is a switch: nobody is there to ask as")
     namespace = paths.namespace(place)
     entries = processes.plan(lab, paths).entries
     entry = next(e for e in reversed(entries) if e.namespace == namespace)

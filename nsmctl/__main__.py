@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from nsm.errors import NsmError
+from nsm.errors import InternalError, NsmError
 from nsmctl import lab, mesh, show, start
 
 UPSTREAM = "sdk 9ac672ca, api ad7e9c4"  # whose protocol we follow
@@ -63,13 +63,17 @@ def main() -> None:
     try:
         app(prog_name="nsmctl")
     except NsmError as failure:
-        own = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
-        show.error(failure, json_wanted="--json" in own)
+        _tell(failure)
         sys.exit(show.exit_code(failure))
-    except OSError as closed:
-        if closed.errno not in (errno.EIO, errno.EPIPE):
-            raise
-        sys.exit(show.FAILED)  # the terminal or pipe is gone: nobody reads what went wrong
+    except OSError as failure:
+        if failure.errno not in (errno.EIO, errno.EPIPE):  # else nobody reads what went wrong
+            _tell(InternalError(f"{failure.filename or 'the machine'}: {failure.strerror}"))
+        sys.exit(show.FAILED)
+
+
+def _tell(failure: NsmError) -> None:
+    own = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
+    show.error(failure, json_wanted="--json" in own)
 
 
 if __name__ == "__main__":

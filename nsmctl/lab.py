@@ -175,20 +175,31 @@ def down(
     from labs import engine, state
     from labs.paths import Paths
 
-    names = state.labs() if all_ else [_which(name, must_be_up=False)]
     told: dict[str, Gone] = {}
-    for one in names:
-        paths = Paths(one)
-        with state.locked(paths, create=False) as there, show.progress() as report:
-            if there:
-                told[one] = engine.down(paths, report=report)
+    refused: dict[str, NsmError] = {}
+    for one in state.labs() if all_ else [_which(name)]:
+        try:
+            paths = Paths(one)
+            with state.locked(paths, create=False) as there, show.progress() as report:
+                if there:
+                    told[one] = engine.down(paths, report=report)
+        except NsmError as refusal:
+            if not all_:
+                raise
+            refused[one] = refusal
+    if not told and not all_:
+        raise engine.NotUpError(f"lab {name} is not up", hint="nsmctl lab list")
     if json_:
-        show.as_json(told)
-    for one, gone in () if json_ else told.items():
-        show.line(f"{one} is down after {gone.seconds:.1f} s, left over: {_left(gone.left)}")
-    if not told and not json_:
-        show.line("no lab is up" if all_ else f"lab {name} is not up")
-    show.finish(show.FAILED if any(gone.left for gone in told.values()) else show.OK)
+        show.as_json({**told, **{one: show.refusal(why) for one, why in refused.items()}})
+    else:
+        for one, gone in told.items():
+            show.line(f"{one} is down after {gone.seconds:.1f} s, left over: {_left(gone.left)}")
+        for why in refused.values():
+            show.error(why, json_wanted=False)
+        if not told and not refused:
+            show.line("no lab is up")
+    bad = refused or any(gone.left for gone in told.values())
+    show.finish(show.FAILED if bad else show.OK)
 
 
 def _read(file: str, name: str) -> "tuple[Lab, str, str, Paths]":
@@ -373,7 +384,7 @@ def _lines(file: str) -> list[str]:
         return lines.read().splitlines()
 
 
-def _which(name: str, *, must_be_up: bool = True) -> str:
+def _which(name: str) -> str:
     """The lab somebody means: the named one, or the only one there is."""
     from labs import engine, state
 
@@ -383,9 +394,7 @@ def _which(name: str, *, must_be_up: bool = True) -> str:
     if len(there) == 1:
         return there[0]
     if not there:
-        if must_be_up:
-            raise engine.NotUpError("no lab is up", hint="nsmctl lab up one-node")
-        raise InvalidError("no lab is up", hint="nsmctl lab list")
+        raise engine.NotUpError("no lab is up", hint="nsmctl lab up one-node")
     raise InvalidError(f"several labs are up: {', '.join(there)}", hint="say which")
 
 

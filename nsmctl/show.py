@@ -84,10 +84,15 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     console().print(made)
 
 
+def refusal(failure: NsmError) -> dict[str, str]:
+    """An error for a script."""
+    return {"error": failure.message, "hint": failure.hint, "code": failure.code.name}
+
+
 def error(failure: NsmError, *, json_wanted: bool) -> None:
     """What went wrong and what to do, in the form the caller reads."""
     if json_wanted:
-        as_json({"error": failure.message, "hint": failure.hint, "code": failure.code.name})
+        as_json(refusal(failure))
         return
     out = console(stderr=True)
     out.print(failure.message, style="red", soft_wrap=True)

@@ -334,3 +334,33 @@ def test_a_list_shows_broken_labs_as_such_and_the_others_too():
     finally:
         for one in (broken_file, broken_state, well):
             state.remove(one)
+
+
+def test_all_labs_go_but_one_that_is_in_use_which_is_told(tmp_path):
+    names = [f"a{os.getpid() % 10000}-{what}" for what in ("aa", "bb", "cc")]
+    code = (
+        "import sys, labs.paths, labs.state; labs.paths.ROOT = sys.argv.pop(1)\n"
+        "labs.state.labs.__defaults__ = (labs.paths.ROOT,)\n"
+        "labs.paths.Paths.__init__.__defaults__ = (labs.paths.ROOT,)\n"
+        "from nsmctl.__main__ import main; main()"
+    )  # a folder of labs of its own: others' must not go
+    for name in names:
+        written(Paths(name, str(tmp_path)))
+
+    def down(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-P", "-c", code, str(tmp_path), "lab", "down", "--all", *more],
+            capture_output=True, text=True, check=False, cwd="/", timeout=60,
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(HERE)},
+        )  # fmt: skip
+
+    with state.locked(Paths(names[1], str(tmp_path)), create=False):
+        done = down()
+        told = down("--json")
+    assert done.returncode == 1
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [names[0], names[2]]
+    assert f"lab {names[1]} is being taken down" in done.stderr
+    assert told.returncode == 1
+    assert "is being taken down" in json.loads(told.stdout)[names[1]]["error"]
+    assert os.listdir(tmp_path) == [names[1]]
+    assert down().returncode == 0

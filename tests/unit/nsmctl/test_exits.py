@@ -1,0 +1,63 @@
+"""Exit codes and sentences where there is nothing to work on, or the machine says no."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from labs import lab, seats
+from labs.paths import Paths
+from nsm.errors import InvalidError
+
+HERE = Path(__file__).parents[3]
+NO_LABS = "import labs.state as s; s.labs = lambda root='': []; "
+NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="looking into a lab needs root")
+
+
+def nsmctl(*words: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    code = f"{before}import sys; sys.argv = ['nsmctl', *{words!r}]\nimport nsmctl.__main__ as n\n"
+    return subprocess.run(
+        [sys.executable, "-P", "-c", f"{code}n.main()"], capture_output=True, text=True,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(HERE)}, cwd="/", check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param("lab down nope", marks=NEEDS_ROOT),
+        pytest.param("lab down", marks=NEEDS_ROOT),
+        pytest.param("lab status", marks=NEEDS_ROOT),
+        pytest.param("lab status nope", marks=NEEDS_ROOT),
+        pytest.param("lab exec app --lab nope -- true", marks=NEEDS_ROOT),
+        "lab logs --lab nope",
+        "lab logs",
+        pytest.param("connections --lab nope", marks=NEEDS_ROOT),
+    ],
+)
+def test_what_is_not_running_is_exit_code_4_whoever_is_asked(words):
+    done = nsmctl(*words.split(), before=NO_LABS)
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert done.stderr.startswith("lab nope is not up" if "nope" in words else "no lab is up")
+
+
+@NEEDS_ROOT
+def test_all_of_no_labs_is_nothing_to_do():
+    done = nsmctl("lab", "down", "--all", before=NO_LABS)
+    assert done.returncode == 0
+    assert done.stdout == "no lab is up\n"
+
+
+def test_a_switch_is_no_seat():
+    two = lab.read(lab.find("two-nodes"))
+    with pytest.raises(InvalidError, match="lan is a switch"):
+        seats.take(two, Paths(two.name), "lan")
+
+
+def test_what_the_machine_refuses_is_a_sentence():
+    full = "import labs.state as s\ndef full(root=''): raise OSError(28, 'No space left', '/x')\n"
+    done = nsmctl("lab", "list", before=f"{full}s.labs = full\n")
+    assert done.returncode == 1
+    assert done.stderr == "/x: No space left\n"
