@@ -25,13 +25,13 @@ from grpclib.const import Handler as Method
 from grpclib.encoding.proto import ProtoCodec
 from grpclib.events import _DispatchServerEvents
 from grpclib.exceptions import GRPCError
-from grpclib.metadata import encode_grpc_message
+from grpclib.metadata import decode_bin_value, encode_grpc_message
 from grpclib.protocol import Connection, EventsProcessor, H2Protocol
 from grpclib.protocol import Stream as H2Stream
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import ConnectionTerminated
+from h2.events import ConnectionTerminated, StreamReset
 from h2.exceptions import H2Error
 from h2.settings import SettingCodes, Settings
 from hyperframe.frame import GoAwayFrame
@@ -50,6 +50,7 @@ MIB = 1024 * 1024
 FREES_FDS = 0xF7D5
 _LAST = 2**31 - 1
 _HARD = 16  # times the bound on headers that are still read, to say what is wrong
+_RESETS_IN = 10.0  # seconds in which a peer's resets are counted
 _HEADER = 32  # bytes that HTTP/2 counts for a header beside its name and value
 
 
@@ -63,7 +64,10 @@ class Limits:
     handshake: float = 5.0  # seconds until an unfinished one is dropped
     message: int = 4 * MIB  # bytes of a message, as upstream's gRPC has it
     header_list: int = 64 * 1024  # bytes of all headers of a call
-    window: int = 4 * MIB  # bytes of a connection that wait unread here
+    request: float = 15.0  # seconds until a call's one message must be here
+    window: int = 4 * MIB  # bytes of a connection that wait unread here, beside what follows
+    unfinished: int = 16 * MIB  # bytes of a connection's messages whose end is not here
+    resets: int = 1000  # calls that a peer may take back on one connection in ten seconds
     unread: int = 4 * MIB  # bytes of answers that a peer may leave unread
     fds: int = 256  # file descriptors of one connection that nobody asked for
     fd_age: float = 5.0  # seconds until such a one is closed
@@ -76,8 +80,11 @@ class Inbox:
     for a frame of one) and takes an empty frame in mid-message for its end.
     """
 
-    def __init__(self, ack: Callable[[int], None]) -> None:
+    until: float | None = None  # loop time at which nobody waits for a message any more
+
+    def __init__(self, ack: Callable[[int], None], wire: "Wire") -> None:
         self._ack = ack
+        self._wire = wire
         self._data = bytearray()
         self._unacked = 0
         self._eof = False
@@ -86,6 +93,7 @@ class Inbox:
     def add(self, data: bytes, ack_size: int) -> None:
         """Bytes of a DATA frame, and what it cost of the flow-control window."""
         self._data += data
+        self._wire.unread += len(data)
         self._unacked += ack_size
         self._more.set()
 
@@ -97,15 +105,28 @@ class Inbox:
     async def read(self, size: int) -> bytes:
         """Exactly size bytes; none at the stream's end. Raises GRPCError in the middle."""
         while len(self._data) < size and not self._eof:
+            if self._wire.unread > self._wire.limits.unfinished:
+                raise GRPCError(
+                    Status.RESOURCE_EXHAUSTED,
+                    f"the messages begun on this connection have {self._wire.unread} bytes and "
+                    "no end; send one after the other",
+                )
             self._release(self._unacked)  # what is wanted may not be held back by the window
             self._more.clear()
-            await self._more.wait()
+            try:
+                async with asyncio.timeout_at(self.until):
+                    await self._more.wait()
+            except TimeoutError:
+                raise GRPCError(
+                    Status.DEADLINE_EXCEEDED, "the call's message did not come in time"
+                ) from None
         if len(self._data) < size:
             if not self._data:
                 return b""
             raise GRPCError(Status.INTERNAL, "the stream ended in the middle of a message")
         taken = bytes(self._data[:size])
         del self._data[:size]
+        self._wire.unread -= size
         self._release(self._unacked - len(self._data))
         return taken
 
@@ -117,6 +138,8 @@ class Inbox:
     def unacked_size(self) -> int:
         """What the window still owes the peer, asked once when the call is over."""
         owed, self._unacked = self._unacked, 0
+        self._wire.unread -= len(self._data)
+        self._data.clear()
         return owed
 
 
@@ -130,7 +153,8 @@ class CallStream(H2Stream):
 
     def init_stream(self, stream_id: int, connection: Connection) -> None:
         super().init_stream(stream_id, connection)
-        self.buffer = Inbox(partial(connection.ack, stream_id))  # type: ignore[assignment]  # its stand-in
+        self.inbox = Inbox(partial(connection.ack, stream_id), self.connection)
+        self.buffer = self.inbox  # type: ignore[assignment]  # its stand-in
 
     async def recv_data(self, size: int) -> bytes:
         """grpclib asks in turn for a message's five bytes of prefix and for the message."""
@@ -220,6 +244,7 @@ class Wire(Connection):
     ) -> None:
         super().__init__(connection, transport, config=config)
         self.limits = limits
+        self.unread = 0  # bytes of messages that nobody took yet
         self.handshake: Handshake | None = None
         self.sock: FdSocket | None = None
         self.received: Received | None = None
@@ -265,6 +290,11 @@ class Events(EventsProcessor):
     def process_remote_settings_changed(self, event: Any) -> None:
         super().process_remote_settings_changed(event)
         self._protocol.settings_came()
+
+    def process_stream_reset(self, event: StreamReset) -> None:
+        super().process_stream_reset(event)
+        if event.remote_reset:
+            self._protocol.reset_came()
 
     def process_connection_terminated(self, event: ConnectionTerminated) -> None:
         if event.error_code != ErrorCodes.NO_ERROR:
@@ -402,6 +432,9 @@ class Http2(H2Protocol):
 
     def settings_came(self) -> None:
         """The peer's SETTINGS are known."""
+
+    def reset_came(self) -> None:
+        """The peer took a call back."""
 
     def goaway_came(self) -> None:
         """The peer takes no new call on this connection."""
@@ -542,10 +575,36 @@ class CallHandler(grpclib.server.Handler):
             stream.answer(
                 Status.RESOURCE_EXHAUSTED, f"headers of {size} bytes; at most {limit} are read here"
             )
+        elif key := _unreadable(headers):
+            stream.answer(Status.INVALID_ARGUMENT, f"the value of {key[:100]!r} is no base64")
+        elif self._crowded():
+            stream.answer(
+                Status.RESOURCE_EXHAUSTED,
+                f"{self.protocol.limits.streams} calls of this connection have not ended yet",
+            )
         else:
             super().accept(stream, headers, release_stream)
             return
         release_stream()
+
+    def _crowded(self) -> bool:
+        """Whether as many calls run as may: one taken back runs on until it has tidied up."""
+        limit = self.protocol.limits.streams
+        if len(self._tasks) + len(self._cancelled) < limit:
+            return False
+        self.__gc_collect__()
+        return len(self._tasks) + len(self._cancelled) >= limit
+
+
+def _unreadable(headers: Any) -> str:
+    """The name of a binary header that cannot be decoded, if there is one."""
+    for key, value in headers:
+        if key.endswith("-bin") and not key.startswith("grpc-"):
+            try:
+                decode_bin_value(value.encode("ascii"))
+            except ValueError:
+                return str(key)
+    return ""
 
 
 class ServerHttp2(Http2):
@@ -556,6 +615,7 @@ class ServerHttp2(Http2):
         handler.protocol = self
         super().__init__(handler, client=False, **facts)
         self._gate = gate
+        self._resets, self._resets_since = 0, 0.0
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -564,6 +624,16 @@ class ServerHttp2(Http2):
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
         self._gate.gone(self)
+
+    def reset_came(self) -> None:
+        """See `Http2.reset_came`: whoever begins calls to take them back makes work for two."""
+        now = asyncio.get_running_loop().time()
+        if now - self._resets_since > _RESETS_IN:
+            self._resets_since, self._resets = now, 0
+        self._resets += 1
+        if self._resets > self.limits.resets and not self.connection.is_closing():
+            self.connection._connection.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
+            self._broken(f"it took {self._resets} calls back within {_RESETS_IN:g} s")
 
 
 def stream_of(stream: grpclib.server.Stream[Any, Any]) -> CallStream:

@@ -431,5 +431,6 @@ async def _send_socket(link: Link, asked: Endpoint, socket: int | None) -> Endpo
 
 
 def _path_of(metadata: Any) -> RegistrationPath:
-    text = metadata.get(registration.PATH) if metadata is not None else None
+    texts = metadata.getall(registration.PATH, ()) if metadata is not None else ()
+    text = texts[-1] if texts else None  # the last wins (`wire.md` §6.1)
     return registration.parse(text) if isinstance(text, str) else RegistrationPath()

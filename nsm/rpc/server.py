@@ -429,6 +429,8 @@ class Server:
         running = _Running(task, original.cardinality.server_streaming)
         call.fds = call.connection.call_fds()
         call.caller = _caller(stream, start)
+        if not original.cardinality.client_streaming:
+            call.inbox.until = start + self._limits.request
         self._running.add(running)
         code, text = Code.OK, ""
         try:
@@ -523,10 +525,10 @@ def _caller(stream: grpclib.server.Stream[Any, Any], now: float) -> Caller:
     single: dict[str, str] = {}
     for key in dict.fromkeys(given):
         values = given.getall(key) if hasattr(given, "getall") else [given[key]]
-        if len(values) == 1 and isinstance(values[0], str):
-            single[key] = values[0]
-        elif key in (TOKEN, TOKEN_EXPIRES):
+        if key in (TOKEN, TOKEN_EXPIRES) and len(values) > 1:
             log.warning("%s sent %s %d times: ignored", wire.handshake.peer_id, key, len(values))
+        elif isinstance(values[-1], str):
+            single[key] = values[-1]  # the last wins (`wire.md` §6.1)
     token, expires = single.pop(TOKEN, ""), single.pop(TOKEN_EXPIRES, "")
     return Caller(
         handshake=wire.handshake,

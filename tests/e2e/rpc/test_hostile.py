@@ -17,6 +17,8 @@ import pytest
 from grpclib.exceptions import StreamTerminatedError
 from h2.config import H2Configuration
 from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import ResponseReceived
 
 from nsm.errors import UnavailableError
 from nsm.proto import networkservice_pb2_grpc
@@ -33,11 +35,13 @@ A = Authority("a.test")
 
 
 @asynccontextmanager
-async def raw(tmp_path: Any, **limits: Any) -> AsyncIterator[tuple[Server, Any, Any, Any]]:
+async def raw(
+    tmp_path: Any, echo: Echo | None = None, **limits: Any
+) -> AsyncIterator[tuple[Server, Any, Any, Any]]:
     """A server, and an HTTP/2 connection to it that the test drives by hand."""
     url = f"unix://{tmp_path}/s.sock"
     bounds = replace(Limits(), **limits)
-    async with serve([url], [Echo()], A.source("/s"), limits=bounds) as server:
+    async with serve([url], [echo or Echo()], A.source("/s"), limits=bounds) as server:
         reader, writer = await asyncio.open_unix_connection(
             f"{tmp_path}/s.sock",
             ssl=context_of(A.source("/c").identity, server=False),
@@ -55,7 +59,7 @@ async def raw(tmp_path: Any, **limits: Any) -> AsyncIterator[tuple[Server, Any, 
         await until(lambda: server.connections == 1, "the server to see the connection", bar=0.5)
         yield server, reader, writer, h2
         writer.transport.abort()
-        if server.refusing:
+        if server.refusing or echo:
             return
         async with Peers(A.source("/d")) as peers, peers.link(url) as link:
             with link.errors():
@@ -198,6 +202,107 @@ async def test_who_asks_and_never_reads_is_cut_off(
     assert "does not read" in caplog.text
 
 
+async def test_messages_that_do_not_end_are_held_up_to_a_bound(tmp_path: Any) -> None:
+    size, bound = 60_000, 200_000
+    async with raw(tmp_path, message=size, window=70_000, unfinished=bound) as made:
+        server, reader, writer, h2 = made
+        refused: list[Any] = []
+
+        async def hear() -> None:
+            data = await reader.read(65536)
+            assert data
+            refused.extend(e for e in h2.receive_data(data) if isinstance(e, ResponseReceived))
+
+        async with asyncio.timeout(10):
+            for number in range(1, 41, 2):
+                h2.send_headers(number, HEADERS)
+                h2.send_data(number, struct.pack(">BI", 0, size))
+                left = size - 1
+                while left and not refused:
+                    if room := min(left, 16_384, h2.local_flow_control_window(number)):
+                        h2.send_data(number, b"x" * room)
+                        left -= room
+                    writer.write(h2.data_to_send())
+                    if not room:
+                        await hear()
+                if refused:
+                    break
+            while not refused:
+                await hear()
+        assert ("grpc-status", "8") in refused[0].headers
+        (protocol,) = server._connections
+        held = sum(len(s.inbox._data) for s in protocol.processor.streams.values())
+        assert held == protocol.connection.unread <= bound + 70_000
+
+
+async def test_a_message_that_does_not_come_ends_its_call(tmp_path: Any) -> None:
+    async with raw(tmp_path, request=0.2) as (server, reader, writer, h2):
+        h2.send_headers(1, HEADERS)
+        h2.send_data(1, struct.pack(">BI", 0, 100) + b"half")
+        writer.write(h2.data_to_send())
+        found = await answers(reader, h2, "ResponseReceived")
+        assert ("grpc-status", "4") in found["ResponseReceived"].headers
+        await until(lambda: not server._running, "the call to end", bar=0.5)
+
+
+async def test_a_binary_header_that_cannot_be_decoded_is_refused(
+    tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with raw(tmp_path) as (_, reader, writer, h2):
+        h2.send_headers(1, [*HEADERS, ("x-bin", "a")])
+        writer.write(h2.data_to_send())
+        found = await answers(reader, h2, "ResponseReceived")
+        assert ("grpc-status", "3") in found["ResponseReceived"].headers
+    assert "Server error" not in caplog.text
+
+
+async def test_calls_taken_back_count_until_they_have_ended(tmp_path: Any) -> None:
+    begun, tidied = 0, asyncio.Event()
+
+    async def tidy(caller: Any, connection: Any) -> Any:
+        nonlocal begun
+        begun += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await tidied.wait()
+
+    body = request("c-1").SerializeToString()
+    async with raw(tmp_path, echo=Echo(tidy), streams=10) as (server, reader, writer, h2):
+        for number in range(1, 21, 2):
+            h2.send_headers(number, HEADERS)
+            h2.send_data(number, struct.pack(">BI", 0, len(body)) + body, end_stream=True)
+        writer.write(h2.data_to_send())
+        await until(lambda: begun == 10, "ten calls to run", bar=0.5)
+        for number in range(1, 21, 2):
+            h2.reset_stream(number)
+        h2.send_headers(21, HEADERS)
+        writer.write(h2.data_to_send())
+        found = await answers(reader, h2, "ResponseReceived")
+        assert ("grpc-status", "8") in found["ResponseReceived"].headers
+        tidied.set()
+        await until(lambda: not server._running, "the calls to end", bar=0.5)
+        h2.send_headers(23, HEADERS)
+        h2.send_data(23, b"", end_stream=True)
+        writer.write(h2.data_to_send())
+        found = await answers(reader, h2, "ResponseReceived")
+        assert ("grpc-status", "8") not in found["ResponseReceived"].headers
+
+
+async def test_who_takes_back_calls_without_end_is_told_to_calm_down(
+    tmp_path: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with raw(tmp_path, resets=50) as (server, reader, writer, h2):
+        for number in range(1, 103, 2):
+            h2.send_headers(number, HEADERS)
+            h2.reset_stream(number)
+        writer.write(h2.data_to_send())
+        found = await answers(reader, h2, "ConnectionTerminated")
+        assert found["ConnectionTerminated"].error_code == ErrorCodes.ENHANCE_YOUR_CALM
+        await until(lambda: server.connections == 0, "the connection to go", bar=0.5)
+    assert "took 51 calls back" in caplog.text
+
+
 async def test_streams_beyond_the_bound_end_that_connection_and_no_more_are_begun(
     tmp_path: Any,
 ) -> None:
@@ -235,6 +340,18 @@ async def test_two_tokens_are_none(tmp_path: Any) -> None:
     assert [bool(c.token) for c in echo.callers] == [False, True, True]
     assert [bool(c.token_expires) for c in echo.callers] == [False, True, False]
     assert good[0][1] not in repr(echo.callers)
+
+
+async def test_of_other_metadata_the_last_value_counts(tmp_path: Any) -> None:
+    echo = Echo()
+    async with (
+        serve([f"unix://{tmp_path}/s.sock"], [echo], A.source("/s")) as server,
+        Peers(A.source("/c")) as peers,
+        peers.link(server.urls[0]) as link,
+    ):
+        twice = [("path", "first"), ("path", "last")]
+        await NetworkServiceStub(link.channel).Request(request(), metadata=twice, timeout=5)
+    assert echo.callers[0].metadata["path"] == "last"
 
 
 async def test_connections_beyond_the_bound_wait_for_a_place(tmp_path: Any) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
+from multidict import MultiDict
 
-from nsm import errors
+from nsm import errors, registration
 from nsm.caller import inode_url, parse_inode_url
 from nsm.errors import Code, InvalidError, NsmError, PeerError
-from nsm.rpc import addresses
+from nsm.registration import RegistrationPath
+from nsm.rpc import addresses, registry
 from nsm.rpc.addresses import Tcp, Unix
 from nsm.rpc.fds import key_of
 from nsm.rpc.status import MAX_TEXT, error_of, grpc_error, status_of
@@ -86,6 +88,13 @@ def test_a_descriptor_is_known_by_what_fstat_would_say(tmp_path: Any) -> None:
         os.close(fd)
     with pytest.raises(OSError, match="Bad file descriptor"):
         key_of(fds[0])
+
+
+def test_of_two_paths_in_an_answer_the_last_counts() -> None:
+    paths = [RegistrationPath((text, "own"), 0) for text in ("first", "last")]
+    twice = MultiDict((registration.PATH, registration.write(path)) for path in paths)
+    assert registry._path_of(twice) == paths[1]
+    assert registry._path_of(MultiDict()) == registry._path_of(None) == RegistrationPath()
 
 
 @pytest.mark.parametrize("kind", CLASSES)
