@@ -14,7 +14,7 @@ import struct
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
@@ -37,7 +37,10 @@ from nsm.kernel.state import (
     End,
     Interface,
     Item,
+    Link,
     LocalWire,
+    Macvlan,
+    Made,
     Namespace,
     Neighbour,
     RemoteWire,
@@ -255,7 +258,7 @@ def revert(reach: Reach, wire: Wire, group: int, journal: Journal) -> list[str]:
     """
     notes = _reversed(reach, journal)
     before = journal.before or frozenset()
-    if any(isinstance(item, Veth | Vxlan) for item in before):
+    if any(isinstance(item, Made) for item in before):
         try:
             _, now = _look(reach, wire, items(wire, group), Journal())
             lost = [step for step in plan(before, now) if not isinstance(step.item, Stub)]
@@ -271,7 +274,7 @@ def _reversed(reach: Reach, journal: Journal) -> list[str]:
     created = {
         end.seat
         for step in journal.steps
-        if step.verb == "add" and isinstance(step.item, Veth | Vxlan)
+        if step.verb == "add" and isinstance(step.item, Made)
         for end in step.item.ends
     }
     notes = []
@@ -289,7 +292,7 @@ def _reversed(reach: Reach, journal: Journal) -> list[str]:
 
 
 def _do_one(reach: Reach, step: Step, journal: Journal) -> None:
-    if step.verb == "del" and isinstance(step.item, Veth | Vxlan | Stub):
+    if step.verb == "del" and isinstance(step.item, Link):
         _delete(reach, step.item, journal)
         return
     do(reach, (step,), Journal(places=journal.places))
@@ -307,7 +310,7 @@ def _look(reach: Reach, wire: Wire, fixed: State, journal: Journal) -> tuple[Sta
     for side, interface in wire.sides:
         found = reach.device(interface.namespace, name=interface.name)
         if found:
-            _ours(found, wire.connection, side, interface)
+            _ours(found, wire.connection, side, interface.namespace)
             reach.index[interface.namespace, interface.name] = found.index
         seen.append((interface, found))
     observed.update(_devices(reach, wire, seen))
@@ -340,7 +343,7 @@ def _no_setting(wire: Wire, namespace: Namespace, key: str) -> NsmError:
     )
 
 
-def _ours(found: Device, connection: str, side: str, interface: Interface) -> None:
+def _ours(found: Device, connection: str, side: str, where: Namespace) -> None:
     """Raise NameTakenError unless the device under the wire's name is the wire's."""
     mark = owner.Mark.parse(found.alias) if owner.is_ours(found.group) else None
     if mark and (mark.connection, mark.side) == (connection, side):
@@ -349,23 +352,50 @@ def _ours(found: Device, connection: str, side: str, interface: Interface) -> No
         return  # an attempt of ours died between making it and naming it
     whose = f"is wire {mark.connection}" if mark else "is not a wire's"
     raise NameTakenError(
-        f"wire {connection}: there is an interface {found.name} in {interface.namespace} already,"
-        f" which {whose}",
+        f"wire {connection}: there is an interface {found.name} in {where} already, which {whose}",
         hint="choose another name in the NSURL, or remove that interface",
     )
 
 
 def _devices(
     reach: Reach, wire: Wire, seen: list[tuple[Interface, Device | None]]
-) -> Iterator[Veth | Vxlan | Stub]:
+) -> Iterator[Link]:
     if isinstance(wire, LocalWire):
         (a, first), (b, second) = seen
         if first and second and _pair(first, second):
             yield Veth(first.end(a.namespace), second.end(b.namespace))
             return
+    below = _below(reach, wire) if isinstance(wire, RemoteWire) else None
+    if below:
+        yield below
     for interface, found in seen:
         if found:
-            yield _single(reach, wire, interface, found)
+            yield _on(reach, interface, found, below) or _single(reach, wire, interface, found)
+
+
+def _below(reach: Reach, wire: RemoteWire) -> Vxlan | Stub | None:
+    """The wire's tunnel in the underlay, if there is one."""
+    where, name = wire.below
+    found = reach.device(where, name=name)
+    if found is None:
+        return None
+    _ours(found, wire.connection, wire.side, where)
+    reach.index[where, name] = found.index
+    return _single(reach, wire, replace(wire.end, namespace=where), found)
+
+
+def _on(
+    reach: Reach, interface: Interface, found: Device, below: Vxlan | Stub | None
+) -> Macvlan | None:
+    """The workload's device as one on top of the tunnel below, if that is what it is."""
+    if not isinstance(below, Vxlan) or (found.kind, found.peer) != (
+        "macvlan",
+        reach.index[below.end.seat],
+    ):
+        return None
+    if not _stands_on(reach, interface.namespace, below.underlay, found):
+        return None
+    return Macvlan(found.end(interface.namespace), below.end.seat, below.core)
 
 
 def _pair(a: Device, b: Device) -> bool:
@@ -406,7 +436,7 @@ def _acknowledged(journal: Journal) -> dict[Seat, set[Item]]:
         return {}
     sure: dict[Seat, set[Item]] = {}
     for step in journal.steps:
-        if isinstance(step.item, Veth | Vxlan):
+        if isinstance(step.item, Made):
             sure.update({end.seat: set() for end in step.item.ends})
         elif isinstance(step.item, Route | Neighbour):
             seat = (step.item.namespace, step.item.link)
@@ -465,7 +495,7 @@ def do(reach: Reach, steps: Iterable[Step], journal: Journal) -> None:
     waiting = _Waiting(reach, journal)
     for step in steps:
         item = step.item
-        if isinstance(item, Veth | Vxlan | Stub):
+        if isinstance(item, Link):
             if step.verb != "set":
                 waiting.send()
             _link(reach, step, journal, waiting)
@@ -519,7 +549,7 @@ class _Waiting:
 
     def _refused(self, where: Namespace, step: Step, refusal: Refusal) -> Exception:
         item = step.item
-        if not (isinstance(item, Veth | Vxlan) and step not in self._journal.steps):
+        if not (isinstance(item, Made) and step not in self._journal.steps):
             return _explained(step, refusal, where)
         for end in item.ends:  # the device was not made
             self._reach.index.pop(end.seat, None)
@@ -533,6 +563,8 @@ class _Waiting:
         item = step.item
         if step.verb == "del" and refusal.errno in _ABSENT:
             return True
+        if refusal.errno == errno.EAFNOSUPPORT and isinstance(item, Vxlan):
+            return True  # nothing to silence: this kernel has no IPv6, or this device none
         if refusal.errno != errno.EEXIST or step.verb != "add":
             return False
         if isinstance(item, Address):
@@ -552,7 +584,7 @@ class _IndexTakenError(Exception):
 
 
 def _is_link(step: Step) -> bool:
-    return isinstance(step.item, Veth | Vxlan | Stub)
+    return isinstance(step.item, Link)
 
 
 def _creates(message: bytearray) -> bool:
@@ -608,12 +640,12 @@ def _member(reach: Reach, step: Step, item: Address | Route | Neighbour | Rule) 
 
 def _link(reach: Reach, step: Step, journal: Journal, waiting: _Waiting) -> None:
     item = step.item
-    assert isinstance(item, Veth | Vxlan | Stub)
+    assert isinstance(item, Link)
     if step.verb == "del":
         journal.steps.append(step)
         _delete(reach, item, journal)
     elif step.verb == "set":
-        assert isinstance(step.before, Veth | Vxlan | Stub)
+        assert isinstance(step.before, Link)
         tunnel = _retargeted(item, step.before)
         for after, before in zip(item.ends, step.before.ends, strict=True):
             index = reach.index_of(after.namespace, after.name)
@@ -624,15 +656,13 @@ def _link(reach: Reach, step: Step, journal: Journal, waiting: _Waiting) -> None
         _create(reach, item, step, journal, waiting)
 
 
-def _retargeted(item: Veth | Vxlan | Stub, before: Veth | Vxlan | Stub) -> Vxlan | None:
+def _retargeted(item: Link, before: Link) -> Vxlan | None:
     if not (isinstance(item, Vxlan) and isinstance(before, Vxlan)):
         return None
     return item if (item.local, item.remote) != (before.local, before.remote) else None
 
 
-def _create(
-    reach: Reach, item: Veth | Vxlan, step: Step, journal: Journal, waiting: _Waiting
-) -> None:
+def _create(reach: Reach, item: Made, step: Step, journal: Journal, waiting: _Waiting) -> None:
     """Queue what makes the device, under the index it had before if it had one."""
     for end in item.ends:
         index = reach.index.setdefault(end.seat, messages.fresh_index())
@@ -643,16 +673,28 @@ def _create(
         far = reach.fd(item.dst.namespace)
         made = messages.create_veth(item.src, indexes[0], item.dst, indexes[1], far)
         waiting.add(item.src.namespace, step, made)
+    elif isinstance(item, Macvlan):
+        where, name = item.lower
+        made = messages.create_macvlan(
+            item, indexes[0], reach.index_of(where, name), reach.fd(item.end.namespace)
+        )
+        waiting.add(where, step, made)
     else:
         made = messages.create_vxlan(item, indexes[0], reach.fd(item.end.namespace))
         waiting.add(item.underlay, step, made)
+        if (mark := owner.Mark.parse(item.end.alias)) and mark.hop:
+            waiting.add(item.underlay, step, messages.silence(indexes[0]))
     for end, index in zip(item.ends, indexes, strict=True):
         born = End(end.namespace, end.name, end.mac, end.mtu, end.group, "", up=False)
         waiting.add(end.namespace, step, messages.set_link(index, born, end))
 
 
-def _not_created(reach: Reach, item: Veth | Vxlan, step: Step, refusal: Refusal) -> NsmError:
-    where = item.underlay if isinstance(item, Vxlan) else item.src.namespace
+def _not_created(reach: Reach, item: Made, step: Step, refusal: Refusal) -> NsmError:
+    where = item.ends[0].namespace
+    if isinstance(item, Vxlan):
+        where = item.underlay
+    elif isinstance(item, Macvlan):
+        where = item.lower[0]
     if refusal.errno == errno.EEXIST:
         for end in item.ends:
             if reach.device(end.namespace, name=end.name):
@@ -668,7 +710,7 @@ def _not_created(reach: Reach, item: Veth | Vxlan, step: Step, refusal: Refusal)
     return explain(refusal, str(step), where)
 
 
-def _delete(reach: Reach, item: Veth | Vxlan | Stub, journal: Journal) -> None:
+def _delete(reach: Reach, item: Link, journal: Journal) -> None:
     """Delete the device; from outside by its number where the way in is gone."""
     for end in item.ends:
         refusal: Refusal | None = None

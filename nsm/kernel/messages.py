@@ -13,6 +13,7 @@ from nsm.kernel.state import (
     Address,
     End,
     IPAddress,
+    Macvlan,
     Namespace,
     Neighbour,
     Route,
@@ -26,6 +27,8 @@ _ADDRESS, _IFNAME, _MTU, _LINK = 1, 3, 4, 5
 _OPERSTATE, _LINKINFO, _IFALIAS, _STATS64, _GROUP, _NET_NS_FD = 16, 18, 20, 23, 27, 28
 _EXT_MASK, _LINK_NETNSID, _TARGET_NETNSID = 29, 37, 46
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
+_MACVLAN_MODE, _PASSTHRU = 1, 8
+_AF_SPEC, _AF_INET6, _ADDR_GEN_MODE = 26, 10, 8
 _VX_ID, _VX_GROUP, _VX_LOCAL, _VX_LEARNING, _VX_PORT, _VX_GROUP6, _VX_LOCAL6 = (
     1,
     2,
@@ -121,6 +124,26 @@ def create_vxlan(item: Vxlan, index: int, fd: int) -> bytearray:
     return message(
         netlink.NEWLINK, netlink.CREATE | netlink.EXCL, body + _vxlan_info(item, new=True)
     )
+
+
+def create_macvlan(item: Macvlan, index: int, lower: int, fd: int) -> bytearray:
+    """From the underlay, on the tunnel with that index, into the namespace behind fd.
+
+    Passthru: alone on its tunnel, which gets every frame of it and gives it every one.
+    """
+    mode = nested(_INFO_DATA, u32(_MACVLAN_MODE, _PASSTHRU))
+    info = nested(_LINKINFO, text(_INFO_KIND, "macvlan"), mode)
+    body = _LINK_BODY.pack(0, 0, 0, index, 0, 0) + _shape(item.end) + u32(_LINK, lower)
+    return message(
+        netlink.NEWLINK, netlink.CREATE | netlink.EXCL, body + u32(_NET_NS_FD, fd) + info
+    )
+
+
+def silence(index: int) -> bytearray:
+    """Give a device no IPv6 address of its own, so that the node says nothing on it."""
+    none = nested(_AF_INET6, netlink.attr(_ADDR_GEN_MODE, b"\x01"))
+    body = _LINK_BODY.pack(0, 0, 0, index, 0, 0) + nested(_AF_SPEC, none)
+    return message(netlink.NEWLINK, 0, body)
 
 
 def probe_vni(vni: int, port: int, local: IPAddress, remote: IPAddress) -> bytearray:

@@ -22,13 +22,13 @@ from typing import ParamSpec, Self, TypeVar
 
 from nsm.errors import InternalError, InvalidError, PreconditionError
 from nsm.kernel import ensure as ensuring
-from nsm.kernel import messages, owner, sweep
+from nsm.kernel import isolation, messages, owner, sweep
 from nsm.kernel.ensure import Journal, Place, Reach
 from nsm.kernel.messages import Counters
 from nsm.kernel.namespaces import Home
 from nsm.kernel.netlink import NamespaceGoneError, Refusal, Socket, explain
 from nsm.kernel.plan import Step
-from nsm.kernel.state import OWN, VXLAN_PORT, IPAddress, Namespace, Wire
+from nsm.kernel.state import OWN, VXLAN_PORT, IPAddress, Namespace, RemoteWire, Wire
 from nsm.kernel.sweep import Found
 from nsm.undo import Undo
 
@@ -66,7 +66,7 @@ class Kernel:
         self._home = Home()
         self._creating = ThreadPoolExecutor(creating, "kernel-create")
         self._deleting = ThreadPoolExecutor(deleting, "kernel-delete")
-        self._hints: dict[str, dict[owner.SideName, tuple[Namespace, Place]]] = {}
+        self._hints: dict[str, dict[tuple[str, bool], tuple[Namespace, Place]]] = {}
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(self._home.__enter__)
@@ -125,6 +125,16 @@ class Kernel:
 
             return await self._run(self._creating, kept, work)
 
+    async def misusable(self, namespace: Namespace, *, fd: int | None = None) -> bool:
+        """Whether whoever is in that namespace could misuse a tunnel there; see `isolation`."""
+        with _Borrowed({} if fd is None else {namespace: fd}) as kept:
+
+            def work() -> bool:
+                with Reach(self._home, kept.fds) as reach:
+                    return isolation.misusable(reach.fd(namespace))
+
+            return await self._run(self._creating, kept, work)
+
     async def within(
         self, namespace: Namespace, function: Callable[[], T], *, fd: int | None = None
     ) -> T:
@@ -161,20 +171,22 @@ class Kernel:
         journal = Journal()
         with _Borrowed(fds or {}) as kept:
 
-            def work() -> tuple[tuple[Step, ...], dict[owner.SideName, Place]]:
+            def work() -> tuple[tuple[Step, ...], dict[tuple[str, bool], tuple[Namespace, Place]]]:
                 with Reach(self._home, kept.fds) as reach:
                     steps = ensuring.ensure(reach, wire, self.group, journal)
+                    seats = {(side, False): (end.namespace, end.name) for side, end in wire.sides}
+                    if isinstance(wire, RemoteWire) and wire.hop:
+                        seats[wire.side, True] = wire.below
                     return steps, {
-                        side: Place(end.namespace.nsid, reach.index[end.namespace, end.name])
-                        for side, end in wire.sides
+                        key: (seat[0], Place(seat[0].nsid, reach.index[seat]))
+                        for key, seat in seats.items()
                     }
 
             running = self._submit(self._creating, kept, work)
             undo.add(f"take back wire {wire.connection}", self._take_back, wire, running, journal)
-            steps, places = await asyncio.wrap_future(running)
-        hints = self._hints.setdefault(wire.connection, {})
-        hints.update({side: (end.namespace, places[side]) for side, end in wire.sides})
-        return Ensured(steps, places)
+            steps, found = await asyncio.wrap_future(running)
+        self._hints.setdefault(wire.connection, {}).update(found)
+        return Ensured(steps, {side: found[side, False][1] for side, _ in wire.sides})
 
     async def _take_back(self, wire: Wire, running: "Future[T]", journal: Journal) -> None:
         # cancelling a coroutine does not stop its thread: let it come to its end first
@@ -202,9 +214,10 @@ class Kernel:
         for item in found:
             if item.mark:
                 hints = self._hints.setdefault(item.mark.connection, {})
-                known = hints.get(item.mark.side)
+                key = (item.mark.side, item.mark.hop)
+                known = hints.get(key)
                 space = known[0] if known else Namespace(0, item.place.nsid)
-                hints[item.mark.side] = (space, item.place)
+                hints[key] = (space, item.place)
         return found
 
     async def remove(self, connection: str) -> int:

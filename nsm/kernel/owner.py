@@ -49,16 +49,20 @@ class Mark:
     """Whose a device is: read from and written to its alias.
 
     rules says that policy routing rules hang on the device. They outlive it, so
-    whoever removes the device must know without having it any more.
+    whoever removes the device must know without having it any more. hop says that it is
+    the tunnel below a workload's device, which outlives the workload.
     """
 
     connection: str
     side: SideName
     rules: bool = False
+    hop: bool = False
 
     def __str__(self) -> str:
-        return f"nsm:{quote(self.connection, safe='')}:{self.side}" + (
-            ":rules" if self.rules else ""
+        return (
+            f"nsm:{quote(self.connection, safe='')}:{self.side}"
+            + (":rules" if self.rules else "")
+            + (":hop" if self.hop else "")
         )
 
     @classmethod
@@ -67,12 +71,13 @@ class Mark:
         parts = alias.split(":")
         if len(parts) < 3 or parts[0] != "nsm" or parts[2] not in ("src", "dst"):
             return None
-        return cls(unquote(parts[1]), cast("SideName", parts[2]), "rules" in parts[3:])
+        side, more = cast("SideName", parts[2]), parts[3:]
+        return cls(unquote(parts[1]), side, "rules" in more, "hop" in more)
 
 
-def mark(connection: str, side: SideName, *, rules: bool = False) -> Mark:
+def mark(connection: str, side: SideName, *, rules: bool = False, hop: bool = False) -> Mark:
     """The mark of one end; InvalidError where the id does not fit into an alias."""
-    made = Mark(connection, side, rules)
+    made = Mark(connection, side, rules, hop)
     if not connection or len(str(made).encode()) > _LONGEST:
         raise InvalidError(
             f"connection id {connection[:40]!r}… does not fit into a link alias of {_LONGEST} bytes"
@@ -92,3 +97,8 @@ def mac(connection: str, side: SideName) -> str:
     """
     digest = hashlib.sha256(f"{side} {connection}".encode()).digest()
     return ":".join(f"{byte:02x}" for byte in b"\x02" + digest[:5])
+
+
+def tunnel_name(connection: str, side: SideName) -> str:
+    """What the tunnel below a workload's device is called, in the underlay: 15 bytes."""
+    return "nsm" + hashlib.sha256(f"{side} {connection}".encode()).hexdigest()[:12]

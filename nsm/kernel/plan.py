@@ -14,6 +14,8 @@ from nsm.kernel.state import (
     End,
     Item,
     Link,
+    Macvlan,
+    Made,
     Namespace,
     Neighbour,
     Route,
@@ -26,7 +28,17 @@ from nsm.kernel.state import (
     member_of,
 )
 
-_ORDER = (Veth, Vxlan, Stub, Sysctl, Address, Route, Neighbour, Rule)  # later stands on earlier
+_ORDER = (
+    Veth,
+    Vxlan,
+    Macvlan,
+    Stub,
+    Sysctl,
+    Address,
+    Route,
+    Neighbour,
+    Rule,
+)  # later stands on earlier
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +55,9 @@ class Step:
     def __str__(self) -> str:
         if isinstance(self.item, Sysctl):
             return f"sysctl -w {self.item}"
-        if self.verb == "set" and isinstance(self.item, Veth | Vxlan):
+        if self.verb == "set" and isinstance(self.item, Made):
             return "; ".join(_set(self.item, self.before)) or f"ip {self.item}"
-        if self.verb == "del" and isinstance(self.item, Veth | Vxlan | Stub):
+        if self.verb == "del" and isinstance(self.item, Link):
             return f"ip link del {self.item.ends[0].name}"
         kind, rest = str(self.item).split(" ", 1)
         family = "-6 " if getattr(self.item, "family", 4) == 6 else ""
@@ -54,7 +66,7 @@ class Step:
     @property
     def namespaces(self) -> tuple[Namespace, ...]:
         """Where it happens; where the device is seen first, then where its far end is."""
-        if isinstance(self.item, Veth | Vxlan | Stub):
+        if isinstance(self.item, Link):
             return tuple(end.namespace for end in self.item.ends)
         return (self.item.namespace,)
 
@@ -72,10 +84,17 @@ def plan(desired: State, observed: State) -> tuple[Step, ...]:
         return ()
     want, have = _links(desired), _links(observed)
     cores = {link.core: link for link in want}
-    changed = [(link, cores[link.core]) for link in have if link.core in cores]
+    kept = sorted((link for link in have if link.core in cores), key=_rank)  # the tunnel first
+    changed = [(link, cores[link.core]) for link in kept]
     gone = [link for link in have if link.core not in cores]
     fresh = [link for link in want if link.core not in {old.core for old in have}]
     blocking = [link for link in gone if any(_collide(link, new) for new in fresh)]
+    falling = {link.core for link in blocking}
+    blocking += [  # it would go with the tunnel it stands on, and all on it too
+        link
+        for link in gone
+        if isinstance(link, Macvlan) and link.on in falling and link not in blocking
+    ]
     leaving = [link for link in gone if link not in blocking]
 
     first = _with_members(blocking, observed)
@@ -83,23 +102,23 @@ def plan(desired: State, observed: State) -> tuple[Step, ...]:
     steps = [Step("del", item) for item in sorted(first, key=_rank, reverse=True)]
     left = observed - first - last
 
-    steps += [Step("add", link) for link in sorted(fresh, key=_rank)]
+    adding = [Step("add", link) for link in sorted(fresh, key=_rank)]
+    steps += [step for step in adding if not isinstance(step.item, Macvlan)]
     steps += [Step("set", new, old) for old, new in changed if old != new]
+    steps += [step for step in adding if isinstance(step.item, Macvlan)]  # no larger than below it
     settings = {(item.namespace, item.key): item for item in left if isinstance(item, Sysctl)}
-    rest = [item for item in desired - left if not isinstance(item, Veth | Vxlan | Stub)]
+    rest = [item for item in desired - left if not isinstance(item, Link)]
     for item in sorted(rest, key=_rank):
         old = settings.get((item.namespace, item.key)) if isinstance(item, Sysctl) else None
         steps.append(Step("set", item, old) if old else Step("add", item))
-    surplus = [
-        item for item in left - desired if not isinstance(item, Veth | Vxlan | Stub | Sysctl)
-    ]
+    surplus = [item for item in left - desired if not isinstance(item, Link | Sysctl)]
     steps += [Step("del", item) for item in sorted(surplus, key=_rank, reverse=True)]
     steps += [Step("del", item) for item in sorted(last, key=_rank, reverse=True)]
     return tuple(steps)
 
 
 def _links(state: State) -> list[Link]:
-    return [item for item in state if isinstance(item, Veth | Vxlan | Stub)]
+    return [item for item in state if isinstance(item, Link)]
 
 
 def _collide(old: Link, new: Link) -> bool:
@@ -138,7 +157,7 @@ def _rank(item: Item) -> tuple[int, int, int, bytes]:
 
 
 def _set(new: Link, old: Item | None) -> Iterable[str]:
-    assert isinstance(old, Veth | Vxlan | Stub)
+    assert isinstance(old, Link)
     for after, before in zip(new.ends, old.ends, strict=True):
         words = [f"{word} {value}" for word, value in _differences(after, before)]
         if words:

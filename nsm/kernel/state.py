@@ -137,6 +137,34 @@ class Vxlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Macvlan:
+    """A workload's only way to a tunnel that stands in the underlay: it has frames, no more.
+
+    lower is the tunnel's seat, on is the tunnel's core: on another tunnel it is another device.
+    It has the tunnel's MAC, and goes when the tunnel goes.
+    """
+
+    end: End
+    lower: tuple[Namespace, str]
+    on: tuple[object, ...]
+
+    @property
+    def ends(self) -> tuple[End, ...]:
+        return (self.end,)
+
+    @property
+    def core(self) -> tuple[object, ...]:
+        """What cannot be changed without making it anew."""
+        return ("macvlan", self.end.seat, self.on)
+
+    def __str__(self) -> str:
+        return (
+            f"link {self.end} netns {self.end.namespace} link {self.lower[1]}"
+            " type macvlan mode passthru"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Stub:
     """A device of ours that is not what it was made as: its far end is elsewhere or gone."""
 
@@ -251,7 +279,8 @@ class Rule:
         )
 
 
-Link = Veth | Vxlan | Stub
+Made = Veth | Vxlan | Macvlan
+Link = Made | Stub
 Member = Address | Route | Neighbour | Rule
 Item = Link | Sysctl | Member
 State = frozenset[Item]
@@ -346,16 +375,27 @@ class Tunnel:
 
 @dataclass(frozen=True, slots=True)
 class RemoteWire:
-    """One node's half of a wire between two nodes: one VXLAN device in the workload."""
+    """One node's half of a wire between two nodes: one VXLAN device in the workload.
+
+    hop: the VXLAN device stands in the underlay and the workload gets one on top of it,
+    because whoever may configure a tunnel can lead it elsewhere, or send from the node's
+    address under other identifiers.
+    """
 
     connection: str
     side: owner.SideName
     end: Interface
     tunnel: Tunnel
+    hop: bool = False
 
     @property
     def sides(self) -> tuple[tuple[owner.SideName, Interface], ...]:
         return ((self.side, self.end),)
+
+    @property
+    def below(self) -> tuple[Namespace, str]:
+        """Where the tunnel stands if it is not in the workload."""
+        return (self.tunnel.underlay, owner.tunnel_name(self.connection, self.side))
 
 
 Wire = LocalWire | RemoteWire
@@ -376,6 +416,11 @@ def items(wire: Wire, group: int) -> State:
                 hint="client and endpoint share a namespace: give them different interface names",
             )
         found.add(Veth(ends[0], ends[1]))
+    elif wire.hop:
+        where, name = wire.below
+        alias = str(owner.mark(wire.connection, wire.side, hop=True))
+        tunnel = _vxlan(wire, replace(ends[0], namespace=where, name=name, alias=alias))
+        found |= {tunnel, Macvlan(ends[0], wire.below, tunnel.core)}
     else:
         found.add(_vxlan(wire, ends[0]))
     for _, interface in wire.sides:

@@ -15,6 +15,7 @@ from nsm.kernel.state import (
     Interface,
     Item,
     LocalWire,
+    Macvlan,
     Namespace,
     Neighbour,
     Policy,
@@ -41,7 +42,7 @@ CLIENT, SERVER, UNDERLAY = (
     for cookie, name in ((1, "client"), (2, "server"), (3, "underlay"))
 )
 GROUP = owner.group("test")
-LINKS = (Veth, Vxlan, Stub)
+LINKS = (Veth, Vxlan, Macvlan, Stub)
 
 
 class Model:
@@ -65,6 +66,7 @@ class Model:
             if isinstance(item, LINKS):
                 seats = {end.seat for end in item.ends}
                 on_it = [other for other in self.state if member_of(other) in seats]
+                on_it += [o for o in self.state if isinstance(o, Macvlan) and o.lower in seats]
                 assert not on_it, f"{step} takes {on_it} away, and nobody could bring it back"
             self.state.remove(item)
         tables = {(i.namespace, i.table) for i in self.state if isinstance(i, Route)}
@@ -81,6 +83,9 @@ class Model:
             if isinstance(item, Vxlan):
                 claims = {i.claim for i in self.state if isinstance(i, Vxlan)}
                 assert item.claim not in claims, f"{step}: the VNI is taken"
+            if isinstance(item, Macvlan):
+                cores = {i.core for i in self.state if isinstance(i, Vxlan)}
+                assert item.on in cores, f"{step}: there is no such tunnel"
         elif member_of(item):
             assert member_of(item) in self.seats(), f"{step}: no such device"
         self.state.add(item)
@@ -141,7 +146,9 @@ TUNNELS = st.builds(
 )
 WIRES = st.one_of(
     st.builds(LocalWire, st.just("id"), interfaces(CLIENT), interfaces(SERVER)),
-    st.builds(RemoteWire, st.just("id"), st.just("src"), interfaces(CLIENT), TUNNELS),
+    st.builds(
+        RemoteWire, st.just("id"), st.just("src"), interfaces(CLIENT), TUNNELS, st.booleans()
+    ),
 )
 
 
@@ -164,7 +171,10 @@ def observed(draw: st.DrawFn, wire: Wire) -> State:
     for item in sorted(state, key=str):
         if item not in state or isinstance(item, Route) or not draw(st.booleans()):
             continue
-        if isinstance(item, Veth | Vxlan):
+        if isinstance(item, Macvlan):
+            state.discard(item)  # somebody deleted it
+            state -= {other for other in state if member_of(other) == item.end.seat}
+        elif isinstance(item, Veth | Vxlan):
             state.remove(item)
             seats = {end.seat for end in item.ends}
             end = item.ends[0]
@@ -178,6 +188,9 @@ def observed(draw: st.DrawFn, wire: Wire) -> State:
                 case "half":
                     state.add(Stub(end, "veth"))
                     seats.remove(end.seat)
+            on_top = {o for o in state if isinstance(o, Macvlan) and o.lower == end.seat}
+            state -= on_top
+            seats |= {one.end.seat for one in on_top}
             state -= {other for other in state if member_of(other) in seats}
         else:
             state.discard(item)
@@ -290,6 +303,35 @@ def test_a_device_in_the_way_goes_first_and_another_vni_makes_a_new_device() -> 
     )
     verbs = [(step.verb, type(step.item).__name__) for step in plan(new, old)]
     assert verbs == [("del", "Address"), ("del", "Vxlan"), ("add", "Vxlan"), ("add", "Address")]
+
+
+def test_a_tunnel_is_moved_out_of_a_workload_and_back() -> None:
+    end = Interface(CLIENT, "nsm-1", addresses=(ip_interface("10.0.0.1/32"),), ping=False)
+    tunnel = Tunnel(42, ip_address("192.0.2.1"), ip_address("192.0.2.2"), UNDERLAY)
+    plain = items(RemoteWire("id", "src", end, tunnel), GROUP)
+    hop = items(RemoteWire("id", "src", end, tunnel, hop=True), GROUP)
+    assert [(step.verb, type(step.item).__name__) for step in plan(hop, plain)] == [
+        ("del", "Address"),
+        ("del", "Vxlan"),
+        ("add", "Vxlan"),
+        ("add", "Macvlan"),
+        ("add", "Address"),
+    ]
+    assert [(step.verb, type(step.item).__name__) for step in plan(plain, hop)] == [
+        ("del", "Address"),
+        ("del", "Macvlan"),
+        ("del", "Vxlan"),
+        ("add", "Vxlan"),
+        ("add", "Address"),
+    ]
+    name = owner.tunnel_name("id", "src")
+    assert [str(step).split(" address ")[0] for step in plan(hop, frozenset())][:2] == [
+        f"ip link add {name}",
+        "ip link add nsm-1",
+    ]
+    assert str(plan(hop, frozenset())[1]).endswith(
+        f"netns client link {name} type macvlan mode passthru"
+    )
 
 
 def test_the_models_complaints_are_real() -> None:
