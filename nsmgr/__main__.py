@@ -49,7 +49,7 @@ async def serve(config: Config, process: Process) -> None:
             monitor=calls.monitor,
             observer=lambda who: str(who) in config.observers,
         )
-        node = NodeRegistry(domain, locals_, config.labels)
+        node = NodeRegistry(domain, locals_, config.labels, spawn=process.tasks.spawn)
         health = Health(*services.HEALTHY, *registry_services.HEALTHY)
         handlers = [*services.of(hop), *registry_services.handlers(node, lifetime=lifetime), health]
         try:

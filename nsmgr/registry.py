@@ -10,19 +10,25 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
+import structlog
+
 from nsm.caller import Caller
-from nsm.errors import InvalidError, PreconditionError
+from nsm.errors import InvalidError, NsmError, PreconditionError
 from nsm.model import SECOND, Endpoint, Found, Service
 from nsm.registration import Registration, RegistrationPath
 from nsm.rpc.registry_services import Store, claim_socket, send_socket
+from nsm.watches import Spawn
 
 PERIOD = 60 * SECOND  # a registration lives this long at most, and is renewed before
 FD_PATIENCE = 2.0  # seconds a registered socket may come after the call that names it
+SPARE = 2  # seconds of its tokens at most that an endpoint leaves us to unregister it
+AGAIN = 5  # seconds between tries to unregister one that ended
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -58,11 +64,21 @@ class Locals:
         for done in list(self._coming):
             await done.wait()
 
-    def put(self, endpoint: Endpoint, url: str, fd: int | None) -> None:
+    def put(
+        self,
+        endpoint: Endpoint,
+        url: str,
+        fd: int | None,
+        *,
+        until: int | None = None,
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
         """Know endpoint until it expires, instead of an earlier one of its name; owns fd.
 
-        A socket that is the same file as before keeps its descriptor and so its
-        URL: whoever talks over it need not notice that it was renewed.
+        until, in ns since 1970, is another end than its own. When it has come, and
+        nobody put or dropped the name meanwhile, then is called. A socket that is
+        the same file as before keeps its descriptor and so its URL: whoever talks
+        over it need not notice that it was renewed.
         """
         known = self._by_name.get(endpoint.name)
         if known and fd is not None and _same_file(known.fd, fd):
@@ -72,9 +88,9 @@ class Locals:
         else:
             self.drop(endpoint.name)
         local = self._by_name[endpoint.name] = Local(endpoint, url, fd)
-        delay = ((endpoint.expires or 0) - time.time_ns()) / SECOND
+        delay = ((until or endpoint.expires or 0) - time.time_ns()) / SECOND
         loop = asyncio.get_running_loop()
-        local.timer = loop.call_later(max(0.0, delay), self.drop, endpoint.name)
+        local.timer = loop.call_later(max(0.0, delay), self._end, endpoint.name, then)
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -84,6 +100,10 @@ class Locals:
             self._forget(local)
             if local.fd is not None:
                 os.close(local.fd)
+
+    def _end(self, name: str, then: Callable[[], None]) -> None:
+        self.drop(name)
+        then()
 
     def _forget(self, local: Local) -> None:
         if local.timer:
@@ -115,8 +135,11 @@ class NodeRegistry(Store):
     (`wire.md` §6.7).
     """
 
-    def __init__(self, upstream: Store, locals_: Locals, labels: Mapping[str, str]) -> None:
+    def __init__(
+        self, upstream: Store, locals_: Locals, labels: Mapping[str, str], *, spawn: Spawn
+    ) -> None:
         self.public_url = ""
+        self._spawn = spawn
         self._upstream = upstream
         self._locals = locals_
         self._labels = labels
@@ -145,7 +168,16 @@ class NodeRegistry(Store):
                 if fd is not None:
                     os.close(fd)
                 raise
-            self._locals.put(registered, url, fd)
+            until = _until(registered.expires or told.expires, by)
+            # Nothing of the call is held but the path: the connection may be long gone.
+            by = replace(by, caller=Caller(by.caller.handshake))
+            self._locals.put(
+                registered,
+                url,
+                fd,
+                until=until,
+                then=lambda: self._ended(registered, by),
+            )
         return replace(registered, url=asked.url), path
 
     async def unregister_endpoint(self, asked: Endpoint, by: Registration) -> None:
@@ -153,6 +185,44 @@ class NodeRegistry(Store):
         if self._locals.get(asked.name):
             await self._upstream.unregister_endpoint(replace(asked, url=self.public_url), by)
             self._locals.drop(asked.name)
+
+    def _ended(self, endpoint: Endpoint, by: Registration) -> None:
+        self._spawn(self._withdraw(endpoint, by), f"end of endpoint {endpoint.name}")
+
+    async def _withdraw(self, endpoint: Endpoint, by: Registration) -> None:
+        """Take from the domain what nobody refreshed, while the tokens it came with are good.
+
+        Upstream's registries keep a name for its owner until it is unregistered: that it
+        has expired frees it for nobody (`wire.md` §6.2).
+        """
+        while True:
+            try:
+                if await self._is_ours(endpoint.name, by.caller):
+                    told = replace(endpoint, url=self.public_url)
+                    await self._upstream.unregister_endpoint(told, by)
+            except NsmError as trouble:
+                if time.time_ns() + AGAIN * SECOND >= by.expires:
+                    log.warning(
+                        "an endpoint that ended is not unregistered",
+                        name=endpoint.name,
+                        owner=by.owner,
+                        error=str(trouble),
+                    )
+                    return
+            else:
+                return
+            await asyncio.sleep(AGAIN)
+
+    async def _is_ours(self, name: str, caller: Caller) -> bool:
+        """Whether name is nobody else's by now, and has not come here again."""
+        async with aclosing(
+            self._upstream.find_endpoints(Endpoint(name=name), False, caller)
+        ) as found:
+            async for one in found:
+                if one.item.url != self.public_url:
+                    return False
+        await self._locals.settled()
+        return self._locals.get(name) is None
 
     async def find_endpoints(
         self, query: Endpoint, watch: bool, caller: Caller
@@ -187,6 +257,13 @@ class NodeRegistry(Store):
         """Services belong to the domain: passed on as they are."""
         async for found in self._upstream.find_services(query, watch, caller):
             yield found
+
+
+def _until(expires: int | None, by: Registration) -> int:
+    """When an endpoint ends that nobody refreshes: in time to say so over the path by came."""
+    left = max(0, by.expires - time.time_ns())
+    spare = min(SPARE * SECOND, left // 4)
+    return min(by.expires - spare, expires or by.expires)
 
 
 def _same_file(one: int | None, other: int) -> bool:

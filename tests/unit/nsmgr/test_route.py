@@ -133,7 +133,7 @@ async def test_a_watcher_on_the_node_sees_an_endpoint_though_the_domain_tells_it
                 yield await told.get()
 
     locals_ = Locals()
-    node = NodeRegistry(Upstream(), locals_, {})
+    node = NodeRegistry(Upstream(), locals_, {}, spawn=lambda work, _: work.close())
     node.public_url = "tcp://192.0.2.1:5001"
     caller = replace(Mesh().call("nsc"), unix=True)
     seen = []
