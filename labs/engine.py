@@ -19,7 +19,7 @@ from typing import Any, Final
 from labs import alive, processes, state
 from labs.alive import Mark
 from labs.births import Births
-from labs.lab import Lab, matching, parse
+from labs.lab import BRIDGE, Lab, matching, parse
 from labs.paths import ROOT, Paths
 from labs.processes import Stage
 from labs.state import State
@@ -241,7 +241,7 @@ def _network(lab: Lab, paths: Paths) -> dict[str, int]:
     for node in lab.nodes.values():
         here = [end.interface for end in ends if end.node == node.name]
         if node.kind == "switch":
-            topology.bridge(paths.namespace(node.name), "bridge", here)
+            topology.bridge(paths.namespace(node.name), BRIDGE, here)
         able = [a for a in node.addresses if ":" not in a or os.path.exists(IPV6)]
         for interface in here if node.kind == "node" else ():
             topology.configure(paths.namespace(node.name), interface, able)

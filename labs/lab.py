@@ -5,6 +5,7 @@ so `lab check` and `lab show` work for anyone, anywhere.
 """
 
 import ipaddress
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,6 +18,9 @@ from labs.source import Source, Where, load, spell
 from nsm import nsurl
 from nsm.errors import InvalidError
 
+BRIDGE: Final = "bridge"  # what a switch's own interface is called
+SMALLEST, LARGEST = 28, 65_535  # bytes of an IP packet with an echo in it
+LONGEST: Final = 3600.0  # seconds of a check's command
 RESERVED: Final = ("issuer", "registry", "nsmgr", "forwarder", "nsmctl", "nursery")
 Family = Literal["ipv4", "ipv6"]
 FAMILIES: Final[tuple[Family, Family]] = ("ipv4", "ipv6")
@@ -300,6 +304,9 @@ class _Reader:
                 self._known(where, node, nodes, "node")
                 if text in taken:
                     raise self._wrong(where, f"{text} has two cables")
+                own = BRIDGE if nodes[node].get("kind") == "switch" else "lo"
+                if interface in ("lo", own):
+                    raise self._wrong(where, f"{interface} is there already")
                 taken.add(text)
                 ends.append(Port(node, interface))
             links.append(Link((ends[0], ends[1]), item.get("mtu", 1500)))
@@ -365,15 +372,7 @@ class _Reader:
         if not prefix:
             return {}
         network = ipaddress.ip_network(prefix)
-        owners: dict[str, str] = {}
-        for name, text in given.items():
-            where = ("topology", "nodes", name, family)
-            if ipaddress.ip_address(text) not in network:
-                raise self._wrong(where, f"{text} is outside of {prefix}")
-            canonical = str(ipaddress.ip_address(text))
-            if canonical in owners:
-                raise self._wrong(where, f"{text} is {owners[canonical]}'s already")
-            owners[canonical] = name
+        owners = self._owners(family, given, network)
         machines = [n for n in cabled if kinds[n].get("kind") != "switch"]
         free = (str(a) for a in network.hosts() if str(a) not in owners)
         found = {}
@@ -386,6 +385,28 @@ class _Reader:
                 )
             found[name] = f"{address}/{network.prefixlen}"
         return found
+
+    def _owners(
+        self, family: Family, given: Mapping[str, str], network: schema.Network
+    ) -> dict[str, str]:
+        """Whose each given address is, in its shortest form."""
+        ends: dict[object, str] = {}
+        if network.num_addresses > 2:
+            ends[network.network_address] = "own"
+            if network.version == 4:
+                ends[network.broadcast_address] = "broadcast"
+        owners: dict[str, str] = {}
+        for name, text in given.items():
+            where = ("topology", "nodes", name, family)
+            address = ipaddress.ip_address(text)
+            if address not in network:
+                raise self._wrong(where, f"{text} is outside of {network}")
+            if address in ends:
+                raise self._wrong(where, f"{text} is the network's {ends[address]} address")
+            if str(address) in owners:
+                raise self._wrong(where, f"{text} is {owners[str(address)]}'s already")
+            owners[str(address)] = name
+        return owners
 
     def _clusters(self, nodes: Mapping[str, Node]) -> dict[str, Cluster]:
         underlay = self._data["topology"].get("underlay", {})
@@ -442,6 +463,7 @@ class _Reader:
                     raise self._wrong((*where, "on"), says)
                 if name in endpoints:
                     raise self._wrong(where, "is there twice: endpoints' names are the lab's")
+                self._prefixes((*where, "prefixes"), item["prefixes"])
                 endpoints[name] = Endpoint(
                     name,
                     bare,
@@ -449,7 +471,7 @@ class _Reader:
                     node.name,
                     tuple(item["prefixes"]),
                     item.get("labels", {}),
-                    self._programs(item),
+                    self._programs(where, item),
                 )
         return endpoints
 
@@ -475,7 +497,7 @@ class _Reader:
                     raise self._wrong(spot, f"interface {asked.interface} is asked for twice")
                 interfaces.add(asked.interface or "")
                 urls.append(_with_labels(asked, item.get("labels", {})))
-            clients[name] = Client(name, node.name, tuple(urls), alone, self._programs(item))
+            clients[name] = Client(name, node.name, tuple(urls), alone, self._programs(where, item))
         return clients
 
     def _offered(
@@ -492,11 +514,35 @@ class _Reader:
             near = schema.nearest(asked.service, list(offered))
             raise self._wrong(where, f"nobody in {node.cluster} offers {asked.service!r}{near}")
 
-    def _programs(self, item: Mapping[str, Any]) -> tuple[Program, ...]:
-        return tuple(
-            Program(p["name"], p["exec"], p.get("ready", {}).get("tcp", 0))
-            for p in item.get("run", [])
-        )
+    def _prefixes(self, where: Where, prefixes: list[str]) -> None:
+        networks = [ipaddress.ip_network(text) for text in prefixes]
+        for i, network in enumerate(networks):
+            if network.num_addresses < 2:
+                raise self._wrong((*where, i), f"{network} has not two addresses, as a wire needs")
+            for other in networks[:i]:
+                if network.version == other.version and network.overlaps(other):
+                    raise self._wrong((*where, i), f"{network} overlaps {other}")
+
+    def _programs(self, where: Where, item: Mapping[str, Any]) -> tuple[Program, ...]:
+        programs: dict[str, Program] = {}
+        for i, p in enumerate(item.get("run", [])):
+            if p["name"] in programs:
+                raise self._wrong((*where, "run", i, "name"), f"{p['name']} is there twice")
+            self._command((*where, "run", i, "exec"), p["exec"])
+            tcp = p.get("ready", {}).get("tcp", 0)
+            programs[p["name"]] = Program(p["name"], p["exec"], tcp)
+        return tuple(programs.values())
+
+    def _command(self, where: Where, text: str) -> None:
+        """Refuse what no program could be started from."""
+        try:
+            words = shlex.split(text)
+        except ValueError as wrong:
+            raise self._wrong(where, str(wrong)) from None
+        if not words:
+            raise self._wrong(where, "there is no command in it")
+        if "\0" in text:
+            raise self._wrong(where, "a NUL cannot be in a command")
 
     def _distinct(self, *kinds: Mapping[str, Any]) -> None:
         """Each name is a namespace's, so no two of them may be equal."""
@@ -533,11 +579,15 @@ class _Reader:
                 if key in asked and not matching(asked[key], clients if key == "client" else ends):
                     raise self._wrong((*where, kind, key), f"nobody is called like {asked[key]!r}")
             if kind == "exec":
+                self._command((*where, kind, "command"), asked["command"])
                 self._known((*where, kind, "in"), asked["in"], places, "place")
             if kind == "capture":
                 self._known((*where, kind, "on"), asked["on"], ports, "port")
                 self._known((*where, kind, "during"), asked["during"], checks, "check above")
-            checks[item["name"]] = Check(item["name"], _check(kind, asked, expect, ports))
+            try:
+                checks[item["name"]] = Check(item["name"], _check(kind, asked, expect, ports))
+            except InvalidError as wrong:
+                raise self._wrong((*where, kind), wrong.message) from None
         for red in self._data.get("must-be-red", {}):
             if red not in checks and red != "up":
                 raise self._wrong(("must-be-red", red), "is no check's name, nor `up`")
@@ -576,6 +626,10 @@ def _check(
             size = {"mtu": 0, "mtu+1": -1}.get(asked.get("size", "64B"))
             if size is None:
                 size = units.octets(asked.get("size", "64B"))
+                if not SMALLEST <= size <= LARGEST:
+                    raise InvalidError(
+                        f"size: found {asked['size']}, expected {SMALLEST}B to {LARGEST}B"
+                    )
             return Ping(
                 asked["from"], asked["to"], service, families, strict,
                 asked.get("count", 3), size, expect.get("lost", 0),
@@ -585,6 +639,8 @@ def _check(
             return Transfer(asked["from"], asked["to"], service, families, strict, octets)
         case "exec":
             timeout = units.seconds(asked.get("timeout", "30s"))
+            if timeout > LONGEST:
+                raise InvalidError(f"timeout: found {asked['timeout']}, expected up to 60min")
             return Exec(
                 asked["in"], asked["command"], timeout,
                 expect.get("exit", 0), expect.get("output", ""),

@@ -8,16 +8,19 @@ apart from typing errors: whoever writes one should not look for a mistake.
 import difflib
 import ipaddress
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from typing import Any, Final
 
 from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import ValidationError
+from jsonschema.validators import extend
 
 from labs.source import Source, Where, spell
 from nsm import nsurl
 from nsm.errors import InvalidError
+from nsm.mechanisms import KERNEL
 
 MOST: Final = 20  # problems told at once: more than that nobody reads
 
@@ -44,6 +47,15 @@ NOT_YET: Final[Mapping[tuple[str, ...], str]] = {
     ("faults",): "faults; what works: checks",
 }
 _ROUTER: Final = "kind: router is not yet there; what works: node and switch"
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_UNUSABLE: Final[Mapping[Network, str]] = {
+    ipaddress.ip_network("0.0.0.0/8"): "unspecified",
+    ipaddress.ip_network("127.0.0.0/8"): "loopback",
+    ipaddress.ip_network("224.0.0.0/4"): "multicast",
+    ipaddress.ip_network("240.0.0.0/4"): "reserved",
+    ipaddress.ip_network("::/127"): "unspecified and loopback",
+    ipaddress.ip_network("ff00::/8"): "multicast",
+}
 _FAR: Final = "a service of another domain is not yet there; what works: SERVICE without @DOMAIN"
 
 
@@ -59,7 +71,7 @@ def check(source: Source) -> None:
 
     Raises InvalidError with one line per problem, in the order of the file.
     """
-    validator = Draft202012Validator(document(), format_checker=_formats())
+    validator = _Validator(document(), format_checker=_formats())
     found: list[tuple[int, str]] = []
     for error in validator.iter_errors(source.data):
         for where, around, says in _sentences(error):
@@ -70,6 +82,24 @@ def check(source: Source) -> None:
         lines = list(dict.fromkeys(text for _, text in sorted(found)))
         more = [f"... and {len(lines) - MOST} more"] if len(lines) > MOST else []
         raise InvalidError("\n".join((*lines[:MOST], *more)))
+
+
+def _whole(_validator: object, pattern: str, text: object, _: object) -> Iterator[ValidationError]:
+    """The keyword `pattern`, where `$` is the end: Python's stands before a last newline too."""
+    if isinstance(text, str) and not re.fullmatch(pattern, text):
+        yield ValidationError(f"{text!r} does not match {pattern!r}")
+
+
+def _is_integer(_checker: object, value: object) -> bool:
+    """Without 5.0, which JSON Schema calls an integer, and the kernel's formats do not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_Validator: Final = extend(  # type: ignore[no-untyped-call]  # its stubs leave it out
+    Draft202012Validator,
+    {"pattern": _whole},
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine("integer", _is_integer),
+)
 
 
 def nearest(word: str, known: Iterator[str] | list[str]) -> str:
@@ -100,6 +130,8 @@ def _sentences(error: ValidationError) -> Iterator[tuple[Where, Where, str]]:
         case "oneOf" if error.absolute_path and error.absolute_path[0] == "checks":
             kinds = [next(iter(option["required"])) for option in schema["oneOf"]]
             item: Any = error.instance
+            if not isinstance(item, dict):
+                return  # that is said already
             there = [kind for kind in kinds if kind in item]
             got = " and ".join(there) if there else "none"
             yield where, where, f"found {got}, expected exactly one of {', '.join(kinds)}"
@@ -186,14 +218,27 @@ def _formats() -> FormatChecker:
 
     add("ipv4", ipaddress.IPv4Address)
     add("ipv6", ipaddress.IPv6Address)
-    add("ipv4-prefix", ipaddress.IPv4Network)
-    add("ipv6-prefix", ipaddress.IPv6Network)
-    add("prefix", ipaddress.ip_network)
+    add("ipv4-prefix", lambda text: _prefix(text, ipaddress.IPv4Network))
+    add("ipv6-prefix", lambda text: _prefix(text, ipaddress.IPv6Network))
+    add("prefix", lambda text: _prefix(text, ipaddress.ip_network))
     add("nsurl", _nsurl)
     return checker
 
 
+def _prefix(text: str, read: Callable[[str], Network]) -> None:
+    network = read(text)
+    if "/" not in text:
+        raise InvalidError(f"{text} has no length: write {network.network_address}/24, or so")
+    for other, what in _UNUSABLE.items():
+        if network.version == other.version and network.overlaps(other):
+            raise InvalidError(f"{text} holds {what} addresses, which no interface can have")
+
+
 def _nsurl(text: str) -> None:
     asked = nsurl.parse(text)
+    if asked.mechanism != KERNEL:
+        raise InvalidError(f"{text}: a lab's wires are kernel://SERVICE/INTERFACE")
+    if asked.interface == "lo":
+        raise InvalidError(f"{text}: lo is there already")
     if "@" in asked.service:
         raise InvalidError(f"{text}: {_FAR}")

@@ -22,6 +22,22 @@ _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)$")
 _FLOAT = re.compile(r"[-+]?([0-9]*\.[0-9]+|[0-9]+\.)([eE][-+]?[0-9]+)?$")
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML calls itself for each level: a file must not have it do so until Python ends it."""
+
+    _level = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self._level += 1
+        if self._level > DEEPEST:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem=f"more than {DEEPEST} levels", problem_mark=mark)
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._level -= 1
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """A file's values and the line (from 1) of each key and list item."""
@@ -54,7 +70,7 @@ def load(text: str, name: str) -> Source:
         raise InvalidError(f"{name}:1: the file is larger than {LARGEST >> 10} KiB")
     try:
         # `compose` makes nodes, never objects: no tag of the file can call anything
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as wrong:
         line = wrong.problem_mark.line + 1 if wrong.problem_mark else 1
         raise InvalidError(f"{name}:{line}: not YAML: {wrong.problem}") from None
