@@ -20,7 +20,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Self
 
 from nsm.errors import DeniedError, InternalError, InvalidError, NotFoundError, TakenError
@@ -146,12 +146,14 @@ class Home:
         if made is not None:
             return made
         for path in self._doors(namespace.inode):
-            with suppress(OSError, InvalidError, NotFoundError, DeniedError):
+            with suppress(OSError, InvalidError, NotFoundError, DeniedError), ExitStack() as closes:
                 made = self._open(path, str(namespace))
+                closes.callback(os.close, made)
                 with self.inside(made):
-                    if cookie_here() == namespace.cookie:
-                        return made
-                os.close(made)
+                    found = cookie_here()
+                if found == namespace.cookie:
+                    closes.pop_all()
+                    return made
         raise NamespaceGoneError(
             f"the network namespace of {namespace} is gone, or nothing visible is left in it"
         )
@@ -161,15 +163,19 @@ class Home:
         seen: set[int] = set()
         with Socket.here() as own:
             for path in self._doors(0):
-                with suppress(OSError, InvalidError, NotFoundError, DeniedError, Refusal):
+                with (
+                    suppress(OSError, InvalidError, NotFoundError, DeniedError, Refusal),
+                    ExitStack() as closes,
+                ):
                     inode = os.stat(path).st_ino
                     if inode in seen:
                         continue
                     seen.add(inode)
                     made = self._open(path, path)
+                    closes.callback(os.close, made)
                     if number(own, made, assign=False) == nsid:
+                        closes.pop_all()
                         return made
-                    os.close(made)
         raise NamespaceGoneError(
             f"network namespace {name or nsid} is gone, or nothing is left in it"
         )
