@@ -16,6 +16,7 @@ import socket
 import struct
 import tempfile
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import Any
@@ -36,7 +37,7 @@ from nsm.rpc.fds import CallFds, FdSocket, Received, connect, credentials_of
 from nsm.rpc.peers import DIAL_TIMEOUT, bounded, cannot_connect
 from nsm.rpc.sockets import watch_for_death
 from nsm.rpc.status import status_of
-from nsm.rpc.tls import Contexts, handshake_of
+from nsm.rpc.tls import Contexts, handshake_of, unproven
 
 log = logging.getLogger(__name__)
 
@@ -187,6 +188,7 @@ class Door:
         self._dial_timeout = dial_timeout
         self._newest: _Upstream | None = None
         self._spare: _Upstream | None = None  # connected, not yet taken by the channel
+        self._open: weakref.WeakSet[_Upstream] = weakref.WeakSet()
         self._connecting = asyncio.Lock()
 
     async def handshake(self) -> Handshake:
@@ -272,12 +274,20 @@ class Door:
             raise
         if received is not None:
             received.admitted = True
-        return _Upstream(reader, writer, shown, sock, received)
+        made = _Upstream(reader, writer, shown, sock, received)
+        self._open.add(made)
+        return made
 
     async def follow(self) -> None:
         """When our certificate is replaced, let new calls begin on a new connection."""
         while True:
             await self._contexts.replaced()
+            old_ones = list(self._open)
+            whys = await unproven([o.handshake for o in old_ones], self._contexts.newest[0])
+            for one, why in zip(old_ones, whys, strict=True):
+                if why is not None:
+                    log.warning("connection to %s ends: %s", self.url, why)
+                    one.writer.transport.abort()
             async with self._connecting:
                 old = self._newest
                 if old is None or not old.alive:

@@ -96,6 +96,7 @@ class Handshake:
     peer_id: SpiffeId
     peer_leaf: x509.Certificate
     peer_not_after: int  # ns since 1970
+    chain: tuple[x509.Certificate, ...] = field(default=(), repr=False)  # the peer's, leaf first
 
 
 class HeldIdentity:

@@ -12,6 +12,7 @@ else imports a private name.
 import asyncio
 import logging
 import struct
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -542,6 +543,10 @@ class Gate(Protocol):
         """A connection finished its handshake."""
         ...
 
+    def expired(self, protocol: "ServerHttp2") -> None:
+        """The certificate that a connection's peer showed holds no more."""
+        ...
+
     def gone(self, protocol: "ServerHttp2") -> None:
         """A connection ended."""
         ...
@@ -559,6 +564,9 @@ class CallHandler(grpclib.server.Handler):
         said = dict(headers)
         limit = self.protocol.limits.header_list
         method, encoding = said.get(":path", ""), said.get("grpc-encoding", "identity")
+        shown = self.protocol.connection.handshake
+        if shown is not None and time.time_ns() > shown.peer_not_after:
+            self._gate.expired(self.protocol)
         if self.protocol.refused:
             stream.answer(Status.UNAUTHENTICATED, str(self.protocol.refused))
         elif self._gate.refusing:
@@ -615,6 +623,7 @@ class ServerHttp2(Http2):
         handler.protocol = self
         super().__init__(handler, client=False, **facts)
         self._gate = gate
+        self.expiry: asyncio.TimerHandle | None = None  # when its peer's certificate expires
         self._resets, self._resets_since = 0, 0.0
 
     def connection_made(self, transport: Any) -> None:

@@ -36,7 +36,7 @@ from nsm.rpc.fds import CallFds, connect, key_of
 from nsm.rpc.grpclib_private import ClientHttp2, Limits, LinkChannel
 from nsm.rpc.sockets import watch_for_death
 from nsm.rpc.status import error_of, status_of
-from nsm.rpc.tls import Contexts
+from nsm.rpc.tls import Contexts, unproven
 
 log = logging.getLogger(__name__)
 
@@ -327,8 +327,14 @@ class Peers:
     async def _follow(self) -> None:
         while True:
             await self._contexts.replaced()
-            for connection in self._all():
+            old = self._all()
+            for connection in old:
                 connection.retire()
+            whys = await unproven([c.handshake for c in old], self._contexts.newest[0])
+            for connection, why in zip(old, whys, strict=True):
+                if why is not None:  # it does not wait for its links' end
+                    connection.protocol.refused = why
+                    connection.close()
 
     # -- dialling -----------------------------------------------------------------------------
 
@@ -363,7 +369,7 @@ class Peers:
         connection.half_life = loop.call_later(max(half, _SHORTEST), connection.retire)
         self._pool.setdefault(key, []).append(connection)
         self._rest(connection)
-        if shown.own is not self._contexts.newest[0].svid:
+        if protocol.identity is not self._contexts.newest[0]:
             connection.retire()  # replaced while we dialled: who waits dials again
         return connection
 

@@ -13,6 +13,7 @@ import os
 import socket
 import ssl
 import stat
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -25,10 +26,11 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from nsm.caller import TOKEN, TOKEN_EXPIRES, Caller
-from nsm.errors import Code, InvalidError, NsmError, TakenError
+from nsm.errors import Code, InvalidError, NsmError, TakenError, UnauthenticatedError
 from nsm.identity.source import Source
 from nsm.identity.spiffe import SpiffeId
 from nsm.identity.tokens import parse_instant
+from nsm.model import SECOND
 from nsm.rpc import addresses
 from nsm.rpc.background import background
 from nsm.rpc.fds import FdSocket, credentials_of, process_of
@@ -36,7 +38,7 @@ from nsm.rpc.grpclib_private import Limits, Method, ServerHttp2, method, stream_
 from nsm.rpc.holders import holder_of_port
 from nsm.rpc.sockets import watch_for_death
 from nsm.rpc.status import expected, grpc_error, status_of
-from nsm.rpc.tls import Contexts, Telling
+from nsm.rpc.tls import Contexts, Telling, unproven
 
 log = logging.getLogger(__name__)
 
@@ -183,9 +185,43 @@ class Server:
         return len(self._connections)
 
     async def follow(self) -> None:
-        """New connections show the newest certificate; accepted ones keep theirs."""
+        """New connections show the newest certificate; accepted ones keep theirs, and stay
+        as long as our bundles say who is at their other end."""
         while True:
             await self._contexts.replaced()
+            await self._prove(list(self._connections))
+
+    async def _prove(self, protocols: Sequence[ServerHttp2]) -> None:
+        shown = [(p, p.connection.handshake) for p in protocols]
+        known = [(p, handshake) for p, handshake in shown if handshake is not None]
+        now = self._contexts.newest[0]
+        for (protocol, _), why in zip(
+            known, await unproven([handshake for _, handshake in known], now), strict=True
+        ):
+            if why is not None:
+                self._dismiss(protocol, why, 0.0)
+
+    def expired(self, protocol: ServerHttp2) -> None:
+        """The certificate that a connection's peer showed holds no more."""
+        shown = protocol.connection.handshake
+        assert shown is not None
+        self._dismiss(
+            protocol,
+            UnauthenticatedError(
+                f"the certificate of {shown.peer_id} on this connection expired",
+                hint="connect anew with a renewed one",
+            ),
+            self._grace,
+        )
+
+    def _dismiss(self, protocol: ServerHttp2, why: UnauthenticatedError, grace: float) -> None:
+        """Take no call of this connection any more, and end it in so many seconds."""
+        if protocol.refused or protocol.lost:
+            return
+        protocol.refused = why
+        log.warning("connection of %s ends: %s", protocol.whose, why)
+        protocol.connection.goaway()
+        asyncio.get_running_loop().call_later(grace, protocol.connection.close)
 
     # -- listening ----------------------------------------------------------------------------
 
@@ -392,6 +428,10 @@ class Server:
         if shown is not None:
             self._links[shown.peer_id] += 1
             most = max(1, self._limits.connections // _PART)
+            left = (shown.peer_not_after - time.time_ns()) / SECOND
+            protocol.expiry = asyncio.get_running_loop().call_later(left, self.expired, protocol)
+            if protocol.identity is not self._contexts.newest[0]:  # replaced in the meantime
+                self._tasks.create_task(self._prove([protocol]), name=f"proof of {protocol.whose}")
             if self._links[shown.peer_id] > most:
                 log.warning("refused %s: it has %d connections already", protocol.whose, most)
                 protocol.connection.close()
@@ -404,6 +444,8 @@ class Server:
         if protocol not in self._connections:
             return
         self._connections.discard(protocol)
+        if protocol.expiry is not None:
+            protocol.expiry.cancel()
         shown = protocol.connection.handshake
         if shown is not None:
             self._links[shown.peer_id] -= 1

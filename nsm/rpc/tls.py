@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -151,7 +151,24 @@ def handshake_of(ssl_object: Any, own: Identity) -> Handshake:
             f"the peer's certificates cannot be read ({type(unreadable).__name__}: {unreadable})",
             hint="every certificate it shows must be one, its own and those above it",
         ) from unreadable
-    return Handshake(own=own.svid, peer_id=name, peer_leaf=chain[0], peer_not_after=ends)
+    return Handshake(
+        own=own.svid, peer_id=name, peer_leaf=chain[0], peer_not_after=ends, chain=chain
+    )
+
+
+async def unproven(
+    handshakes: Sequence[Handshake], own: Identity
+) -> list[UnauthenticatedError | None]:
+    """Why each handshake of before would not be accepted under own's bundles; None if it would."""
+
+    def why(shown: Handshake) -> UnauthenticatedError | None:
+        try:
+            peer_id(shown.chain, own.bundles)
+        except UnauthenticatedError as refusal:
+            return refusal
+        return None
+
+    return await asyncio.to_thread(lambda: [why(shown) for shown in handshakes])
 
 
 def _chain(ssl_object: Any) -> list[bytes]:

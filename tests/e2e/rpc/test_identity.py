@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -12,17 +13,21 @@ from typing import Any
 import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
 
 from nsm import grpcio
 from nsm.errors import UnauthenticatedError, UnavailableError
-from nsm.identity.source import Source, Svid
-from nsm.proto import networkservice_pb2_grpc
+from nsm.identity.source import HeldIdentity, Source, Svid
+from nsm.proto import connection_pb2_grpc, networkservice_pb2_grpc
+from nsm.proto.connection_grpc import MonitorConnectionStub
 from nsm.proto.networkservice_grpc import NetworkServiceStub
-from nsm.rpc.grpclib_private import Limits
-from nsm.rpc.peers import Peers
+from nsm.rpc import addresses
+from nsm.rpc.grpclib_private import Limits, LinkChannel
+from nsm.rpc.peers import Link, Peers, dial
 from nsm.rpc.server import serve
-from nsm.rpc.tls import context_of
-from tests.e2e.rpc.echo import Echo, request, target
+from nsm.rpc.tls import Contexts, context_of
+from tests.e2e.rpc.echo import Echo, Monitor, Selector, request, target
 from tests.support.certs import Authority, source
 from tests.support.wait import until
 from tests.unit.identity.forge import root, unreadable
@@ -99,6 +104,95 @@ async def test_an_expired_certificate_is_refused_on_both_sides(listen: str) -> N
         with pytest.raises(UnauthenticatedError, match="expired"):
             await call()
     assert not echo.callers
+
+
+@pytest.mark.parametrize("by", ["timer", "call"])
+async def test_an_expired_peer_is_asked_to_connect_anew_and_its_connection_ends(
+    listen: str, by: str
+) -> None:
+    brief = source(A.svid("/c", life=timedelta(seconds=62)), A)
+    async with serve([listen], [Echo()], A.source("/s"), grace=0.3) as server:
+        contexts = Contexts(brief, server=False)
+        await contexts.build()
+        url = server.urls[0]
+        protocol = await dial(url, addresses.parse(url), contexts, Limits(), 3)
+        left = asyncio.Event()
+        protocol.on_goaway = left.set
+        stub = NetworkServiceStub(LinkChannel(protocol, url, "localhost"))
+        assert (await stub.Request(request(), timeout=5)).id
+        (accepted,) = server._connections
+        if by == "call":  # a machine that slept wakes up with its timers behind
+            assert accepted.expiry is not None
+            accepted.expiry.cancel()
+            ends = brief.identity.svid.not_after
+            await until(lambda: time.time_ns() > ends, "the certificate to expire", bar=3)
+        else:
+            await until(left.is_set, "the goodbye", bar=3)
+        with pytest.raises(GRPCError, match="expired") as refused:
+            await stub.Request(request(), timeout=5)
+        assert refused.value.status is Status.UNAUTHENTICATED
+        assert left.is_set()
+        await until(lambda: protocol.lost and not server.connections, "its end", bar=0.5)
+
+
+def _without(held: HeldIdentity, domain: str) -> None:
+    held.replace(
+        replace(
+            held.identity, bundles={k: v for k, v in held.identity.bundles.items() if k != domain}
+        )
+    )
+
+
+async def _watched(link: Link, then: Callable[[], None]) -> None:
+    """Open a stream on link, do what is to be done then, and wait for the stream's end."""
+    with link.errors():
+        async with MonitorConnectionStub(link.channel).MonitorConnections.open() as stream:
+            await stream.send_message(Selector(), end=True)
+            await stream.recv_message()
+            then()
+            async with asyncio.timeout(5):
+                await stream.recv_message()
+
+
+async def test_a_peer_whose_domain_is_trusted_no_more_loses_its_connection(
+    listen: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    own = A.source("/s", B)
+    monitor = Monitor(asyncio.Event().wait)
+    async with (
+        serve([listen], [Echo(), monitor], own) as server,
+        Peers(A.source("/c")) as ours,
+        Peers(B.source("/c", A)) as theirs,
+        ours.link(server.urls[0]) as kept,
+        theirs.link(server.urls[0]) as lost,
+    ):
+        with pytest.raises(UnavailableError):
+            await _watched(lost, lambda: _without(own, "b.test"))
+        await until(lambda: not monitor.open, "the call to end", bar=0.5)
+        assert server.connections == 1
+        assert (await NetworkServiceStub(kept.channel).Request(request(), timeout=5)).id
+    assert "no bundle of the trust domain 'b.test'" in caplog.text
+
+
+async def test_a_server_whose_domain_is_trusted_no_more_loses_links_and_doors(
+    listen: str,
+) -> None:
+    client = B.source("/c", A)
+    monitor = Monitor(asyncio.Event().wait)
+    async with (
+        serve([listen], [monitor], A.source("/s", B)) as server,
+        Peers(client) as peers,
+        peers.link(server.urls[0]) as link,
+        grpcio.channel(server.urls[0], client) as channel,
+    ):
+        watch = connection_pb2_grpc.MonitorConnectionStub(channel).MonitorConnections(Selector())
+        await watch.read()
+        with pytest.raises(UnauthenticatedError, match="no bundle"):
+            await _watched(link, lambda: _without(client, "a.test"))
+        with pytest.raises(grpc.aio.AioRpcError):
+            await asyncio.wait_for(watch.read(), 5)
+        await until(lambda: server.connections == 0, "both connections to end", bar=0.5)
 
 
 async def test_a_client_without_a_certificate_is_refused(
