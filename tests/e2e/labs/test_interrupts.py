@@ -18,6 +18,7 @@ COMMAND = [sys.executable, "-P", "-m", "nsmctl"]
 def on_a_terminal(*words: str, ctrl_c_at: bytes) -> tuple[int, bytes]:
     """Exit code and output of nsmctl, interrupted from its terminal's keyboard at those words."""
     surroundings = {"PATH": os.environ["PATH"], "PYTHONPATH": str(HERE), **config.for_children()}
+    surroundings["NO_COLOR"] = "1"  # every step is a line; a moving one may skip the short ones
     pid, terminal = pty.fork()
     if pid == 0:
         os.execve(sys.executable, [*COMMAND, *words], {**surroundings, "TERM": "xterm"})

@@ -86,8 +86,8 @@ async def test_what_a_test_leaves_on_the_machine_fails_it() -> None:
 async def test_what_the_tests_change_in_the_hosts_network_fails_the_run() -> None:
     offenders = {
         "test_changes_a_sysctl": "/proc/sys/net/ipv4/ping_group_range: was",
-        "test_adds_a_route": "ip -4 route show table all: was",
-        "test_adds_a_rule": "ip -4 rule: was",
+        "test_adds_a_route": "ip -4 route show table all: gone [], come [{'type': 'blackhole'",
+        "test_adds_a_rule": "ip -4 rule: gone [], come [",
         "test_adds_a_table_of_nftables": "nft list ruleset: was",
     }
     code, out = await run(*offenders, CI="true")
