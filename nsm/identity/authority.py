@@ -145,15 +145,16 @@ def open_authority(directory: Path, trust_domain: str) -> Authority:
     check_trust_domain(trust_domain)
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        mode = directory.stat().st_mode
+        status = directory.stat()
     except OSError as why:
         raise PreconditionError(
             f"the issuer's directory {directory} cannot be used: {why.strerror}",
             hint="it must be a directory of the user the issuer runs as",
         ) from why
-    if mode & 0o022:
+    _owned(status, f"the issuer's directory {directory}")
+    if status.st_mode & 0o022:
         raise PreconditionError(
-            f"the issuer's directory {directory} has mode {stat.S_IMODE(mode):04o}: "
+            f"the issuer's directory {directory} has mode {stat.S_IMODE(status.st_mode):04o}: "
             "others could put their own authority there",
             hint=f"chmod 700 {directory}",
         )
@@ -204,9 +205,19 @@ def _first(path: Path, made: Authority) -> None:
         beside.unlink(missing_ok=True)
 
 
+def _owned(status: os.stat_result, what: str) -> None:
+    """Raise PreconditionError if what is another user's, who can do with it what he likes."""
+    if status.st_uid not in (0, os.geteuid()):
+        raise PreconditionError(
+            f"{what} belongs to user {status.st_uid}, and the issuer runs as {os.geteuid()}",
+            hint="it must be the issuer's own user's, or root's",
+        )
+
+
 def _loaded(path: Path, trust_domain: str) -> Authority:
     with path.open("rb") as file:
         status = os.fstat(file.fileno())
+        _owned(status, f"the authority's key in {path}")
         if status.st_mode & 0o077:
             raise PreconditionError(
                 f"the authority's key in {path} has mode {stat.S_IMODE(status.st_mode):04o}: "

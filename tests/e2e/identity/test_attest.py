@@ -1,4 +1,4 @@
-"""Who is at the other end of a socket, where numbers of processes are not to be trusted."""
+"""Who is at the other end of a socket, and whose a file is: what the kernel says, believed."""
 
 import errno
 import os
@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from nsm.errors import DeniedError
+from nsm.errors import DeniedError, PreconditionError
 from nsm.identity.attest import SO_PEERPIDFD, Connected, attest, connected
+from nsm.identity.authority import open_authority
 
 
 @pytest.fixture
@@ -94,6 +95,14 @@ def test_a_process_that_became_another_users_is_refused(process: subprocess.Pope
             attest(Connected(process.pid, 4321, 0, handle), digest=False)
     finally:
         os.close(handle)
+
+
+@pytest.mark.parametrize("which", ["", "authority.pem"])
+def test_an_authority_in_another_users_hands_is_refused(tmp_path: Path, which: str) -> None:
+    open_authority(tmp_path / "issuer", "td.example")
+    os.chown(tmp_path / "issuer" / which, 4321, 4321)
+    with pytest.raises(PreconditionError, match="belongs to user 4321, and the issuer runs as 0"):
+        open_authority(tmp_path / "issuer", "td.example")
 
 
 def test_a_process_that_cannot_be_seen_is_refused() -> None:
