@@ -41,6 +41,7 @@ from nsm.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from nsm.identity.background import background
 from nsm.identity.source import Source
 from nsm.mechanisms import INODE_URL, KERNEL, NAME
 from nsm.model import (
@@ -61,7 +62,6 @@ from nsm.model import (
 )
 from nsm.nsurl import NSURL
 from nsm.path import earliest_expiry
-from nsm.rpc.background import background
 from nsm.rpc.calls import Calls
 from nsm.rpc.peers import Peers
 from nsm.undo import Undo

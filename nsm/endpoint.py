@@ -45,12 +45,12 @@ from nsm.errors import (
     UnsupportedError,
 )
 from nsm.hop import Established, Hop
+from nsm.identity.background import background
 from nsm.identity.source import Source
 from nsm.ipam import Pools
 from nsm.mechanisms import ETHERNET, INODE_URL, KERNEL, NAME, NOOP
 from nsm.model import SECOND, Connection, Context, DNSConfig, IPContext, Mechanism, PolicyRoute
 from nsm.rpc import services as hop_services
-from nsm.rpc.background import background
 from nsm.rpc.health import Health
 from nsm.rpc.peers import Peers
 from nsm.rpc.registry import RegistryClient, keep_registered

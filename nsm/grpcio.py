@@ -26,13 +26,13 @@ import grpc.aio
 
 from nsm.caller import TOKEN, TOKEN_EXPIRES
 from nsm.errors import NsmError, UnavailableError
+from nsm.identity.background import background
 from nsm.identity.source import Handshake, Source
 from nsm.identity.tokens import format_instant, issue
 from nsm.model import SECOND
 from nsm.process.config import parse
 from nsm.process.workload import Surroundings
 from nsm.rpc import addresses
-from nsm.rpc.background import background
 from nsm.rpc.fds import CallFds, FdSocket, Received, connect, credentials_of
 from nsm.rpc.peers import DIAL_TIMEOUT, bounded, cannot_connect
 from nsm.rpc.sockets import watch_for_death

@@ -21,11 +21,11 @@ import structlog
 from nsm import nsurl
 from nsm.client import Change, Client, Settings, Wire
 from nsm.errors import InvalidError, NsmError, PreconditionError
+from nsm.identity.background import background
 from nsm.nsurl import NSURL
 from nsm.process.config import Duration, Form, read
 from nsm.process.run import Process, run
 from nsm.process.workload import Surroundings
-from nsm.rpc.background import background
 
 IDENTITY_PATIENCE = 30.0  # seconds for the first certificate
 

@@ -27,11 +27,11 @@ from typing import Self
 
 from nsm.caller import TOKEN, TOKEN_EXPIRES, Fds, inode_url
 from nsm.errors import InternalError, NsmError, UnauthenticatedError, UnavailableError
+from nsm.identity.background import background
 from nsm.identity.source import Handshake, Identity, Source
 from nsm.identity.tokens import format_instant, issue
 from nsm.model import SECOND
 from nsm.rpc import addresses
-from nsm.rpc.background import background
 from nsm.rpc.fds import CallFds, connect, key_of
 from nsm.rpc.grpclib_private import ClientHttp2, Limits, LinkChannel
 from nsm.rpc.sockets import watch_for_death

@@ -27,12 +27,12 @@ from grpclib.exceptions import GRPCError
 
 from nsm.caller import TOKEN, TOKEN_EXPIRES, Caller
 from nsm.errors import Code, InvalidError, NsmError, TakenError, UnauthenticatedError
+from nsm.identity.background import background
 from nsm.identity.source import Source
 from nsm.identity.spiffe import SpiffeId
 from nsm.identity.tokens import parse_instant
 from nsm.model import SECOND
 from nsm.rpc import addresses
-from nsm.rpc.background import background
 from nsm.rpc.fds import FdSocket, credentials_of, process_of
 from nsm.rpc.grpclib_private import Limits, Method, ServerHttp2, method, stream_of
 from nsm.rpc.holders import holder_of_port

@@ -44,6 +44,7 @@ from nsm.connections import Held
 from nsm.endpoint import Endpoint
 from nsm.errors import Code, NsmError
 from nsm.hop import Established, Hop
+from nsm.identity.background import background
 from nsm.identity.files import file_source
 from nsm.identity.source import Source
 from nsm.identity.workload import workload_source
@@ -52,7 +53,6 @@ from nsm.model import Connection, Request
 from nsm.proto import connection_pb2, health_pb2, networkservice_pb2, registry_pb2
 from nsm.proto.networkservice_grpc import NetworkServiceStub as LinkStub
 from nsm.rpc import services
-from nsm.rpc.background import background
 from nsm.rpc.peers import Peers
 from nsm.rpc.registry import RegistryClient
 from nsm.rpc.server import serve
