@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from labs.alive import Mark, started
 from labs.paths import ROOT, Paths, is_name
-from nsm.errors import DeniedError, InternalError, InvalidError, TakenError
+from nsm.errors import InternalError, InvalidError, RightsError, TakenError
 
 SCHEMA: Final = 2
 _FRESH: Final = ".new"  # behind a file's name until it is whole
@@ -164,7 +164,7 @@ def _lock(paths: Paths, *, create: bool) -> int | None:
                 continue  # removed by somebody between the two calls
             return None
         except PermissionError:
-            raise DeniedError(f"may not write {paths.folder}", hint="labs need root") from None
+            raise RightsError(f"may not write {paths.folder}", hint="labs need root") from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as busy:

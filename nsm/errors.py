@@ -3,6 +3,7 @@
 NsmError
  ├─ InvalidError            asked wrongly: bad name, bad URL, bad path        INVALID_ARGUMENT
  ├─ DeniedError             may not: identity, token or policy                PERMISSION_DENIED
+ │   └─ RightsError         this process may not, on this machine             PERMISSION_DENIED
  ├─ UnauthenticatedError    no acceptable certificate                         UNAUTHENTICATED
  ├─ NotFoundError           no such service, endpoint, forwarder              NOT_FOUND
  ├─ TakenError              name, address or port belongs to somebody else    ALREADY_EXISTS
@@ -72,6 +73,10 @@ class DeniedError(NsmError):
     """The caller is known and may not do this."""
 
     code = Code.PERMISSION_DENIED
+
+
+class RightsError(DeniedError):
+    """This machine does not let this process do it: a capability is missing."""
 
 
 class UnauthenticatedError(NsmError):

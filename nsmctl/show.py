@@ -26,6 +26,8 @@ from nsm.errors import NsmError
 
 OK, FAILED, MACHINE_CANNOT = 0, 1, 3  # exit codes; the rest follow from errors
 
+NEEDED = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}  # cables; namespaces
+
 
 class MachineCannotError(NsmError):
     """This machine, or this user on it, cannot do what was asked."""
@@ -170,6 +172,14 @@ def need_root() -> None:
     if sys.platform != "linux":
         raise MachineCannotError(
             "this needs Linux's network namespaces", hint="run it in a Linux VM"
+        )
+    with open("/proc/self/status") as file:
+        held = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
+    missing = [name for name, bit in NEEDED.items() if not held >> bit & 1]
+    if os.geteuid() == 0 and missing:
+        raise MachineCannotError(
+            f"this root lacks {' and '.join(missing)}",
+            hint="give them to the container or service it runs in",
         )
     if os.geteuid() != 0:
         program = sys.argv[0] if os.path.dirname(sys.argv[0]) else "nsmctl"

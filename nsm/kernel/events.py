@@ -17,7 +17,7 @@ from enum import Enum
 from types import TracebackType
 from typing import Self
 
-from nsm.errors import DeniedError
+from nsm.errors import RightsError
 from nsm.kernel import messages, netlink, owner
 from nsm.kernel.netlink import SOL_NETLINK
 from nsm.kernel.state import OWN
@@ -221,7 +221,7 @@ def _listening(kinds: Kind) -> socket.socket:
     except OSError as failure:
         sock.close()
         if failure.errno in (errno.EPERM, errno.EACCES):
-            raise DeniedError(
+            raise RightsError(
                 "may not listen to the kernel's events of other namespaces",
                 hint="it needs CAP_NET_BROADCAST and CAP_NET_ADMIN",
             ) from failure

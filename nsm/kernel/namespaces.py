@@ -23,7 +23,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Self
 
-from nsm.errors import DeniedError, InternalError, InvalidError, NotFoundError, TakenError
+from nsm.errors import (
+    DeniedError,
+    InternalError,
+    InvalidError,
+    NotFoundError,
+    RightsError,
+    TakenError,
+)
 from nsm.kernel import netlink
 from nsm.kernel.netlink import NamespaceGoneError, Refusal, Socket
 from nsm.kernel.state import OWN, Namespace
@@ -199,7 +206,7 @@ def _opened(path: str, flags: int, whose: str) -> int:
     try:
         return os.open(path, flags | os.O_CLOEXEC)
     except PermissionError:
-        raise DeniedError(
+        raise RightsError(
             f"may not open the network namespace of {whose}", hint="it needs CAP_SYS_PTRACE"
         ) from None
     except (FileNotFoundError, ProcessLookupError):
@@ -299,7 +306,7 @@ def create_named(name: str) -> None:
     if failures:
         delete_named(name)
         if failures[0].errno in (errno.EPERM, errno.EACCES):
-            raise DeniedError(
+            raise RightsError(
                 f"may not create network namespace {name}", hint="it needs root, or CAP_SYS_ADMIN"
             ) from failures[0]
         raise InternalError(
@@ -355,7 +362,7 @@ def _shared_directory() -> None:
 
 def _denied() -> None:
     code = ctypes.get_errno()
-    raise DeniedError(
+    raise RightsError(
         f"may not prepare {NAMED} for named network namespaces: {os.strerror(code)}",
         hint="it needs root, or CAP_SYS_ADMIN",
     )

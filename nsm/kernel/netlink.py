@@ -17,13 +17,13 @@ from collections.abc import Iterator, Sequence
 from typing import Self
 
 from nsm.errors import (
-    DeniedError,
     ExhaustedError,
     InternalError,
     InvalidError,
     NotFoundError,
     NsmError,
     PreconditionError,
+    RightsError,
     TakenError,
     UnavailableError,
     UnsupportedError,
@@ -310,9 +310,9 @@ def _sentence(data: memoryview) -> str:
 _MEANING: dict[int, tuple[type[NsmError], str]] = {
     errno.EEXIST: (TakenError, ""),
     errno.EADDRINUSE: (TakenError, "another socket of the underlay has the UDP port"),
-    errno.EPERM: (DeniedError, "it needs CAP_NET_ADMIN and CAP_SYS_ADMIN"),
-    errno.EACCES: (DeniedError, "it needs CAP_NET_ADMIN; for IPv6 addresses: is disable_ipv6 set?"),
-    errno.EROFS: (DeniedError, "mount /proc/sys read-write for this process"),
+    errno.EPERM: (RightsError, "it needs CAP_NET_ADMIN and CAP_SYS_ADMIN"),
+    errno.EACCES: (RightsError, "it needs CAP_NET_ADMIN; for IPv6 addresses: is disable_ipv6 set?"),
+    errno.EROFS: (RightsError, "mount /proc/sys read-write for this process"),
     errno.EOPNOTSUPP: (UnsupportedError, "the running kernel has no such feature"),
     errno.EAFNOSUPPORT: (UnsupportedError, "the running kernel has no such address family"),
     errno.EINVAL: (InvalidError, ""),

@@ -38,6 +38,7 @@ from nsm.errors import (
     InvalidError,
     NsmError,
     PreconditionError,
+    RightsError,
     UnavailableError,
     UnsupportedError,
 )
@@ -209,7 +210,7 @@ def exit_code(error: BaseException) -> int:
     match error:
         case InvalidError():
             return ASKED_WRONGLY
-        case UnsupportedError() | PreconditionError() | PermissionError():
+        case UnsupportedError() | PreconditionError() | PermissionError() | RightsError():
             return MACHINE_CANNOT
         case UnavailableError():
             return NOT_RUNNING

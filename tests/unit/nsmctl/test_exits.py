@@ -61,3 +61,35 @@ def test_what_the_machine_refuses_is_a_sentence():
     done = nsmctl("lab", "list", before=f"{full}s.labs = full\n")
     assert done.returncode == 1
     assert done.stderr == "/x: No space left\n"
+
+
+@NEEDS_ROOT
+@pytest.mark.parametrize("lacks", ["sys_admin", "net_admin"])
+def test_root_without_rights_is_told_which_it_lacks(lacks):
+    done = subprocess.run(
+        ["setpriv", f"--bounding-set=-{lacks}", f"--inh-caps=-{lacks}",
+         sys.executable, "-P", "-m", "nsmctl", "lab", "up", "one-node"],
+        capture_output=True, text=True, check=False, cwd="/",
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(HERE)},
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.startswith(f"this root lacks CAP_{lacks.upper()}\n")
+
+
+@NEEDS_ROOT
+def test_what_the_kernel_does_not_let_us_do_is_exit_code_3():
+    code = (
+        "from nsm.kernel.namespaces import create_named\n"
+        "from nsm.process.run import exit_code\n"
+        "import sys\n"
+        "try: create_named('denied-here')\n"
+        "except Exception as why: print(why); sys.exit(exit_code(why))"
+    )
+    done = subprocess.run(
+        ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin",
+         sys.executable, "-P", "-c", code],
+        capture_output=True, text=True, check=False, cwd="/",
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(HERE)},
+    )  # fmt: skip
+    assert "CAP_SYS_ADMIN" in done.stdout
+    assert done.returncode == 3
