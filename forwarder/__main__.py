@@ -45,7 +45,7 @@ async def serve(config: Config, process: Process) -> None:
             Discovery(registry),
             calls,
             kernel,
-            Tunnels(kernel, config.tunnel_ip, config.vxlan_port),
+            Tunnels(kernel, config.tunnel_ip, config.vxlan_port, config.isolation),
             sockets,
             recovery,
             config.dial_timeout,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from nsm.process.config import Common, Port, PositiveDuration, Url
 
@@ -36,6 +37,12 @@ class Config(Common):
 
     vxlan_port: Port = 0
     """The UDP port of VXLAN tunnels; 0 is 4789."""
+
+    isolation: Literal["auto", "in-place", "hop"] = "auto"
+    """Where tunnels stand: in-place is in the workload's namespace, hop is in this one, with a
+    device on top of it in the workload's. auto is hop for whoever could misuse a tunnel: where a
+    process with CAP_NET_ADMIN is in the namespace, as far as /proc shows, or a user namespace owns
+    it. What stands stays as it is."""
 
     mechanism_priority: tuple[str, ...] = ()
     """Mechanisms to prefer where several are possible, best first."""

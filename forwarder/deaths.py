@@ -53,7 +53,8 @@ class Deaths:
         return held.id not in await self._standing()
 
     async def _standing(self) -> set[str]:
-        return {one.mark.connection for one in await self._kernel.find() if one.mark}
+        marks = [one.mark for one in await self._kernel.find() if one.mark]
+        return {mark.connection for mark in marks if not mark.hop}  # that one outlives its wire
 
     def _end(self, held: Held[Crossing], still: Lost, why: str) -> None:
         log.info("a wire ended with its namespace", connection=held.id, why=why)

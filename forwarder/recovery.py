@@ -35,6 +35,11 @@ class Recovery:
                 self._before.setdefault(one.mark.connection, []).append(one)
         return len(self._before)
 
+    def hop(self, connection: str) -> bool | None:
+        """Whether a connection's tunnel of before stands here, below a workload's device."""
+        found = self._before.get(connection, ())
+        return any(one.mark and one.mark.hop for one in found) if found else None
+
     def vni(self, connection: str) -> int:
         """The network identifier of a connection's tunnel of before; 0 if it had none."""
         return next(

@@ -323,6 +323,10 @@ class ForwarderRoute:
         node = await node_of(target.url)
         local, mtu = await self._tunnels.local(node, mechanisms.VXLAN)
         port = self._tunnels.vxlan_port
+        door = fds.get(near.mechanism.get(INODE_URL))
+        hop = await self._tunnels.hop(
+            namespace, door, self._standing_hop(conn.id, target.known, namespace)
+        )
         # Who answers keeps what is proposed, if it is free there too: so there is nothing to
         # agree on afterwards. What stands since before a restart is proposed again.
         proposal = self._standing_vni(conn.id, target.known, node)
@@ -336,9 +340,9 @@ class ForwarderRoute:
             made = _lowered(made, mechanisms.number(agreed.get(mechanisms.MTU)), mtu)
             tunnel = vxlan.requesters_tunnel(agreed, port, self._kernel.own)
             side = crossconnect.client_side(made, near.mechanism, namespace, "")
-            wire = RemoteWire(made.id, "src", side, tunnel)
+            wire = RemoteWire(made.id, "src", side, tunnel, hop)
             try:
-                entries = {namespace: fds.get(near.mechanism.get(INODE_URL))}
+                entries = {namespace: door}
                 kernel = await self._ensure(wire, target.known, entries, attempt)
                 made = path.took(made, kernel_ms=kernel)
                 break
@@ -379,12 +383,14 @@ class ForwarderRoute:
         url = outgoing.get(INODE_URL)
         far = await self._namespace(url, far_fds, f"endpoint {target.endpoint}")
         side = crossconnect.endpoint_side(made, outgoing, far, "")
+        door = far_fds.get(url)
+        hop = await self._tunnels.hop(far, door, self._standing_hop(conn.id, target.known, far))
         for turn in range(ROUNDS):
             agreed = vxlan.answer(asked, local, port, mtu, vni)
             tunnel = vxlan.responders_tunnel(agreed, port, self._kernel.own)
-            wire = RemoteWire(made.id, "dst", side, tunnel)
+            wire = RemoteWire(made.id, "dst", side, tunnel, hop)
             try:
-                entries = {far: far_fds.get(url)}
+                entries = {far: door}
                 kernel = await self._ensure(wire, target.known, entries, attempt)
                 made = path.took(made, kernel_ms=kernel)
                 break
@@ -393,6 +399,15 @@ class ForwarderRoute:
                     raise
                 vni = await self._tunnels.free_vni(own, local, remote)
         return Near(agreed, None), made, wire
+
+    def _standing_hop(self, id_: str, known: Crossing | None, where: Namespace) -> bool | None:
+        """How this connection's tunnel stands, be it from before a restart; None if it does not."""
+        if known is None:
+            return self._recovery.hop(id_)
+        wire = known.wire
+        if not isinstance(wire, RemoteWire) or wire.end.namespace != where:
+            return None
+        return wire.hop
 
     def _standing_vni(self, id_: str, known: Crossing | None, remote: IPAddress) -> int:
         """The network identifier this connection has now, be it from before a restart; or 0."""

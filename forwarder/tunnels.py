@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from nsm import mechanisms
 from nsm.errors import ExhaustedError, InvalidError, UnavailableError
 from nsm.kernel.node import Kernel
-from nsm.kernel.state import VXLAN_PORT, IPAddress
+from nsm.kernel.state import VXLAN_PORT, IPAddress, Namespace
 from nsm.model import Mechanism
 
 TRIES = 16  # network identifiers to ask the kernel about; one in 16 million is taken a wire
@@ -16,12 +16,15 @@ TRIES = 16  # network identifiers to ask the kernel about; one in 16 million is 
 class Tunnels:
     """Knows where tunnels of this node begin. tunnel_ip "": by the route to the far end."""
 
-    def __init__(self, kernel: Kernel, tunnel_ip: str, vxlan_port: int) -> None:
+    def __init__(
+        self, kernel: Kernel, tunnel_ip: str, vxlan_port: int, isolation: str = "auto"
+    ) -> None:
         try:
             self._tunnel_ip = ip_address(tunnel_ip) if tunnel_ip else None
         except ValueError:
             raise InvalidError(f"NSM_TUNNEL_IP is {tunnel_ip!r}, which is no IP address") from None
         self.vxlan_port = vxlan_port or VXLAN_PORT
+        self._isolation = isolation
         self._kernel = kernel
 
     async def local(self, towards: IPAddress, type_: str) -> tuple[IPAddress, int]:
@@ -29,6 +32,18 @@ class Tunnels:
         way = await self._kernel.way_to(towards)
         own = self._tunnel_ip or way.source
         return own, mechanisms.tunnel_mtu(type_, str(own), way.mtu)
+
+    async def hop(self, namespace: Namespace, fd: int | None, standing: bool | None) -> bool:
+        """Whether a tunnel for that namespace is to stand here, and not in there.
+
+        standing is how this wire's tunnel stands now, None if it does not. It stays so: to
+        move it loses packets, and who is in there now is not who the wire was made for.
+        """
+        if self._isolation != "auto":
+            return self._isolation == "hop"
+        if standing is not None:
+            return standing
+        return await self._kernel.misusable(namespace, fd=fd)
 
     async def free_vni(self, agreed: Mechanism, local: IPAddress, remote: IPAddress) -> int:
         """A network identifier of the right parity that the kernel has no tunnel for."""

@@ -309,7 +309,7 @@ def _guarded(plan: Any, guard: Path) -> Any:
         return replace(
             made,
             processes=tuple(
-                replace(one, environment={**one.environment, **_telling(guard)})
+                replace(one, environment={**one.environment, **_telling(guard, one.stage)})
                 for one in made.processes
             ),
         )
@@ -317,8 +317,12 @@ def _guarded(plan: Any, guard: Path) -> Any:
     return guarded
 
 
-def _telling(guard: Path) -> Mapping[str, str]:
-    return {"NSM_LOOP_GUARD": str(guard), "NSM_LOG_LEVEL": "TRACE"}
+def _telling(guard: Path, stage: processes.Stage) -> Mapping[str, str]:
+    told = {"NSM_LOOP_GUARD": str(guard), "NSM_LOG_LEVEL": "TRACE"}
+    if stage is processes.Stage.FORWARDER:
+        # because those who ask here are root with all rights, whom it gives no tunnel of their own
+        told["NSM_ISOLATION"] = "in-place"
+    return told
 
 
 def _down(paths: Paths) -> None:

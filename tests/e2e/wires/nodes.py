@@ -191,14 +191,18 @@ class Nodes:
         program = self.now[name] = self.bear(process, name, **variables)
         return program
 
-    def client(self, place: str, *urls: str, name: str = "", **variables: str) -> Program:
+    def client(
+        self, place: str, *urls: str, name: str = "", privileged: bool = False, **variables: str
+    ) -> Program:
         """Start a client in a client's place, under its identity, and wait for its wires."""
-        return self.asks(place, *urls, name=name, **variables).ready()
+        return self.asks(place, *urls, name=name, privileged=privileged, **variables).ready()
 
-    def asks(self, place: str, *urls: str, name: str = "", **variables: str) -> Program:
-        """Start a client and do not wait."""
+    def asks(
+        self, place: str, *urls: str, name: str = "", privileged: bool = False, **variables: str
+    ) -> Program:
+        """Start a client and do not wait. privileged: with all of root's capabilities."""
         name = name or f"c{len(self.programs)}"
-        process = self.process(place)
+        process = replace(self.process(place), privileged=privileged)
         status = self.paths.status(f"{name}-{len(self.programs)}")
         own = {"NSM_NAME": name, "NSM_NETWORK_SERVICES": ",".join(urls), "NSM_STATUS_FILE": status}
         program = self.bear(process, name, **own, **variables)

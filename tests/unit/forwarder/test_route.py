@@ -14,6 +14,7 @@ from forwarder.route import ForwarderRoute
 from forwarder.sockets import Sockets
 from nsm.errors import DeadlineError, NotFoundError, UnavailableError
 from nsm.hop import Hop
+from nsm.kernel.owner import Mark
 from nsm.kernel.state import Namespace
 from nsm.model import SECOND, Connection, Endpoint, Mechanism, Path, Request, Segment
 from nsm.rpc.calls import Answer
@@ -52,7 +53,7 @@ class Kernel:
         assert not found
 
     async def find(self):
-        found = [SimpleNamespace(mark=SimpleNamespace(connection=one)) for one in self.wires]
+        found = [SimpleNamespace(mark=Mark(one, "src")) for one in self.wires]
         if self.looking:
             await self.looking.wait()
         return found

@@ -1,0 +1,127 @@
+"""Where a tunnel stands: in the workload's namespace, or out of the reach of one with rights."""
+
+import signal
+from dataclasses import replace
+
+import pytest
+
+from tests.e2e.wires.nodes import Nodes, Program, addresses, far_end, flow, identity, link
+from tests.support.spaces import kernel_state
+from tests.support.wait import until
+
+URL = "kernel://echo/nsm-1"
+SHORT = {"NSM_MAX_TOKEN_LIFETIME": "6s", "NSM_REQUEST_TIMEOUT": "1500ms"}
+
+
+@pytest.fixture
+def places(nodes: Nodes):
+    """The client's, its node's and the endpoint's namespace; afterwards they are as before."""
+    client, node, endpoint = nodes.space("app"), nodes.space("one"), nodes.space("pong")
+    before = kernel_state(client, endpoint), node.links()
+    yield client, node, endpoint
+    nodes.end_clients()
+    assert (kernel_state(client, endpoint), node.links()) == before
+
+
+def kind(space, name: str = "nsm-1") -> str:
+    found: str = link(space, name)["linkinfo"]["info_kind"]
+    return found
+
+
+def below(node) -> set[str]:
+    """The tunnels that stand on a node itself."""
+    return {one["ifname"] for one in node.ip("link", "show", "type", "vxlan")}
+
+
+def granted(nodes: Nodes) -> int:
+    wanted = '"method": "networkservice.NetworkService/Request"', '"code": "OK"'
+    return sum(all(word in line for word in wanted) for line in nodes.now["one/nsmgr"].log)
+
+
+async def test_a_workload_that_may_configure_devices_gets_frames_and_others_the_tunnel(
+    nodes: Nodes, places
+):
+    client, node, endpoint = places
+    plain = nodes.client("app", URL)
+    assert kind(client) == "vxlan"
+    assert below(node) == set()
+    assert plain.end() == 0
+    mighty = nodes.client("app", URL, privileged=True)
+    assert kind(client) == "macvlan"
+    (tunnel,) = below(node)
+    assert kind(endpoint, far_end(client, "nsm-1", endpoint)["ifname"]) == "vxlan"
+    here, there = link(node, tunnel), far_end(client, "nsm-1", endpoint)
+    assert here["linkinfo"]["info_data"]["id"] == there["linkinfo"]["info_data"]["id"]
+    assert link(client, "nsm-1")["mtu"] == here["mtu"] == there["mtu"]
+    assert await client.pings("172.16.1.0")
+    # On its own node there is no tunnel to misuse.
+    near = nodes.client("near", URL, privileged=True)
+    assert kind(nodes.space("near")) == "veth"
+    assert near.end() == mighty.end() == 0
+    assert below(node) == client.links() == set()
+
+
+async def test_it_stays_where_it_stands_through_refreshes_and_a_forwarders_restart(
+    nodes: Nodes, places
+):
+    client, node, endpoint = places
+    app = nodes.client("app", URL, privileged=True, **SHORT)
+    before = identity(link(client, "nsm-1")), identity(far_end(client, "nsm-1", endpoint))
+    with flow(client, "172.16.1.0") as echoes:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            nodes.now["one/forwarder"].end(number)
+            nodes.start("one/forwarder").ready()
+            seen = granted(nodes)
+            await until(lambda seen=seen: granted(nodes) > seen, "a refresh", bar=2)
+    now = identity(link(client, "nsm-1")), identity(far_end(client, "nsm-1", endpoint))
+    assert now == before
+    assert echoes.received == echoes.sent > 10
+    assert app.end() == 0
+    assert below(node) == set()
+    # And one that stands in a workload stays there whoever comes in later: flow is root.
+    plain = nodes.client("app", URL, **SHORT)
+    before = identity(link(client, "nsm-1"))
+    with flow(client, "172.16.1.0") as echoes:
+        seen = granted(nodes)
+        await until(lambda: granted(nodes) > seen + 1, "two refreshes", bar=3)
+    assert identity(link(client, "nsm-1")) == before
+    assert echoes.received == echoes.sent > 10
+    assert plain.end() == 0
+
+
+async def test_a_workload_with_rights_that_dies_leaves_no_tunnel(nodes: Nodes, places):
+    _, node, endpoint = places
+    nodes.end_clients()
+    process = nodes.process
+    nodes.process = lambda place: _mighty(process(place))  # type: ignore[method-assign]
+    try:
+        with nodes.alone("app", "mortal-root", NSM_NETWORK_SERVICES=URL) as app:
+            assert len(below(node)) == 1
+            app.end(signal.SIGKILL)
+            await until(lambda: not below(node), "the tunnel of a dead workload", bar=0.5)
+            await until(lambda: not endpoint.links(), "its far end", bar=0.5)
+    finally:
+        nodes.process = process  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(("isolation", "wanted"), [("hop", "macvlan"), ("in-place", "vxlan")])
+async def test_what_the_node_was_told_counts_more_than_who_asks(
+    nodes: Nodes, places, isolation: str, wanted: str
+):
+    client, node, _ = places
+    nodes.now["one/forwarder"].end()
+    nodes.start("one/forwarder", NSM_ISOLATION=isolation).ready()
+    try:
+        app: Program = nodes.client("app", URL, privileged=wanted == "vxlan")
+        assert kind(client) == wanted
+        assert bool(below(node)) == (wanted == "macvlan")
+        assert addresses(client, "nsm-1")
+        assert await client.pings("172.16.1.0")
+        assert app.end() == 0
+    finally:
+        nodes.now["one/forwarder"].end()
+        nodes.start("one/forwarder").ready()
+
+
+def _mighty(process):
+    return replace(process, privileged=True)
