@@ -130,12 +130,13 @@ async def _run(command: Sequence[str]) -> int:
     except OSError as wrong:
         raise InvalidError(f"{command[0]}: {wrong.strerror}") from None
     try:
-        return await running.wait()
+        status = await running.wait()
     except asyncio.CancelledError:
         with contextlib.suppress(ProcessLookupError):
             running.terminate()
         await running.wait()
         raise
+    return status if status >= 0 else 128 - status  # as a shell tells of a signal
 
 
 def _tell_wire(wire: "Wire", ms: float, *, json_: bool) -> None:

@@ -10,6 +10,7 @@ import pytest
 from labs import lab, seats
 from labs.paths import Paths
 from nsm.errors import InvalidError
+from nsmctl import mesh
 
 HERE = Path(__file__).parents[3]
 NO_LABS = "import labs.state as s; s.labs = lambda root='': []; "
@@ -93,3 +94,8 @@ def test_what_the_kernel_does_not_let_us_do_is_exit_code_3():
     )  # fmt: skip
     assert "CAP_SYS_ADMIN" in done.stdout
     assert done.returncode == 3
+
+
+@pytest.mark.parametrize(("script", "code"), [("exit 7", 7), ("kill -9 $$", 137)])
+async def test_a_command_that_a_signal_ends_is_told_as_a_shell_would(script, code):
+    assert await mesh._run(["sh", "-c", script]) == code
