@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MANAGER = "unix:///var/lib/networkservicemesh/nsm.io.sock"
-AGENT = "unix:///run/vwire/issuer.sock"
+AGENT = "unix:///run/spire/sockets/agent.sock"  # as for every process
 INTERRUPTED = 130  # exit code
 PATIENCE = 5.0  # seconds for an identity, and for one answer
 LIFETIME = 600 * SECOND  # of tokens

@@ -73,7 +73,11 @@ async def serve(config: Config, process: Process) -> None:
         bundle=Path(config.bundle_file) if config.bundle_file else None,
         ttl=round(config.svid_ttl * SECOND),
     ) as serving:
-        process.ready([serving.url], trust_domain=config.trust_domain)
+        process.ready(
+            [serving.url],
+            trust_domain=config.trust_domain,
+            processes=f"need SPIFFE_ENDPOINT_SOCKET={serving.url}",  # SPIRE's is their default
+        )
         await process.stopped()
 
 
