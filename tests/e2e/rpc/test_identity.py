@@ -293,9 +293,30 @@ async def test_an_identity_that_tls_cannot_work_with_is_passed_over(
         await until(renewed_shown, "the renewed certificate", bar=0.5)
 
 
-async def test_tls_1_1_and_plaintext_are_refused(
-    listen: str, caplog: pytest.LogCaptureFixture
+async def test_tls_1_1_is_refused_and_1_2_is_not(
+    listen: str, tmp_path: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING)
+    own = A.source("/s")
+    assert context_of(own.identity, server=True).minimum_version is ssl.TLSVersion.TLSv1_2
+    context = _showing(A.svid("/c"), b"", tmp_path, server=False)
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")  # OpenSSL's own policy would not even offer 1.1
+    async with serve([listen], [Echo()], own) as server:
+        with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+            context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+        with pytest.raises(ssl.SSLError) as refused:
+            await _raw(server.urls[0], context)
+        assert refused.value.reason == "TLSV1_ALERT_PROTOCOL_VERSION"
+        await until(lambda: "unsupported protocol" in caplog.text, "the log line", bar=0.5)
+        assert server.connections == 0
+        context.maximum_version = context.minimum_version = ssl.TLSVersion.TLSv1_2
+        _, writer = await _raw(server.urls[0], context)
+        assert writer.get_extra_info("ssl_object").version() == "TLSv1.2"
+        await until(lambda: server.connections == 1, "the connection with 1.2", bar=0.5)
+        writer.transport.abort()
+
+
+async def test_plaintext_is_refused(listen: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     async with serve([listen], [Echo()], A.source("/s")) as server:
         reader, writer = await _raw(server.urls[0], None)
