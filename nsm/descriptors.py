@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from types import TracebackType
 from typing import ParamSpec, Protocol, Self
 
@@ -102,9 +103,8 @@ async def opened(open_: Callable[P, int], *args: P.args, **kwargs: P.kwargs) -> 
         if not done.cancelled() and done.exception() is None:
             os.close(done.result())
 
-    opening = asyncio.ensure_future(  # noqa: TID251 - waited for below, or closed
-        asyncio.to_thread(open_, *args, **kwargs)
-    )
+    loop = asyncio.get_running_loop()
+    opening = loop.run_in_executor(None, partial(open_, *args, **kwargs))
     try:
         return await asyncio.shield(opening)
     except asyncio.CancelledError:
