@@ -3,9 +3,10 @@
 import os
 import sys
 from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperCommand
 
 
 class Program(StrEnum):
@@ -29,16 +30,26 @@ MODULES: Final = {
 }
 
 
+class _Passing(TyperCommand):
+    """What stands behind the process is for it: `run registry --help` is the registry's help."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and not args[0].startswith("-") and args[1:2] != ["--"]:
+            args = [args[0], "--", *args[1:]]
+        left: list[str] = super().parse_args(ctx, args)
+        return left
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    app.command(epilog="Example: NSM_LISTEN_ON=tcp://:5002 nsmctl run registry")(run)
+    app.command(cls=_Passing, epilog="Example: NSM_LISTEN_ON=tcp://:5002 nsmctl run registry")(run)
 
 
 def run(
     process: Annotated[Program, typer.Argument(help="Which of the mesh's processes.")],
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(help="After --: --help lists its variables, --check shows what they are."),
+        typer.Argument(help="Its own: --help lists its variables, --check shows what they are."),
     ] = None,
 ) -> None:
     """Become one of the mesh's processes, told what to do by its NSM_... variables.

@@ -99,3 +99,20 @@ def test_what_the_kernel_does_not_let_us_do_is_exit_code_3():
 @pytest.mark.parametrize(("script", "code"), [("exit 7", 7), ("kill -9 $$", 137)])
 async def test_a_command_that_a_signal_ends_is_told_as_a_shell_would(script, code):
     assert await mesh._run(["sh", "-c", script]) == code
+
+
+@pytest.mark.parametrize("between", [(), ("--",)])
+def test_behind_a_process_its_own_options_stand(between):
+    told = nsmctl("run", "registry", *between, "--help")
+    assert told.returncode == 0, told.stderr
+    assert "NSM_LISTEN_ON" in told.stdout
+    checked = nsmctl("run", "issuer", *between, "--check")
+    assert checked.returncode == 2
+    assert "NSM_TRUST_DOMAIN" in checked.stderr
+
+
+def test_without_a_process_the_help_is_the_verbs():
+    for words in ("run --help", "run -h"):
+        assert "nsmctl run registry" in nsmctl(*words.split()).stdout
+    assert nsmctl("run").returncode == 2
+    assert nsmctl("run", "nobody", "--help").returncode == 2
