@@ -47,7 +47,6 @@ def test_netlink_sockets_are_made_in_the_kernels_room_only() -> None:
 
 def test_tasks_are_created_where_somebody_waits_for_them_only() -> None:
     assert written_by(r"asyncio\.(create_task|ensure_future)\(") == {
-        "nsm/descriptors.py",
         "nsm/process/tasks.py",
         "nsm/race.py",
         "nsm/undo.py",
