@@ -192,10 +192,24 @@ class ForwarderRoute:
         try:
             return await self._discovery.offers(conn, fds)
         except NotFoundError as gone:
-            if refused:  # it was here, cannot be reached, and is not registered any more
-                endpoint, reason = refused[0]
-                raise NotFoundError(f"{gone}; {endpoint}: {reason}") from reason
-            raise
+            if not refused:
+                raise
+            # It was here, cannot be reached, and is not registered any more. Who is told that
+            # it is not found chooses anew, which ends a wire that may still carry packets: so
+            # only where somebody else could take it.
+            endpoint, reason = refused[0]
+            if await self._another(conn):
+                raise NotFoundError(f"{gone.message}; {endpoint}: {reason}") from reason
+            raise UnavailableError(
+                f"{gone.message}, nor is any other; {endpoint}: {reason}"
+            ) from reason
+
+    async def _another(self, conn: Connection) -> bool:
+        with Descriptors() as fds:
+            try:
+                return bool(await self._discovery.offers(replace(conn, endpoint=""), fds))
+            except NotFoundError:
+                return False
 
     def _url(self, offer: Offer, fds: Descriptors) -> str:
         fd = fds.get(offer.endpoint.url)

@@ -74,7 +74,7 @@ DIAL_TIMEOUT, REQUEST_TIMEOUT = 5.0, 15.0  # seconds, as upstream's client has t
 CLOSE_WITHIN = 5.0  # seconds all tries to close a wire may take; then its lease ends it
 PAUSES = (0.2, 0.3, 0.5, 0.8, 1.3, 2.0, 3.0, 5.0)  # seconds between tries; the last repeats
 LEAST_REFRESH = 0.2  # seconds, whatever expiries a path claims
-RESELECT_AFTER = 10.0  # seconds of "not found" that end a wire nobody can ping
+RESELECT_AFTER = 10.0  # seconds of "not found" after which another endpoint is asked for
 LIVENESS_WITHIN = 0.5  # seconds an answer to a ping may take
 SETTLE = 0.05  # seconds in which a deletion may turn out to be a replacement
 
@@ -352,8 +352,8 @@ class Client:
         failures, gone, absent = 0, False, 0.0
         wire.answers = await self._flows(wire)
         while True:
-            pause = _jittered(_pause(failures)) if failures else _refresh_in(wire.connection)
-            why = await wire.news.wait(pause)
+            pause = _again_in(failures, 0.0 if gone else absent)
+            why = await wire.news.wait(pause or _refresh_in(wire.connection))
             gone = gone or why == Why.DELETED
             if why >= Why.LOST:
                 self._down(wire, None)
@@ -368,10 +368,9 @@ class Client:
                 wire.news.waiting = True
                 missing = isinstance(error, NotFoundError)
                 absent = (absent or time.monotonic()) if missing else 0.0
-                gone = gone or await self._dead(wire, absent)
-                silent = isinstance(error, UnavailableError | DeadlineError)
-                if not silent or _least_expiry(conn) < time.time_ns():
-                    self._down(wire, error)
+                if not gone and await self._dead(wire, absent):
+                    gone, failures = True, 1  # what is asked for now was not refused yet
+                self._refused(wire, conn, error)
             else:
                 if failures:
                     log.info("wire is refreshed again", id=wire.id, tries=failures + 1)
@@ -382,16 +381,22 @@ class Client:
                     wire.up = True
                     self._changed(Change.UP, wire)
 
+    def _refused(self, wire: Wire, conn: Connection, error: NsmError) -> None:
+        """Nobody there to ask leaves the wire as it is, as long as its tokens last."""
+        silent = isinstance(error, UnavailableError | DeadlineError)
+        if not silent or _least_expiry(conn) < time.time_ns():
+            self._down(wire, error)
+
     async def _dead(self, wire: Wire, absent: float) -> bool:
         """Whether another endpoint is to be asked for; absent is since when ours is not found.
 
         While the mesh restarts nobody is found either, and to choose anew closes a
-        wire that may carry packets. So the packets decide, and time where they cannot:
-        where the far end never answered a ping, its silence says nothing.
+        wire that may carry packets: so time decides. Where the far end answered pings
+        before, its silence says so at once.
         """
-        if wire.answers:
-            return not await self._flows(wire)
-        return absent > 0 and time.monotonic() - absent >= RESELECT_AFTER
+        if absent > 0 and time.monotonic() - absent >= RESELECT_AFTER:
+            return True
+        return wire.answers and not await self._flows(wire)
 
     async def _flows(self, wire: Wire) -> bool:
         """Whether the other end answers pings from ours."""
@@ -645,6 +650,16 @@ def _refresh_in(conn: Connection) -> float:
 def _least_expiry(conn: Connection) -> int:
     """When the first hop stops to vouch, ns since 1970; 0 if none says."""
     return earliest_expiry(conn.segments) or 0
+
+
+def _again_in(failures: int, absent: float) -> float:
+    """Seconds until what was refused is tried again, 0 for nothing.
+
+    Not past the moment at which another endpoint is asked for (see `_dead`).
+    """
+    pause = _jittered(_pause(failures)) if failures else 0.0
+    left = absent + RESELECT_AFTER - time.monotonic() if absent else pause
+    return min(pause, max(PAUSES[0], left))
 
 
 def _pause(failures: int) -> float:

@@ -4,7 +4,7 @@ import asyncio
 from contextlib import aclosing
 
 from nsm.caller import Caller
-from nsm.errors import NotFoundError
+from nsm.errors import NotFoundError, UnavailableError
 from nsm.model import Connection, Service
 from nsm.rpc.registry_services import Store
 from nsm.selection import match_forwarders
@@ -25,10 +25,17 @@ class Discovery:
     async def candidates(self, conn: Connection, *, sticky: str, caller: Caller) -> list[Local]:
         """Forwarders to try in order; only the sticky one, where it is named.
 
-        Raises NotFoundError, in upstream's words and with what was there.
+        Raises NotFoundError, in upstream's words and with what was there; but
+        UnavailableError where the one that carries conn is away and nobody could take
+        its place: who is told "not found" chooses anew, and its wires stand meanwhile.
         """
         if sticky:
-            return [await self.here(sticky, caller.left())]
+            try:
+                return [await self.here(sticky, caller.left())]
+            except NotFoundError as away:
+                if self._locals.of(self._forwarder_service):
+                    raise
+                raise UnavailableError(away.message, hint=away.hint) from away
         service = await self._service(conn, caller)
         await self._some(caller.left())
         forwarders = {one.endpoint.name: one for one in self._locals.of(self._forwarder_service)}
@@ -40,6 +47,12 @@ class Discovery:
             forwarder_service=self._forwarder_service,
             prefer=after[0].name if after else "",
         )
+        if not forwarders and after:
+            raise UnavailableError(
+                f"forwarder {after[0].name}, which carries connection {conn.id} of"
+                f" {conn.service!r}, is not registered, nor is any other of this node",
+                hint="is it running?",
+            )
         if not fitting:
             raise NotFoundError(
                 f"no candidates found: none of the {len(forwarders)} forwarders of this node"

@@ -131,8 +131,8 @@ class Mesh:
         }
         return await self.up("nsmgr", kind="nsmgr", NSM_NAME="nsmgr-1", **variables)
 
-    async def start_registry(self) -> Program:
-        return await self.up("registry", kind="registry", NSM_LISTEN_ON=REGISTRY)
+    async def start_registry(self, **variables: str) -> Program:
+        return await self.up("registry", kind="registry", NSM_LISTEN_ON=REGISTRY, **variables)
 
     async def start_forwarder(self) -> Program:
         variables = {"NSM_LISTEN_ON": f"unix://{self.directory}/forwarder.sock"}
@@ -160,7 +160,9 @@ def status(path: Path) -> list[dict[str, Any]]:
 
 
 @asynccontextmanager
-async def mesh(directory: Path, dns: Mapping[str, Sequence[str]]) -> AsyncIterator[Mesh]:
+async def mesh(
+    directory: Path, dns: Mapping[str, Sequence[str]], **registry: str
+) -> AsyncIterator[Mesh]:
     """Issuer, registry, manager and forwarder, up: four processes under four SPIFFE ids."""
     for path in (directory, *directory.parents):
         if path.is_relative_to("/tmp") and path != Path("/tmp"):
@@ -180,7 +182,7 @@ async def mesh(directory: Path, dns: Mapping[str, Sequence[str]]) -> AsyncIterat
                 NSM_ENTRIES=str(directory / "entries.json"),
                 NSM_LISTEN_ON=made.agent,
             )
-            starts = made.start_registry(), made.start_manager(), made.start_forwarder()
+            starts = made.start_registry(**registry), made.start_manager(), made.start_forwarder()
             made.registry, made.nsmgr, made.forwarder = await asyncio.gather(*starts)
             yield made
         finally:

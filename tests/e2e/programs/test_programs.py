@@ -68,6 +68,9 @@ async def test_a_killed_clients_wires_are_taken_over_by_its_next_life(node, here
     first = await node.client(here, "kernel://echo/nsm-1,kernel://ping")
     assert await first.ready(), first.log
     assert await here.pings("10.9.0.0")  # so that the ends know each other's hardware addresses
+    await until(
+        lambda: "tentative" not in str((here.ip("addr"), there.ip("addr"))), "own addresses"
+    )
     before = {
         what: there_is
         for what, there_is in kernel_state(here, there).items()
@@ -147,6 +150,48 @@ async def test_when_an_endpoint_goes_with_its_namespace_another_takes_its_place(
     assert await here.pings("10.8.0.0")
     assert await app.end() == 0
     assert here.links() == set()
+
+
+async def test_an_endpoint_that_stays_dead_is_replaced_when_its_registration_ends(
+    tmp_path, here, there
+):
+    """Its namespace lives, so packets flow: until it is known to be over, nothing is changed."""
+    file = tmp_path / "status"
+    with space("other") as other:
+        async with mesh(tmp_path, {}, NSM_EXPIRE_PERIOD="3s") as node:
+            first = await node.responder(there, NSM_CIDR_PREFIX="10.9.0.0/24")
+            app = await node.client(here, "kernel://echo/nsm-1", NSM_STATUS_FILE=str(file))
+            assert await app.ready(), app.log
+            assert await here.pings("10.9.0.0")
+            before = wire_of(here)
+            async with without_loss(here):
+                await first.kill()
+                await node.responder(other, NSM_NAME="nse-2", NSM_CIDR_PREFIX="10.8.0.0/24")
+                refused = "cannot connect to endpoint nse-1"
+                await until(lambda: any(refused in line for line in app.log), "a refusal")
+                assert wire_of(here) == before
+                gone = "endpoint nse-1 not found"
+                await until(
+                    lambda: any(gone in line for line in app.log),
+                    "the end of a dead endpoint's registration",
+                    bar=3,
+                )
+                assert wire_of(here) == before
+            await until(lambda: status(file)[-1]["endpoint"] == "nse-2", "a new endpoint", bar=11)
+            (link,) = here.ip("-4", "addr", "show", "nsm-1")
+            assert [info["local"] for info in link["addr_info"]] == ["10.8.0.1"]
+            assert {route["dst"] for route in here.ip("route")} == {"10.8.0.0"}
+            assert await here.pings("10.8.0.0")
+            assert there.links() == set(), "nothing is left at the dead one"
+            assert await app.end() == 0
+            assert here.links() == other.links() == set()
+
+
+def wire_of(here) -> object:
+    """All that a wire must keep: the device's number, its addresses and routes."""
+    (link,) = here.ip("-4", "addr", "show", "nsm-1")
+    told = [info["local"] for info in link["addr_info"]]
+    return link["ifindex"], link["address"], told, here.ip("route")
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,8 @@ class Endpoints:
     async def offers(self, conn, fds):
         if conn.endpoint and conn.endpoint not in self.listed:
             raise NotFoundError(f"network service endpoint {conn.endpoint} not found")
+        if not self.listed:
+            raise NotFoundError("network service endpoint candidates not found")
         names = [conn.endpoint] if conn.endpoint else list(self.listed)
         return [Offer(Endpoint(n, ("vpn",), url=self.listed[n]), "ETHERNET") for n in names]
 
@@ -162,6 +164,16 @@ async def test_an_endpoint_that_is_dead_and_no_longer_registered_is_not_found(li
     del forwarder.mesh.listed["e-a"]
     with pytest.raises(NotFoundError, match=r"e-a not found; e-a: cannot connect to unix:/a"):
         await forwarder.request(made)
+
+
+async def test_an_endpoint_that_is_gone_and_irreplaceable_may_come_back(lives):
+    forwarder = lives()
+    made = await forwarder.request()
+    forwarder.mesh.dead.add("unix:/a")
+    forwarder.mesh.listed.clear()
+    with pytest.raises(UnavailableError, match=r"e-a not found, nor is any other; e-a: cannot"):
+        await forwarder.request(made)
+    assert len(forwarder.kernel.wires) == 1
 
 
 async def test_a_wire_made_while_lost_events_are_made_up_for_is_left_alone(lives):
