@@ -1,12 +1,15 @@
 """Where a tunnel stands: in the workload's namespace, or out of the reach of one with rights."""
 
+import contextlib
 import signal
+import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
 from tests.e2e.wires.nodes import Nodes, Program, addresses, far_end, flow, identity, link
-from tests.support.spaces import kernel_state
+from tests.support.spaces import Space, kernel_state
 from tests.support.wait import until
 
 URL = "kernel://echo/nsm-1"
@@ -31,6 +34,17 @@ def kind(space, name: str = "nsm-1") -> str:
 def below(node) -> set[str]:
     """The tunnels that stand on a node itself."""
     return {one["ifname"] for one in node.ip("link", "show", "type", "vxlan")}
+
+
+@contextlib.contextmanager
+def root(space: Space) -> Iterator[None]:
+    """Somebody with all rights is in there for the block."""
+    process = subprocess.Popen(["ip", "netns", "exec", space.name, "sleep", "600"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def granted(nodes: Nodes) -> int:
@@ -78,10 +92,10 @@ async def test_it_stays_where_it_stands_through_refreshes_and_a_forwarders_resta
     assert echoes.received == echoes.sent > 10
     assert app.end() == 0
     assert below(node) == set()
-    # And one that stands in a workload stays there whoever comes in later: flow is root.
+    # And one that stands in a workload stays there whoever comes in later.
     plain = nodes.client("app", URL, **SHORT)
     before = identity(link(client, "nsm-1"))
-    with flow(client, "172.16.1.0") as echoes:
+    with root(client), flow(client, "172.16.1.0") as echoes:
         seen = granted(nodes)
         await until(lambda: granted(nodes) > seen + 1, "two refreshes", bar=3)
     assert identity(link(client, "nsm-1")) == before
