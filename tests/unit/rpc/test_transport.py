@@ -12,7 +12,7 @@ from multidict import MultiDict
 
 from nsm import errors, registration
 from nsm.caller import inode_url, parse_inode_url
-from nsm.errors import Code, InvalidError, NsmError, PeerError
+from nsm.errors import Code, DeniedError, InvalidError, NsmError, PeerError, RightsError
 from nsm.registration import RegistrationPath
 from nsm.rpc import addresses, registry
 from nsm.rpc.addresses import Tcp, Unix
@@ -22,7 +22,9 @@ from nsm.rpc.status import MAX_TEXT, error_of, grpc_error, status_of
 CLASSES = [
     c
     for c in vars(errors).values()
-    if isinstance(c, type) and issubclass(c, NsmError) and c not in (NsmError, PeerError)
+    if isinstance(c, type)
+    and issubclass(c, NsmError)
+    and c not in (NsmError, PeerError, RightsError)  # the last is about our machine: a denial
 ]
 
 
@@ -107,6 +109,10 @@ def test_an_error_survives_the_wire_with_code_text_and_retry(kind: type[NsmError
     if kind.code is not Code.INTERNAL:
         assert type(came) is kind
         assert came.retry == kind.retry
+
+
+def test_what_a_machine_does_not_allow_its_process_is_a_denial_to_others() -> None:
+    assert type(error_of(grpc_error(RightsError("x")), "unix:///s")) is DeniedError
 
 
 @pytest.mark.parametrize("code", [c for c in Code if c])
