@@ -114,6 +114,9 @@ class Inbox:
                 )
             self._release(self._unacked)  # what is wanted may not be held back by the window
             self._more.clear()
+            if self.until is None:
+                await self._more.wait()
+                continue
             try:
                 async with asyncio.timeout_at(self.until):
                     await self._more.wait()
