@@ -1,6 +1,5 @@
 """What people see is what there is: an address is no emoji, and brackets are no markup."""
 
-
 from nsm.errors import InvalidError
 from nsmctl import show
 
