@@ -45,7 +45,8 @@ class Config(Common):
     it. What stands stays as it is."""
 
     mechanism_priority: tuple[str, ...] = ()
-    """Mechanisms to prefer where several are possible, best first."""
+    """Mechanisms to prefer where several are possible, best first. Each payload has one mechanism
+    between nodes so far, so there is nothing to prefer yet."""
 
     spiffe_endpoint_socket: Url = field(
         default="unix:///run/spire/sockets/agent.sock",
