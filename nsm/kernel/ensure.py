@@ -1,5 +1,8 @@
 """Bringing a wire to its desired state: look, plan, do, look again.
 
+The second look is for what was there before: what is new is there as the kernel
+acknowledged it.
+
 All of this blocks and runs in a worker thread, in one go: one thread hop, and what
 it opens in a workload's namespace is closed before it answers. `nsm.kernel.node`
 is the door from asyncio.
@@ -234,12 +237,30 @@ def ensure(reach: Reach, wire: Wire, group: int, journal: Journal) -> tuple[Step
                     do(reach, steps, journal)
                 except _IndexTakenError:
                     _reversed(reach, journal)  # one in a million: all of it again
+                    continue
+                if _is_new(journal):
+                    return tuple(journal.steps)
             _agree(wire, *_look(reach, wire, fixed, journal))
         except BaseException as failure:
             for note in revert(reach, wire, group, journal):
                 failure.add_note(note)
             raise
     return tuple(journal.steps)
+
+
+def _is_new(journal: Journal) -> bool:
+    """Whether all of it was made here and now, and acknowledged step by step.
+
+    Then that is the kernel's word, and there is nothing to look at again: a look finds what
+    was there before, and what the kernel takes away with something taken away or changed.
+    """
+    links = [step for step in journal.steps if isinstance(step.item, Made)]
+    before = any(isinstance(item, Link) for item in journal.before or ())
+    return (
+        bool(links)
+        and not before
+        and all(step.verb == "add" or isinstance(step.item, Sysctl) for step in journal.steps)
+    )
 
 
 def _agree(wire: Wire, desired: State, observed: State) -> None:
@@ -303,7 +324,6 @@ def _do_one(reach: Reach, step: Step, journal: Journal) -> None:
 
 def _look(reach: Reach, wire: Wire, fixed: State, journal: Journal) -> tuple[State, State]:
     """What the wire needs now that tables are chosen, and what of it is there."""
-    acknowledged = _acknowledged(journal)
     desired: set[Item] = set(fixed)
     observed: set[Item] = set()
     seen: list[tuple[Interface, Device | None]] = []
@@ -316,8 +336,7 @@ def _look(reach: Reach, wire: Wire, fixed: State, journal: Journal) -> tuple[Sta
     observed.update(_devices(reach, wire, seen))
     for interface, found in seen:
         if found:
-            sure = acknowledged.get((interface.namespace, interface.name))
-            observed.update(_members(reach, interface, found, sure))
+            observed.update(_members(reach, interface, found))
         if interface.policies or (found and (mark := owner.Mark.parse(found.alias)) and mark.rules):
             wanted, there = _policies(reach, interface, found)
             desired |= wanted
@@ -425,37 +444,12 @@ def _stands_on(reach: Reach, where: Namespace, underlay: Namespace, found: Devic
     return reach.number(where, underlay) == found.far
 
 
-def _acknowledged(journal: Journal) -> dict[Seat, set[Item]]:
-    """Routes and neighbours on devices that are new in this attempt, as the kernel took them.
-
-    Nothing else can stand on those devices, so nobody has to search the tables of a namespace
-    with a thousand wires for it. Only while the attempt did nothing but add: what the kernel
-    takes away by itself, it takes with something taken away or changed.
-    """
-    if any(step.verb != "add" and not isinstance(step.item, Sysctl) for step in journal.steps):
-        return {}
-    sure: dict[Seat, set[Item]] = {}
-    for step in journal.steps:
-        if isinstance(step.item, Made):
-            sure.update({end.seat: set() for end in step.item.ends})
-        elif isinstance(step.item, Route | Neighbour):
-            seat = (step.item.namespace, step.item.link)
-            if seat in sure:
-                sure[seat].add(step.item)
-    return sure
-
-
-def _members(
-    reach: Reach, interface: Interface, found: Device, sure: set[Item] | None
-) -> Iterator[Item]:
+def _members(reach: Reach, interface: Interface, found: Device) -> Iterator[Item]:
     where, link, index = interface.namespace, interface.name, found.index
     sock = reach.socket(where)
     yield from messages.seen_addresses(
         sock.dump(messages.dump_addresses(index)), where, link, index
     )
-    if sure is not None:
-        yield from sure
-        return
     yield from messages.seen_routes(sock.dump(messages.dump_routes(index)), where, link, index)
     neighbours = sock.dump(messages.dump_neighbours(index))
     yield from messages.seen_neighbours(neighbours, where, link, index)
