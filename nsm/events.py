@@ -12,9 +12,10 @@ from typing import Any
 from nsm.connections import Connections
 from nsm.errors import ExhaustedError, UnavailableError
 from nsm.identity.spiffe import SpiffeId
-from nsm.model import Connection, Event, EventType, Segment, Selector
+from nsm.model import Connection, Event, EventType, Segment, Selector, State
 
 Sees = Callable[[SpiffeId], bool]
+GOOD_NEWS = 0.01  # seconds it may wait: who asked is told by the answer, which must not wait for it
 MAX_BEHIND = 4096  # connections that are gone again, whose end a watcher has not read
 
 
@@ -48,7 +49,10 @@ class Events:
                 watcher.pending.pop(conn.id, None)
                 watcher.pending[conn.id] = (kind, conn)
                 watcher.late = len(watcher.pending) > len(self._connections) + MAX_BEHIND
-                watcher.ready.set()
+                if kind == EventType.UPDATE and conn.state == State.UP:
+                    asyncio.get_running_loop().call_later(GOOD_NEWS, watcher.ready.set)
+                else:
+                    watcher.ready.set()
 
     async def watch(self, selector: Selector, caller: SpiffeId) -> AsyncGenerator[Event, None]:
         """The initial transfer, even when empty, and then every change, until `stop`.

@@ -22,6 +22,7 @@ Exit codes: 0 ended as asked · 1 the mesh said no, or a defect · 2 asked wrong
 """
 
 import asyncio
+import gc
 import importlib.util
 import os
 import resource
@@ -101,6 +102,8 @@ class Process:
         self.health.ready("process")
         _notify(self._config.notify_socket, f"READY=1\nSTATUS={line}\n")
         _tell(self._config.ready_fd, line)
+        gc.collect()
+        gc.freeze()  # what stands now stands for good: each later collection need not look at it
         if self._guard:
             self._guard.arm()
 

@@ -50,6 +50,10 @@ def url_of(fd: int) -> str:
     return inode_url(found.st_dev, found.st_ino)
 
 
+class _TooManyInFlightError(Exception):
+    """The kernel takes no more descriptors of this user before some are received."""
+
+
 def key_of(fd: int) -> Key:
     """Device and inode of a descriptor somebody sent, from what the kernel has cached.
 
@@ -63,6 +67,7 @@ def key_of(fd: int) -> Key:
     return os.makedev(major, minor), ino
 
 
+_CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)  # an enum's own arithmetic costs a microsecond a read
 _libc = ctypes.CDLL(None, use_errno=True)
 _AT_EMPTY_PATH, _AT_STATX_DONT_SYNC, _STATX_INO = 0x1000, 0x4000, 0x100
 _STATX = struct.Struct("=Q96xII")  # stx_ino, then stx_dev_major and stx_dev_minor
@@ -120,9 +125,7 @@ class FdSocket(socket.socket):
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         view = memoryview(buffer)[: nbytes or None]
-        got, ancillary, notes, _ = self.recvmsg_into(
-            [view], _SPACE, flags | socket.MSG_CMSG_CLOEXEC
-        )
+        got, ancillary, notes, _ = self.recvmsg_into([view], _SPACE, int(flags) | _CLOEXEC)
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 fds = array.array("i")
@@ -144,31 +147,38 @@ class FdSocket(socket.socket):
     def send(self, data: Any, flags: int = 0) -> int:
         view = memoryview(data).cast("B")
         done = 0
-        while self._queue and done < len(view):
-            fd = self._files[self._queue[0]][0]
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
-            try:
-                self.sendmsg([view[done : done + 1]], rights, flags)
-            except OSError as error:
-                if error.errno == errno.ETOOMANYREFS:
-                    break  # too many in flight already: the bytes go, the descriptors later
-                if done and error.errno in (errno.EAGAIN, errno.EWOULDBLOCK):
-                    return done
-                raise
-            self._sent()
-            done += 1
-        if done == len(view):
-            return done
         try:
-            return done + super().send(view[done:], flags)
+            while self._queue and done < len(view):
+                # A byte for each, as Go does, but the last one comes with all that is left: a
+                # receiver's read ends behind what a descriptor came with, so this saves one.
+                until = done + 1 if len(self._queue) > 1 else None
+                done += self._send_first(view[done:until], flags)
+                if until is None:
+                    return done
+            return done + super().send(view[done:], flags) if done < len(view) else done
         except (BlockingIOError, InterruptedError):
             if done:
                 return done
             raise
+        except _TooManyInFlightError:
+            return done + super().send(view[done:], flags)  # the descriptors later
         except (BrokenPipeError, ConnectionResetError):
             if self._said_something():
                 return len(view)  # nobody reads it, but reading goes on and has the reason
             raise
+
+    def _send_first(self, data: memoryview, flags: int) -> int:
+        """Send data with the first descriptor of the queue; how many bytes went."""
+        fd = self._files[self._queue[0]][0]
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+        try:
+            sent = self.sendmsg([data], rights, flags)
+        except OSError as error:
+            if error.errno == errno.ETOOMANYREFS:
+                raise _TooManyInFlightError from None
+            raise
+        self._sent()
+        return sent
 
     def _said_something(self) -> bool:
         """Whether the peer's last words, such as a TLS alert, are still to be read."""

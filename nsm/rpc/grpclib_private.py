@@ -35,7 +35,7 @@ from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated, StreamReset
 from h2.exceptions import H2Error
 from h2.settings import SettingCodes, Settings
-from hyperframe.frame import GoAwayFrame
+from hyperframe.frame import Frame, GoAwayFrame
 
 from nsm.caller import Caller, Credentials
 from nsm.errors import ExhaustedError, UnauthenticatedError, UnavailableError
@@ -44,6 +44,8 @@ from nsm.rpc.fds import CallFds, FdSocket, Received
 from nsm.rpc.tls import handshake_of, refusal
 
 log = logging.getLogger(__name__)
+# h2 writes every frame out for a logger that throws the text away: a tenth of its reading.
+Frame.__repr__ = object.__repr__  # type: ignore[method-assign]
 
 MIB = 1024 * 1024
 # Experimental range of RFC 7540 §11.3; peers ignore a setting they do not know. It says:
