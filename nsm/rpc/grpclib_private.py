@@ -424,7 +424,7 @@ class Http2(H2Protocol):
         if said := refusal(exc):
             self.refused = UnauthenticatedError(
                 f"{self.whose} refused our certificate of {self.identity.svid.id}: {said}",
-                hint="each side needs the other's bundle, a certificate that holds, and a right clock",
+                hint="each needs the other's bundle, a certificate that holds, a right clock",
             )
         if self.sock is not None:
             self._received.close()

@@ -91,7 +91,7 @@ def error_of(error: BaseException, url: str) -> NsmError:
     if isinstance(error, ssl.SSLCertVerificationError):
         return UnauthenticatedError(
             f"the certificate of {url} does not chain to any bundle here: {error.verify_message}",
-            hint="each side needs the other's bundle, a certificate that holds, and a right clock",
+            hint="each needs the other's bundle, a certificate that holds, a right clock",
         )
     if isinstance(error, StreamTerminatedError):
         return UnavailableError(f"the call to {url} was cut off: {error}")

@@ -317,7 +317,7 @@ def test_a_certificate_of_a_foreign_domain_is_refused(alice, mesh, home, tmp_pat
         "nsm.io.sock",
         "our certificate of spiffe://foreign.test/client/alice",
         "no authority it knows signed",
-        "need each other's trust domain's bundle",
+        "each needs the other's bundle",
     )
     assert any("does not chain to any bundle here" in one for one in refusals(mesh))
 
@@ -332,7 +332,7 @@ def test_a_certificate_that_only_claims_our_domain_is_refused(alice, home, tmp_p
         "nsm.io.sock",
         f"our certificate of spiffe://{DOMAIN}/node/node-1/nsmgr",
         "no authority it knows signed",
-        "need each other's trust domain's bundle",
+        "each needs the other's bundle",
     )
 
 
