@@ -85,6 +85,7 @@ def _nothing_is_left(request: pytest.FixtureRequest, alone: leaks.Alone) -> Iter
     outside = folder_of(request.path) != "unit"
     process = leaks.of_process()
     machine = leaks.of_machine() if outside else {}
+    alone.anew()
     yield
     if found := leaks.left(leaks.of_process, process):
         pytest.fail("\n".join(found), pytrace=False)

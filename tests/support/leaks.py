@@ -109,9 +109,13 @@ def _command(pid: str) -> str:
 
 
 class Alone:
-    """Whether no other run of tests is going on here, whose work would look like our leak."""
+    """Whether no other run of tests goes on here, whose work would look like our leak.
+
+    One that has just ended counts too, until `anew`: it took things away meanwhile.
+    """
 
     def __init__(self) -> None:
+        self._so_far = True
         self._file = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         fcntl.flock(self._file, fcntl.LOCK_SH)
 
@@ -119,10 +123,15 @@ class Alone:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return False
+            self._so_far = False
         finally:
             fcntl.flock(self._file, fcntl.LOCK_SH)
-        return True
+        return self._so_far
+
+    def anew(self) -> None:
+        """From now on it counts; company there is at this moment counts already."""
+        self._so_far = True
+        bool(self)
 
     def close(self) -> None:
         """Let others be alone."""

@@ -50,7 +50,9 @@ async def test_the_client_program_holds_its_wires_and_ctrl_c_takes_them_back(nod
     assert await here.pings("10.9.0.0")
     assert await here.pings("fd09::")
     assert await here.pings("10.9.0.2")
-    assert [one["event"] for one in status(file)] == ["up", "up"]
+    await until(
+        lambda: [one["event"] for one in status(file)] == ["up", "up"], "both lines", bar=0.1
+    )
     up = status(file)[0]
     assert up["id"] == "app-0"
     assert up["url"] == "kernel://echo/nsm-1"
@@ -123,7 +125,7 @@ async def test_a_killed_process_of_the_mesh_costs_no_packet_and_the_wire_is_kept
         again = "wire is refreshed again"
         late = f"refresh after a new {victim}"
         await until(lambda: any(again in line for line in app.log), late, bar=2)
-        assert status(file)[-1]["event"] == "up"
+        await until(lambda: status(file)[-1]["event"] == "up", "the line", bar=0.1)
     assert {link["ifname"]: link["ifindex"] for link in here.ip("link")} == indexes
     assert {one["endpoint"] for one in status(file)} == {"nse-1"}
     other = await node.client(here, "kernel://ping/nsm-2", NSM_NAME="other")
