@@ -1,0 +1,1 @@
+"""Finds endpoints, agrees on mechanisms, and programs the kernel of its node."""

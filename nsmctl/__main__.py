@@ -1,79 +1,28 @@
-"""`nsmctl`: everything a person does with the mesh.
+"""Starts `nsmctl`: the script on PATH, and `python -P -m nsmctl`."""
 
-Exit codes: 0 ok, 1 a check or the mesh said no, 2 asked wrongly, 3 this machine
-cannot, 4 not running, 130 Ctrl-C.
-"""
-
-import errno
-import platform
+import os
 import sys
-from importlib import metadata
-from typing import Annotated
+from importlib.util import find_spec
 
-import typer
-
-from nsm.errors import InternalError, NsmError
-from nsmctl import lab, mesh, show, start
-
-UPSTREAM = "sdk 9ac672ca, api ad7e9c4"  # whose protocol we follow
-
-app = typer.Typer(
-    name="nsmctl",
-    help=__doc__,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.add_typer(lab.app, name="lab")
-mesh.register(app)
-start.register(app)
-
-
-def _own_version() -> str:
-    try:
-        return metadata.version("vwire")
-    except metadata.PackageNotFoundError:
-        return "(not installed: a source tree)"
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        show.line(
-            f"vwire {_own_version()}, Network Service Mesh protocol of {UPSTREAM},"
-            f" Python {platform.python_version()}, {platform.system()} {platform.release()}"
-        )
-        raise typer.Exit
-
-
-@app.callback()
-def nsmctl(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", help="Print versions and exit.", callback=_version, is_eager=True
-        ),
-    ] = False,
-) -> None:
-    """Virtual wires between workloads: try them in a lab, ask for them, look at them."""
+MACHINE_CANNOT = 3  # exit code
 
 
 def main() -> None:
-    """The command's entry: errors become sentences and exit codes."""
-    try:
-        app(prog_name="nsmctl")
-    except NsmError as failure:
-        _tell(failure)
-        sys.exit(show.exit_code(failure))
-    except OSError as failure:
-        if failure.errno not in (errno.EIO, errno.EPIPE):  # else nobody reads what went wrong
-            _tell(InternalError(f"{failure.filename or 'the machine'}: {failure.strerror}"))
-        sys.exit(show.FAILED)
+    """The command's entry."""
+    home = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    own = os.path.join(home, "nsm", "__init__.py")
+    found = find_spec("nsm")
+    if found is None or os.path.realpath(found.origin or "") != own:
+        where = (found.origin or f"{list(found.submodule_search_locations or ())}") if found else ""
+        sys.stderr.write(
+            f"the module 'nsm' comes from {where or 'nowhere'}, not from vwire in {home}\n"
+            "  take what shadows it off PYTHONPATH, or install vwire again\n"
+        )
+        sys.exit(MACHINE_CANNOT)
+    # not before: what stands in for `nsm` would be run
+    from nsmctl import command
 
-
-def _tell(failure: NsmError) -> None:
-    own = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
-    show.error(failure, json_wanted="--json" in own)
+    command.main()
 
 
 if __name__ == "__main__":

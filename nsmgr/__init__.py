@@ -1,0 +1,1 @@
+"""The node's door: takes requests, picks the forwarder, keeps the node's registrations."""

@@ -1,0 +1,1 @@
+"""Who offers what in a domain: find, watch, expiry."""

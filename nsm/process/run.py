@@ -23,7 +23,6 @@ Exit codes: 0 ended as asked · 1 the mesh said no, or a defect · 2 asked wrong
 
 import asyncio
 import gc
-import importlib.util
 import os
 import resource
 import signal
@@ -48,13 +47,13 @@ from nsm.process.config import Common, strangers
 from nsm.process.forms import LogLevel
 from nsm.process.health import Health
 from nsm.process.loopguard import LoopGuard
+from nsm.process.origins import refuse_foreign
 from nsm.process.tasks import Tasks, running, tasks
 
 C = TypeVar("C", bound=Common)
 log = structlog.get_logger(__name__)
 
 OK, FAILED, ASKED_WRONGLY, MACHINE_CANNOT, NOT_RUNNING, INTERRUPTED = 0, 1, 2, 3, 4, 130
-OURS = ("nsm", "nsmgr", "forwarder", "registry", "endpoints", "labs", "nsmctl")
 PATIENCE = 5.0  # seconds a cancelled process may take to unwind before it is ended as it is
 
 
@@ -169,7 +168,7 @@ def run(kind: str, config: C, serve: Callable[[C, Process], Awaitable[None]]) ->
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
-        refuse_foreign_modules()
+        refuse_foreign()
         for sentence in strangers(type(config)):
             log.warning(sentence)
         return asyncio.run(_supervised(kind, config, serve))
@@ -245,28 +244,6 @@ def _unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None
     """What asyncio found nobody else to tell."""
     where = context.get("task") or context.get("future") or context.get("handle")
     log.error(context["message"], where=repr(where), exc_info=context.get("exception"))
-
-
-def refuse_foreign_modules() -> None:
-    """Make sure that our package names are ours; raises PreconditionError with the other's path.
-
-    Names like `registry` are common, and a folder of that name in the working
-    directory is what `python -m` without `-P` takes first.
-    """
-    own = importlib.util.find_spec("nsm")
-    assert own is not None
-    assert own.submodule_search_locations
-    home = os.path.dirname(os.path.realpath(next(iter(own.submodule_search_locations))))
-    for name in OURS:
-        spec = importlib.util.find_spec(name)
-        if spec is None:
-            continue
-        where = spec.origin or next(iter(spec.submodule_search_locations or ()), "")
-        if os.path.dirname(os.path.dirname(os.path.realpath(where))) != home:
-            raise PreconditionError(
-                f"the module {name!r} comes from {where}, not from vwire in {home}",
-                hint="start with python -P -m, and take what shadows it off PYTHONPATH",
-            )
 
 
 def _notify(address: str, state: str) -> None:

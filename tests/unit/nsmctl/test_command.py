@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from nsmctl.__main__ import app
+from nsmctl.command import app
 
 HERE = Path(__file__).parents[3]
 VERBS = [
