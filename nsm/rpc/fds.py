@@ -34,7 +34,7 @@ _SPACE = socket.CMSG_SPACE(ROOM * array.array("i").itemsize)
 _RETRY_FULL = 0.005  # seconds between attempts at a unix socket whose backlog is full
 _SHARE = 4  # one part in so many of the open files a process may have is for unclaimed ones
 _MOST = 16384  # unclaimed ones, however many files it may have open
-_HARD = 6  # a running call keeps unclaimed descriptors alive this many times longer
+_HARD = 8  # a running call keeps unclaimed descriptors alive this many times longer
 
 Key = tuple[int, int]  # st_dev, st_ino
 
@@ -247,7 +247,7 @@ class Received:
     """What came with one connection's bytes and was not claimed yet.
 
     At most limit descriptors, and few before the peer has shown who it is; each for
-    age seconds after it came, or up to six times that while a call runs that may
+    age seconds after it came, or up to eight times that while a call runs that may
     still ask. A claimed one goes when the calls that claimed it have ended. All
     connections of a process together hold a part of what it may have open: who
     holds most of it, strangers first, loses its oldest to the next that comes.
@@ -338,9 +338,9 @@ class Received:
         """A call begins that may ask for descriptors."""
         self._running += 1
 
-    def end(self, call: object) -> None:
-        """A call ended: what it claimed need not be kept for it any more."""
-        self._running -= 1
+    def end(self, call: object, *, long: bool = False) -> None:
+        """A call ended, one that had begun unless long: what it claimed is not kept for it."""
+        self._running -= not long
         for key, held in list(self._held.items()):
             if call in held.users:
                 held.users.discard(call)
@@ -388,14 +388,21 @@ class Received:
 
 
 class CallFds:
-    """One call's view of its connection's descriptors: the `nsm.caller.Fds` of that call."""
+    """One call's view of its connection's descriptors: the `nsm.caller.Fds` of that call.
 
-    def __init__(self, received: Received, sock: FdSocket, limit: int) -> None:
+    long: it may run for hours, so that nothing is kept because it might ask.
+    """
+
+    def __init__(
+        self, received: Received, sock: FdSocket, limit: int, *, long: bool = False
+    ) -> None:
         self._received = received
         self._sock = sock
         self._limit = limit
+        self._long = long
         self._ended = False
-        received.begin()
+        if not long:
+            received.begin()
 
     async def claim(self, url: str, patience: float = 2.0) -> int:
         """See `nsm.caller.Fds.claim`."""
@@ -413,4 +420,4 @@ class CallFds:
         """The call ended."""
         if not self._ended:
             self._ended = True
-            self._received.end(self)
+            self._received.end(self, long=self._long)

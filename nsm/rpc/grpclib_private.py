@@ -73,7 +73,7 @@ class Limits:
     resets: int = 1000  # calls that a peer may take back on one connection in ten seconds
     unread: int = 4 * MIB  # bytes of answers that a peer may leave unread
     fds: int = 256  # file descriptors of one connection that nobody asked for
-    fd_age: float = 5.0  # seconds until such a one is closed
+    fd_age: float = 2.0  # seconds until such a one is closed: it keeps a namespace alive
 
 
 class Inbox:
@@ -269,11 +269,11 @@ class Wire(Connection):
         if not self.is_closing():
             super().flush()
 
-    def call_fds(self) -> CallFds | None:
-        """The descriptors' view of one new call; None on TCP."""
+    def call_fds(self, *, long: bool = False) -> CallFds | None:
+        """The descriptors' view of one new call, a long stream perhaps; None on TCP."""
         if self.sock is None or self.received is None:
             return None
-        return CallFds(self.received, self.sock, self.limits.fds)
+        return CallFds(self.received, self.sock, self.limits.fds, long=long)
 
     def goaway(self) -> None:
         """Tell the peer that this connection takes no new call (all older ones are answered)."""

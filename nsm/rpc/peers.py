@@ -109,16 +109,22 @@ class Link:
         self.handshake = connection.handshake
         self.channel = LinkChannel(connection.protocol, connection.url, authority)
         self._connection = connection
-        self._fds: CallFds | None = connection.protocol.connection.call_fds()
+        self._fds: CallFds | None = None
 
     @property
     def unix(self) -> bool:
         """Whether descriptors can travel here."""
-        return self._fds is not None
+        return self.fds is not None
 
     @property
     def fds(self) -> Fds | None:
-        """The descriptors that travel with this link's calls; None on TCP."""
+        """The descriptors that travel with this link's calls; None on TCP.
+
+        Made when first asked for, because what came and nobody claimed is kept longer while
+        a call runs that may ask for it: a stream that never does would pin its namespace.
+        """
+        if self._fds is None:
+            self._fds = self._connection.protocol.connection.call_fds()
         return self._fds
 
     def metadata(self, lifetime: int) -> dict[str, str]:

@@ -469,7 +469,7 @@ class Server:
         loop = asyncio.get_running_loop()
         start = loop.time()
         running = _Running(task, original.cardinality.server_streaming)
-        call.fds = call.connection.call_fds()
+        call.fds = call.connection.call_fds(long=running.streaming)
         call.caller = _caller(stream, start)
         if not original.cardinality.client_streaming:
             call.inbox.until = start + self._limits.request

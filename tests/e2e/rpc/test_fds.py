@@ -22,13 +22,14 @@ from h2.connection import H2Connection
 
 from nsm.caller import Credentials, ended
 from nsm.errors import InvalidError, UnavailableError
+from nsm.proto.connection_grpc import MonitorConnectionStub
 from nsm.proto.networkservice_grpc import NetworkServiceStub
 from nsm.rpc.fds import FdSocket, Received, url_of
 from nsm.rpc.grpclib_private import Limits
 from nsm.rpc.peers import Link, Peers
 from nsm.rpc.server import serve
 from nsm.rpc.tls import context_of
-from tests.e2e.rpc.echo import HEADERS, Echo, request
+from tests.e2e.rpc.echo import HEADERS, Echo, Monitor, Selector, request
 from tests.support.certs import Authority
 from tests.support.wait import until
 
@@ -187,6 +188,45 @@ async def test_an_unclaimed_descriptor_is_closed_and_pins_no_namespace(tmp_path:
             workload.kill()
             workload.wait()
         await until(lambda: not _holds(inode), "the unclaimed namespace to be let go", bar=0.6)
+
+
+async def test_a_stream_that_stays_open_keeps_no_unclaimed_descriptor(tmp_path: Any) -> None:
+    """A manager's monitor stream beside a Request that was given up: its answer's one came late."""
+
+    async def answer(caller: Any, connection: Any) -> Any:
+        fd = path(tmp_path, "late")
+        caller.fds.send(fd)
+        os.close(fd)
+        return connection
+
+    bounds = replace(Limits(), fd_age=0.2)
+    stays = asyncio.Event()
+    async with (
+        serve(
+            [f"unix://{tmp_path}/s.sock"],
+            [Echo(answer), Monitor(stays.wait)],
+            A.source("/s"),
+            limits=bounds,
+        ) as server,
+        Peers(A.source("/c"), limits=bounds) as peers,
+        peers.link(server.urls[0]) as watching,
+        MonitorConnectionStub(watching.channel).MonitorConnections.open(
+            metadata=watching.metadata(10**9)
+        ) as stream,
+    ):
+        await stream.send_message(Selector(), end=True)
+        await stream.recv_message()
+        async with peers.link(server.urls[0]) as link:
+            inode = os.fstat(fd := path(tmp_path)).st_ino
+            link.fds.send(fd)
+            os.close(fd)
+            await call(link)
+        assert server.connections == 1
+        late = (tmp_path / "late").stat().st_ino
+        assert _holds(inode), "it arrived"
+        assert _holds(late), "and so did the one of the answer"
+        await until(lambda: not _holds(inode) and not _holds(late), "both to be let go", bar=0.1)
+        stays.set()
 
 
 async def test_a_claimed_descriptor_is_its_claimers_alone_when_the_call_ends(
