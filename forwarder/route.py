@@ -34,7 +34,15 @@ from nsm.errors import (
 from nsm.hop import Established
 from nsm.kernel.netlink import VniTakenError
 from nsm.kernel.node import Kernel
-from nsm.kernel.state import Interface, IPAddress, LocalWire, Namespace, RemoteWire, Wire
+from nsm.kernel.state import (
+    Interface,
+    IPAddress,
+    LocalWire,
+    Namespace,
+    RemoteWire,
+    VxlanTunnel,
+    Wire,
+)
 from nsm.model import Connection, Context, IPContext, Mechanism, Request
 from nsm.rpc.calls import Calls
 from nsm.undo import Undo
@@ -427,9 +435,10 @@ class ForwarderRoute:
         """The network identifier this connection has now, be it from before a restart; or 0."""
         if known is None:
             return self._recovery.vni(id_)
-        wire = known.wire
-        same = isinstance(wire, RemoteWire) and wire.tunnel.remote == remote
-        return wire.tunnel.vni if same else 0  # type: ignore[union-attr] # same says it
+        tunnel = known.wire.tunnel if isinstance(known.wire, RemoteWire) else None
+        if isinstance(tunnel, VxlanTunnel) and tunnel.remote == remote:
+            return tunnel.vni
+        return 0
 
     async def _ensure(
         self,

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 
 from nsm import mechanisms
 from nsm.errors import InvalidError, UnsupportedError
-from nsm.kernel.state import IPAddress, Namespace, Tunnel
+from nsm.kernel.state import IPAddress, Namespace, VxlanTunnel
 from nsm.model import Mechanism
 
 
@@ -41,14 +41,14 @@ def answer(asked: Mechanism, local: IPAddress, port: int, mtu: int, vni: int) ->
     )
 
 
-def requesters_tunnel(agreed: Mechanism, port: int, underlay: Namespace) -> Tunnel:
+def requesters_tunnel(agreed: Mechanism, port: int, underlay: Namespace) -> VxlanTunnel:
     """The requester's half of what was agreed."""
     return _tunnel(
         agreed, mechanisms.SRC_IP, mechanisms.DST_IP, mechanisms.DST_PORT, port, underlay
     )
 
 
-def responders_tunnel(agreed: Mechanism, port: int, underlay: Namespace) -> Tunnel:
+def responders_tunnel(agreed: Mechanism, port: int, underlay: Namespace) -> VxlanTunnel:
     """The responder's half of what was agreed."""
     return _tunnel(
         agreed, mechanisms.DST_IP, mechanisms.SRC_IP, mechanisms.SRC_PORT, port, underlay
@@ -72,7 +72,7 @@ def address(mechanism: Mechanism, key: str) -> IPAddress:
 
 def _tunnel(
     agreed: Mechanism, own: str, far: str, far_port: str, port: int, underlay: Namespace
-) -> Tunnel:
+) -> VxlanTunnel:
     theirs = mechanisms.number(agreed.get(far_port), limit=1 << 16)
     if theirs not in (0, port):
         raise UnsupportedError(
@@ -82,4 +82,4 @@ def _tunnel(
     vni = mechanisms.vni(agreed)
     if not vni:
         raise InvalidError(f"VXLAN: no network identifier in {agreed.get(mechanisms.VNI)[:20]!r}")
-    return Tunnel(vni, address(agreed, own), address(agreed, far), underlay, port)
+    return VxlanTunnel(vni, address(agreed, own), address(agreed, far), underlay, port)

@@ -363,7 +363,7 @@ class LocalWire:
 
 
 @dataclass(frozen=True, slots=True)
-class Tunnel:
+class VxlanTunnel:
     """The VXLAN between two nodes: outer addresses, UDP port, and where the socket stands."""
 
     vni: int
@@ -385,7 +385,7 @@ class RemoteWire:
     connection: str
     side: owner.SideName
     end: Interface
-    tunnel: Tunnel
+    tunnel: VxlanTunnel
     hop: bool = False
 
     @property

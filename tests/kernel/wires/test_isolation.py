@@ -12,7 +12,7 @@ import pytest
 from nsm.kernel import owner
 from nsm.kernel.netlink import NameTakenError
 from nsm.kernel.node import Kernel
-from nsm.kernel.state import Hop, Interface, RemoteWire, Tunnel
+from nsm.kernel.state import Hop, Interface, RemoteWire, VxlanTunnel
 from nsm.undo import Undo
 from tests.support.spaces import Space, kernel_state, workload
 from tests.support.wait import until
@@ -53,7 +53,7 @@ class Nodes:
                     Hop(ip_network(f"2001:db8::{far}/128")),
                 ),
             )
-            tunnel = Tunnel(
+            tunnel = VxlanTunnel(
                 42, ip_address(f"192.0.2.{own}"), ip_address(f"192.0.2.{far}"), underlay
             )
             ends.append(RemoteWire("id-1", side, end, tunnel))

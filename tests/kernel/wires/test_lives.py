@@ -15,7 +15,7 @@ from nsm.kernel import messages, namespaces, owner
 from nsm.kernel.events import Kind, LinkChanged, LinkGone, NamespaceGone, Resync, Watch
 from nsm.kernel.netlink import NamespaceGoneError, Refusal, Socket
 from nsm.kernel.node import Kernel
-from nsm.kernel.state import Hop, Interface, LocalWire, Namespace, RemoteWire, Tunnel
+from nsm.kernel.state import Hop, Interface, LocalWire, Namespace, RemoteWire, VxlanTunnel
 from nsm.undo import Undo
 from tests.support.spaces import Space, Workload, fds, holders, ip, kernel_state, workload
 from tests.support.wait import until
@@ -197,7 +197,7 @@ async def test_after_a_restart_everything_is_found_from_the_kernel_alone(
 
 
 async def joined_remote(kernel: Kernel, here: Namespace, near: Namespace) -> None:
-    tunnel = Tunnel(42, ip_address("192.0.2.1"), ip_address("192.0.2.2"), near)
+    tunnel = VxlanTunnel(42, ip_address("192.0.2.1"), ip_address("192.0.2.2"), near)
     async with Undo() as undo:
         await kernel.ensure(RemoteWire("id-2", "src", Interface(here, "nsm-7"), tunnel), undo)
 

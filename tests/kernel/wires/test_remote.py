@@ -9,7 +9,7 @@ import pytest
 from nsm.errors import PreconditionError, TakenError
 from nsm.kernel.netlink import VniTakenError
 from nsm.kernel.node import Kernel
-from nsm.kernel.state import Hop, Interface, LocalWire, RemoteWire, Tunnel
+from nsm.kernel.state import Hop, Interface, LocalWire, RemoteWire, VxlanTunnel
 from nsm.undo import Undo
 from tests.support.spaces import Space, ip, kernel_state
 
@@ -55,7 +55,7 @@ async def halves(kernel: Kernel, nodes: Nodes, *, six: bool = False, vni: int = 
                 addresses=(ip_interface("172.16.0.1/32"), ip_interface("2001:db8::1/128")),
                 routes=(Hop(ip_network("172.16.0.0/32")), Hop(ip_network("2001:db8::/128"))),
             ),
-            Tunnel(vni, here, there, near),
+            VxlanTunnel(vni, here, there, near),
         ),
         RemoteWire(
             "id-1",
@@ -67,7 +67,7 @@ async def halves(kernel: Kernel, nodes: Nodes, *, six: bool = False, vni: int = 
                 addresses=(ip_interface("172.16.0.0/32"), ip_interface("2001:db8::/128")),
                 routes=(Hop(ip_network("172.16.0.1/32")), Hop(ip_network("2001:db8::1/128"))),
             ),
-            Tunnel(vni, there, here, far),
+            VxlanTunnel(vni, there, here, far),
         ),
     )
 

@@ -4,7 +4,7 @@ import pytest
 
 from forwarder.mechanisms import vxlan
 from nsm.errors import InvalidError, UnsupportedError
-from nsm.kernel.state import Namespace, Tunnel
+from nsm.kernel.state import Namespace, VxlanTunnel
 
 HERE = Namespace(cookie=1, nsid=-1)
 ONE, TWO = ip_address("10.0.0.1"), ip_address("10.0.0.2")
@@ -15,8 +15,8 @@ def agreed(**more):
 
 
 def test_both_sides_see_the_same_tunnel_from_their_own_end():
-    assert vxlan.requesters_tunnel(agreed(), 4789, HERE) == Tunnel(7712, ONE, TWO, HERE, 4789)
-    assert vxlan.responders_tunnel(agreed(), 4789, HERE) == Tunnel(7712, TWO, ONE, HERE, 4789)
+    assert vxlan.requesters_tunnel(agreed(), 4789, HERE) == VxlanTunnel(7712, ONE, TWO, HERE, 4789)
+    assert vxlan.responders_tunnel(agreed(), 4789, HERE) == VxlanTunnel(7712, TWO, ONE, HERE, 4789)
 
 
 def test_an_offer_says_no_identifier_unless_it_proposes_one_and_the_lower_mtu_counts():

@@ -26,9 +26,9 @@ from nsm.kernel.state import (
     State,
     Stub,
     Sysctl,
-    Tunnel,
     Veth,
     Vxlan,
+    VxlanTunnel,
     Wire,
     items,
     member_of,
@@ -137,7 +137,7 @@ def interfaces(namespace: Namespace) -> st.SearchStrategy[Interface]:
 
 
 TUNNELS = st.builds(
-    Tunnel,
+    VxlanTunnel,
     vni=st.sampled_from([42, 43]),
     local=st.sampled_from([ip_address("192.0.2.1"), ip_address("192.0.2.3")]),
     remote=st.just(ip_address("192.0.2.2")),
@@ -237,7 +237,7 @@ def test_every_prefix_of_a_plan_can_be_taken_back(
 @given(interfaces(CLIENT), interfaces(CLIENT), TUNNELS)
 @settings(max_examples=200, deadline=None)
 def test_a_wire_that_stays_is_never_without_an_address(
-    before: Interface, after: Interface, tunnel: Tunnel
+    before: Interface, after: Interface, tunnel: VxlanTunnel
 ) -> None:
     after = replace(after, name=before.name, mac=before.mac)
     found = whole(RemoteWire("id", "src", before, tunnel))
@@ -277,7 +277,7 @@ def test_steps_read_as_ip_commands_new_before_old() -> None:
             routes=(Hop(ip_network("10.9.0.0/16"), ip_address(via)),),
             ping=False,
         )
-        tunnel = Tunnel(42, ip_address("192.0.2.1"), ip_address("192.0.2.2"), UNDERLAY)
+        tunnel = VxlanTunnel(42, ip_address("192.0.2.1"), ip_address("192.0.2.2"), UNDERLAY)
         return items(RemoteWire("id", "src", end, tunnel), 78)
 
     before, after = wire("10.0.0.1/32", "10.0.0.8", 1500), wire("10.0.0.3/32", "10.0.0.9", 1450)
@@ -298,7 +298,7 @@ def test_a_device_in_the_way_goes_first_and_another_vni_makes_a_new_device() -> 
     end = Interface(CLIENT, "nsm-1", addresses=(ip_interface("10.0.0.1/32"),), ping=False)
     near, far = ip_address("192.0.2.1"), ip_address("192.0.2.2")
     old, new = (
-        items(RemoteWire("id", "src", end, Tunnel(vni, near, far, UNDERLAY)), GROUP)
+        items(RemoteWire("id", "src", end, VxlanTunnel(vni, near, far, UNDERLAY)), GROUP)
         for vni in (42, 44)
     )
     verbs = [(step.verb, type(step.item).__name__) for step in plan(new, old)]
@@ -307,7 +307,7 @@ def test_a_device_in_the_way_goes_first_and_another_vni_makes_a_new_device() -> 
 
 def test_a_tunnel_is_moved_out_of_a_workload_and_back() -> None:
     end = Interface(CLIENT, "nsm-1", addresses=(ip_interface("10.0.0.1/32"),), ping=False)
-    tunnel = Tunnel(42, ip_address("192.0.2.1"), ip_address("192.0.2.2"), UNDERLAY)
+    tunnel = VxlanTunnel(42, ip_address("192.0.2.1"), ip_address("192.0.2.2"), UNDERLAY)
     plain = items(RemoteWire("id", "src", end, tunnel), GROUP)
     hop = items(RemoteWire("id", "src", end, tunnel, hop=True), GROUP)
     assert [(step.verb, type(step.item).__name__) for step in plan(hop, plain)] == [

@@ -19,7 +19,7 @@ from nsm.kernel.state import (
     Route,
     Rule,
     Selector,
-    Tunnel,
+    VxlanTunnel,
     check_mac,
     check_name,
     items,
@@ -94,7 +94,7 @@ def test_impossible_wires_are_refused_with_the_reason(wire: LocalWire, said: str
 )
 def test_impossible_tunnels_are_refused(tunnel: tuple[int, str, str, int], said: str) -> None:
     vni, local, remote, port = tunnel
-    made = Tunnel(vni, ip_address(local), ip_address(remote), HERE, port)
+    made = VxlanTunnel(vni, ip_address(local), ip_address(remote), HERE, port)
     with pytest.raises(InvalidError, match=said):
         items(RemoteWire("id", "src", END, made), 1)
 
