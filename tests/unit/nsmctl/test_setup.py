@@ -24,7 +24,7 @@ esac
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    for name in (".ci/setup", "pyproject.toml", "requirements.lock"):
+    for name in (".ci/setup", ".ci/apt", "pyproject.toml", "requirements.lock"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((HERE / name).read_bytes())
     bin_ = tmp_path / "bin"
