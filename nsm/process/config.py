@@ -118,6 +118,10 @@ class Common:
     loop_guard: str = ""
     """A file that gets every call which can block the event loop, with its stack. For tests."""
 
+    health_file: str = ""
+    """A file for probes. It says `serving`, or why not; one older than some seconds is that of a
+    process that hangs. Gone when the process ends."""
+
     notify_socket: str = field(default="", metadata={"variable": "NOTIFY_SOCKET"})
     """Where systemd waits for READY=1 and STOPPING=1."""
 

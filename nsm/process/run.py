@@ -45,7 +45,7 @@ from nsm.errors import (
 from nsm.process import log as logs
 from nsm.process.config import Common, strangers
 from nsm.process.forms import LogLevel
-from nsm.process.health import Health
+from nsm.process.health import Health, publish
 from nsm.process.loopguard import LoopGuard
 from nsm.process.origins import refuse_foreign
 from nsm.process.tasks import Tasks, running, tasks
@@ -190,6 +190,9 @@ async def _supervised(kind: str, config: C, serve: Callable[[C, Process], Awaita
                 loop.add_signal_handler(number, process.heard, number)
             loop.add_signal_handler(signal.SIGUSR1, _set_level, "TRACE")
             loop.add_signal_handler(signal.SIGUSR2, _set_level, config.log_level)
+            if config.health_file:
+                telling = publish(process.health, config.health_file)
+                group.spawn(telling, "health file", forever=True, vital=True)
             try:
                 await serve(config, process)
             finally:
