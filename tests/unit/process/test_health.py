@@ -77,7 +77,7 @@ async def test_the_health_file_stays_young_while_the_loop_turns(tmp_path: Path) 
 
 async def test_a_health_file_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "nowhere" / "health"
-    with pytest.raises(PreconditionError, match="^NSM_HEALTH_FILE is ") as caught:
+    with pytest.raises(PreconditionError, match=r"^NSM_HEALTH_FILE is ") as caught:
         await publish(Health(), str(path))
     assert str(path) in str(caught.value)
 
