@@ -12,7 +12,7 @@ import typer
 import yaml
 
 from nsm.errors import InvalidError, NsmError
-from nsmctl import show
+from nsmctl import completion, show
 
 if TYPE_CHECKING:  # what touches Linux is imported where it is used: `lab check` works anywhere
     from labs.checks import Result
@@ -27,10 +27,22 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-File = Annotated[str, typer.Argument(help="A lab file, or the name of a shipped one.")]
+File = Annotated[
+    str,
+    typer.Argument(
+        help="A lab file, or the name of a shipped one.", autocompletion=completion.shipped
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 Name = Annotated[str, typer.Option("--name", help="Call the lab so, not as its file does.")]
-LabName = Annotated[str, typer.Option("--lab", help="Which lab, if several are up.")]
+LabName = Annotated[
+    str,
+    typer.Option("--lab", help="Which lab, if several are up.", autocompletion=completion.up),
+]
+OnlyLab = Annotated[
+    str,
+    typer.Argument(help="The lab; the only one if left out.", autocompletion=completion.up),
+]
 
 
 # --- reading: anybody, anywhere --------------------------------------------------------------
@@ -166,7 +178,7 @@ def up(
 
 @app.command(epilog="Example: sudo nsmctl lab down one-node")
 def down(
-    name: Annotated[str, typer.Argument(help="The lab; the only one if left out.")] = "",
+    name: OnlyLab = "",
     all_: Annotated[bool, typer.Option("--all", help="All labs of this machine.")] = False,
     json_: Json = False,
 ) -> None:
@@ -231,7 +243,7 @@ def list_(json_: Json = False) -> None:
 
 @app.command(epilog="Example: sudo nsmctl lab status one-node")
 def status(
-    name: Annotated[str, typer.Argument(help="The lab; the only one if left out.")] = "",
+    name: OnlyLab = "",
     json_: Json = False,
 ) -> None:
     """A lab's processes and wires. Exit code 1 if something of it is not well."""
@@ -322,7 +334,10 @@ def _in_words(row: dict[str, Any]) -> str:
     epilog="Example: sudo nsmctl lab exec app -- ip addr",
 )
 def exec_(
-    place: Annotated[str, typer.Argument(help="A node, endpoint or client.")],
+    place: Annotated[
+        str,
+        typer.Argument(help="A node, endpoint or client.", autocompletion=completion.places),
+    ],
     command: Annotated[list[str], typer.Argument(help="What to run there.")],
     lab: LabName = "",
 ) -> None:
@@ -348,7 +363,11 @@ def exec_(
 @app.command(epilog="Example: nsmctl lab logs east-1/nsmgr -f")
 def logs(
     process: Annotated[
-        str, typer.Argument(help="NODE or NODE/PROC, or a glob; all if left out.")
+        str,
+        typer.Argument(
+            help="NODE or NODE/PROC, or a glob; all if left out.",
+            autocompletion=completion.processes,
+        ),
     ] = "",
     lab: LabName = "",
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as more comes.")] = False,

@@ -11,7 +11,7 @@ import typer
 
 from nsm.errors import DeadlineError, InvalidError, NotFoundError, NsmError
 from nsm.model import SECOND, Connection, Endpoint, Selector, Service
-from nsmctl import show
+from nsmctl import completion, show
 
 if TYPE_CHECKING:
     from labs.seats import Seat
@@ -26,9 +26,15 @@ PATIENCE = 5.0  # seconds for an identity, and for one answer
 LIFETIME = 600 * SECOND  # of tokens
 OBSERVED_ONLY = "(a caller sees its own wires; NSM_OBSERVERS of the manager lets it see all)"
 
-Lab = Annotated[str, typer.Option("--lab", help="Ask in this lab.")]
+Lab = Annotated[str, typer.Option("--lab", help="Ask in this lab.", autocompletion=completion.up)]
 Node = Annotated[
-    str, typer.Option("-n", "--node", help="From there in the lab: a node, endpoint or client.")
+    str,
+    typer.Option(
+        "-n",
+        "--node",
+        help="From there in the lab: a node, endpoint or client.",
+        autocompletion=completion.places,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 Manager = Annotated[

@@ -182,9 +182,16 @@ def need_root() -> None:
             hint="give them to the container or service it runs in",
         )
     if os.geteuid() != 0:
-        program = sys.argv[0] if os.path.dirname(sys.argv[0]) else "nsmctl"
-        again = shlex.join(["sudo", program, *sys.argv[1:]])
-        raise MachineCannotError("needs CAP_NET_ADMIN and CAP_SYS_ADMIN", hint=again)
+        again = shlex.join(["sudo", *_typed(), *sys.argv[1:]])
+        raise MachineCannotError(f"needs CAP_NET_ADMIN and CAP_SYS_ADMIN: {again}")
+
+
+def _typed() -> list[str]:
+    """The words by which this command is found again, whatever another user's PATH is."""
+    program = sys.argv[0]
+    if os.path.basename(program) == "__main__.py":
+        return [sys.executable, "-P", "-m", "nsmctl"]
+    return [program if os.path.dirname(program) else "nsmctl"]
 
 
 def finish(code: int) -> None:

@@ -25,16 +25,15 @@ def refuse_foreign() -> None:
     home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
     for name in OURS:
         spec = importlib.util.find_spec(name)
-        if spec is None:
+        if spec is None or spec.origin is None:  # or a folder of that name is all there is
             raise PreconditionError(
                 f"vwire in {home} lacks its module {name!r}",
                 hint="another package of that name was uninstalled; install vwire again:"
                 " pip install --force-reinstall --no-deps vwire",
             )
-        where = spec.origin or next(iter(spec.submodule_search_locations or ()), "")
-        if os.path.dirname(os.path.dirname(os.path.realpath(where))) != home:
+        if os.path.dirname(os.path.dirname(os.path.realpath(spec.origin))) != home:
             raise PreconditionError(
-                f"the module {name!r} comes from {where}, not from vwire in {home}",
+                f"the module {name!r} comes from {spec.origin}, not from vwire in {home}",
                 hint="start with python -P -m, and take what shadows it off PYTHONPATH",
             )
     for file in _written_over(home):
