@@ -125,6 +125,16 @@ class Common:
     notify_socket: str = field(default="", metadata={"variable": "NOTIFY_SOCKET"})
     """Where systemd waits for READY=1 and STOPPING=1."""
 
+    watchdog_usec: Annotated[int, Form(integer(0, 1 << 62), "a number of microseconds")] = field(
+        default=0, metadata={"variable": "WATCHDOG_USEC"}
+    )
+    """How often systemd wants to hear, in microseconds, that the event loop turns; 0 is never."""
+
+    watchdog_pid: Annotated[int, Form(integer(0, 1 << 62), "a process's number")] = field(
+        default=0, metadata={"variable": "WATCHDOG_PID"}
+    )
+    """Which process systemd wants to hear that of; 0 is any."""
+
     no_color: str = field(default="", metadata={"variable": "NO_COLOR"})
     """Anything but nothing: no colours in the log, even on a terminal."""
 

@@ -26,7 +26,6 @@ import gc
 import os
 import resource
 import signal
-import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -47,6 +46,7 @@ from nsm.process.config import Common, strangers
 from nsm.process.forms import LogLevel
 from nsm.process.health import Health, publish
 from nsm.process.loopguard import LoopGuard
+from nsm.process.notify import Notifier
 from nsm.process.origins import refuse_foreign
 from nsm.process.tasks import Tasks, running, tasks
 
@@ -67,6 +67,7 @@ class Process:
         group: Tasks,
         main: asyncio.Task[Any],
         guard: LoopGuard | None,
+        notifier: Notifier,
     ) -> None:
         self.kind = kind
         self.name = config.name
@@ -77,6 +78,7 @@ class Process:
         self._config = config
         self._main = main
         self._guard = guard
+        self._notifier = notifier
         self._started = time.monotonic()
         self._stop = asyncio.Event()
 
@@ -99,7 +101,7 @@ class Process:
         )
         log.info(line, seconds=round(time.monotonic() - self._started, 3))
         self.health.ready("process")
-        _notify(self._config.notify_socket, f"READY=1\nSTATUS={line}\n")
+        self._notifier.ready(line)
         _tell(self._config.ready_fd, line)
         gc.collect()
         gc.freeze()  # what stands now stands for good: each later collection need not look at it
@@ -125,7 +127,7 @@ class Process:
         self.health.lost("process", "stopping")
         if self._guard:
             self._guard.disarm()
-        _notify(self._config.notify_socket, "STOPPING=1\n")
+        self._notifier.stopping()
         patience = self._config.stop_grace + PATIENCE
         asyncio.get_running_loop().call_later(patience, self._give_up)
 
@@ -167,16 +169,19 @@ def run(kind: str, config: C, serve: Callable[[C, Process], Awaitable[None]]) ->
     # every peer's connections and descriptors are our open files, and the default is 1024
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    notifier = Notifier(config.notify_socket, config.watchdog_usec, config.watchdog_pid)
     try:
         refuse_foreign()
         for sentence in strangers(type(config)):
             log.warning(sentence)
-        return asyncio.run(_supervised(kind, config, serve))
+        return asyncio.run(_supervised(kind, config, serve, notifier))
     except NsmError as error:
-        return _report(error)
+        return _report(error, notifier)
 
 
-async def _supervised(kind: str, config: C, serve: Callable[[C, Process], Awaitable[None]]) -> int:
+async def _supervised(
+    kind: str, config: C, serve: Callable[[C, Process], Awaitable[None]], notifier: Notifier
+) -> int:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_unhandled)
     main = asyncio.current_task()
@@ -185,7 +190,7 @@ async def _supervised(kind: str, config: C, serve: Callable[[C, Process], Awaita
     process: Process | None = None
     try:
         async with tasks(f"{kind} {config.name}") as group:
-            process = Process(kind, config, group, main, guard)
+            process = Process(kind, config, group, main, guard, notifier)
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, process.heard, number)
             loop.add_signal_handler(signal.SIGUSR1, _set_level, "TRACE")
@@ -201,7 +206,7 @@ async def _supervised(kind: str, config: C, serve: Callable[[C, Process], Awaita
         if process is None or not (process.signals or process.forced):
             raise
     except Exception as error:  # noqa: BLE001 - the last place that can say what went wrong
-        return _report(error)
+        return _report(error, notifier)
     return process.exit_code
 
 
@@ -223,15 +228,19 @@ def exit_code(error: BaseException) -> int:
             return FAILED
 
 
-def _report(error: BaseException) -> int:
-    """Log why the process ends; return its exit code."""
+def _report(error: BaseException, notifier: Notifier) -> int:
+    """Say why the process ends, in the log and to systemd; return its exit code."""
+    reasons = []
     for cause in _causes(error):
         if isinstance(cause, NsmError | PermissionError):
             notes = getattr(cause, "__notes__", ())
             more = {"notes": notes} if notes else {}
             log.error("cannot run", why=str(cause), **more)
+            reasons.append(str(cause))
         else:
             log.critical("ended by a defect", exc_info=cause)
+            reasons.append(f"a defect, {type(cause).__name__}")
+    notifier.failed("; ".join(dict.fromkeys(reasons)))
     return max(exit_code(cause) for cause in _causes(error))
 
 
@@ -247,17 +256,6 @@ def _unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None
     """What asyncio found nobody else to tell."""
     where = context.get("task") or context.get("future") or context.get("handle")
     log.error(context["message"], where=repr(where), exc_info=context.get("exception"))
-
-
-def _notify(address: str, state: str) -> None:
-    """Tell systemd (sd_notify(3)); an address that starts with @ is an abstract one."""
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
-        try:
-            sender.sendto(state.encode(), "\0" + address[1:] if address[0] == "@" else address)
-        except OSError as error:
-            log.warning("NOTIFY_SOCKET cannot be told", address=address, why=str(error))
 
 
 def _tell(descriptor: int, line: str) -> None:

@@ -71,6 +71,11 @@ async def stuck_thread(process: Process) -> None:
     await work
 
 
+async def hang(process: Process) -> None:
+    process.ready()
+    time.sleep(3600)
+
+
 async def taken(process: Process) -> None:
     raise TakenError("port 5001 is held by iperf (pid 7)", hint="set NSM_LISTEN_ON")
 
@@ -141,6 +146,7 @@ MODES: dict[str, Callable[[Process], Awaitable[None]]] = {
     "never-ready": never_ready,
     "slow-end": slow_end,
     "stuck-thread": stuck_thread,
+    "hang": hang,
     "taken": taken,
     "unavailable": unavailable,
     "cannot": cannot,
