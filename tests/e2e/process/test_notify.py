@@ -138,6 +138,7 @@ def test_a_systemd_that_is_away_costs_one_warning_and_is_told_when_it_is_back(sy
         assert ready["event"].startswith("program p-1 ready")
         assert warning["event"] == "NOTIFY_SOCKET cannot be told"
         assert (warning["address"], warning["why"]) == (away, "No such file or directory")
+        assert one.ready.readline()  # two words went nowhere by now
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as back:
             back.settimeout(SOON)
             back.bind(away)
