@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from labs import lab as labfile
-from labs import units
+from labs import seats, units
 from labs.hands import FailedError, Hands
 from labs.lab import Check, Lab, matching
 from labs.paths import Paths
@@ -192,7 +192,7 @@ class Checks:
     def _exec(self, asked: labfile.Exec) -> Verdict:
         namespace = self._paths.namespace(asked.place)
         argv = shlex.split(asked.command)
-        order = {"do": "exec", "argv": argv, "patience": asked.timeout}
+        order = {"do": "exec", "argv": argv, "patience": asked.timeout, **self._somebody(asked)}
         done = self._hands.ask({namespace: order})[namespace]
         faults = []
         if done["status"] != asked.exit:
@@ -204,6 +204,13 @@ class Checks:
         if asked.output and asked.output not in done["out"]:
             faults.append(f"{asked.output!r} is not in its output: {_last_words(done['out'])!r}")
         return Verdict(faults, f"ended with status {done['status']}")
+
+    def _somebody(self, asked: labfile.Exec) -> Mapping[str, Any]:
+        """Who the command is: the place's own, as in `nsmctl lab exec`; on a switch nobody is."""
+        if self._lab.node_of(asked.place).kind == "switch":
+            return {}
+        seat = seats.of(self._lab, self._paths, asked.place)
+        return {"gid": seat.gid, "variables": seat.variables}
 
     # -- capture ----------------------------------------------------------------------------
 

@@ -9,6 +9,9 @@ _TCP, _UDP = 6, 17
 _ICMP: Final = {1, 58}
 _FRAGMENT6 = 44
 _VXLAN_PORTS: Final = {4789}
+_HANDSHAKES: Final = {(1, 148), (2, 92), (3, 64)}  # WireGuard's: initiation, response, cookie
+_DATA: Final = 4
+_EMPTY: Final = 32  # bytes of WireGuard data that carry no packet: a keepalive
 _ECHOES: Final = {0, 8, 128, 129}  # of ICMP and ICMPv6; neighbour discovery is no traffic
 
 
@@ -51,6 +54,20 @@ def _outer(frame: bytes) -> Iterator[str]:
     elif protocol == _UDP and len(body) >= 16 and _port(body) in _VXLAN_PORTS:
         yield "vxlan"
         yield from (f"inner-{kind}" for kind in _outer(body[16:]) if kind in ("icmp", "tcp"))
+    elif protocol == _UDP:
+        yield from _wireguard(body[8:])
+
+
+def _wireguard(data: bytes) -> Iterator[str]:
+    """WireGuard by its shape, whatever the port: each of its tunnels has another."""
+    if len(data) < _EMPTY or data[1:4] != bytes(3):
+        return
+    if (data[0], len(data)) in _HANDSHAKES:
+        yield from ("wireguard", "wireguard-handshake")
+    elif data[0] == _DATA:
+        yield "wireguard"
+        if len(data) > _EMPTY:
+            yield "wireguard-data"
 
 
 def _port(datagram: bytes) -> int:

@@ -19,7 +19,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -236,12 +236,17 @@ class Sniffer:
 # --- commands --------------------------------------------------------------------------------
 
 
-def execute(argv: list[str], patience: float) -> dict[str, Any]:
-    """Run a command here, for at most patience seconds."""
+def execute(
+    argv: list[str], patience: float, gid: int = 0, variables: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Run a command here, for at most patience seconds, as somebody of that group."""
+    # nsmctl and whatever else is installed beside us is found first
+    path = f"{os.path.dirname(sys.executable)}:{PATH}"
     try:
         done = subprocess.run(
             argv, capture_output=True, stdin=subprocess.DEVNULL, timeout=patience,
-            env={"PATH": PATH, "LANG": "C.UTF-8"}, check=False, start_new_session=True,
+            env={"PATH": path, "LANG": "C.UTF-8", **(variables or {})}, check=False,
+            start_new_session=True, group=gid, extra_groups=(),
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise TimeoutError(errno.ETIMEDOUT, f"{argv[0]} did not end in {patience:g} s") from None

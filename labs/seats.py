@@ -1,6 +1,7 @@
 """Being somebody of a lab for a moment: in a place's namespace, under its identity."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from labs import become, processes
@@ -12,11 +13,20 @@ from nsm.kernel.topology import enter_named
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """Where the mesh is met from a place: its manager's socket and its identity's."""
+    """Where the mesh is met from a place: its manager's socket and its identity's.
+
+    gid is the group by which the issuer knows who is there.
+    """
 
     name: str
     manager: str
     identity: str
+    gid: int
+
+    @property
+    def variables(self) -> Mapping[str, str]:
+        """What a program there is told of the mesh."""
+        return {"NSM_CONNECT_TO": self.manager, "SPIFFE_ENDPOINT_SOCKET": self.identity}
 
 
 def enter(lab: Lab, paths: Paths, place: str) -> None:
@@ -34,8 +44,7 @@ def sit(lab: Lab, paths: Paths, place: str) -> None:
     if lab.node_of(place).kind == "switch":
         enter(lab, paths, place)
         return
-    seat = take(lab, paths, place)
-    become.told({"NSM_CONNECT_TO": seat.manager, "SPIFFE_ENDPOINT_SOCKET": seat.identity})
+    become.told(take(lab, paths, place).variables)
 
 
 def take(lab: Lab, paths: Paths, place: str) -> Seat:
@@ -44,16 +53,23 @@ def take(lab: Lab, paths: Paths, place: str) -> Seat:
     at a client or endpoint as that one. The calling process must have one thread.
     Raises InvalidError for a place there is not.
     """
+    seat = of(lab, paths, place)
+    enter(lab, paths, place)
+    become.group(seat.gid)
+    return seat
+
+
+def of(lab: Lab, paths: Paths, place: str) -> Seat:
+    """The seat of a place. Raises InvalidError for a place there is not, and for a switch."""
     node = lab.node_of(place)
     if node.kind == "switch":
         raise InvalidError(f"{place} is a switch: nobody is there to ask as")
     namespace = paths.namespace(place)
     entries = processes.plan(lab, paths).entries
     entry = next(e for e in reversed(entries) if e.namespace == namespace)
-    enter(lab, paths, place)
-    become.group(entry.gid)
     return Seat(
         place if place != node.name else f"nsmctl-{node.name}-{os.getpid()}",
         f"unix://{paths.node(node.name, 'nsm.io.sock')}",
         f"unix://{paths.cluster(node.cluster, 'spiffe.sock')}",
+        entry.gid,
     )

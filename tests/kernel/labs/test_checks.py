@@ -98,11 +98,31 @@ def ip(ask: Ask, place: str, *words: str) -> None:
         pytest.param(
             "{name: a, exec: {in: n1, command: 'false'}, expect: {exit: 1}}", id="a status"
         ),
+        pytest.param(
+            "{name: a, exec: {in: app, command: env},"
+            " expect: {output: 'NSM_CONNECT_TO=unix:///run/vwire/labs/c'}}",
+            id="who knows the way",
+        ),
+        pytest.param(
+            "{name: a, exec: {in: outsider, command: nsmctl --version}}", id="our own command"
+        ),
+        pytest.param("{name: a, exec: {in: sw, command: bridge link}}", id="on a switch"),
     ],
 )  # fmt: skip
 def test_a_check_holds_on_a_wire_that_carries(ask, check):
     result = ask(check)
     assert result.holds, result.says
+
+
+@pytest.mark.parametrize("place", ["app", "n1", "outsider"])
+def test_a_command_is_whom_the_issuer_knows_in_its_place(ask, place):
+    with open(ask.paths.cluster("c", "entries.json")) as file:
+        known = [e for e in json.load(file) if e["netns"].endswith(f"/{ask.namespace(place)}")]
+    gid = known[-1]["gid"]
+    assert gid
+    check = {"name": "a", "exec": {"in": place, "command": "id"}}
+    found = ask(json.dumps({**check, "expect": {"output": f" gid={gid} groups={gid}"}}))
+    assert found.holds, found.says
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,13 @@
 """What kind of traffic a frame is: built by scapy, named by us."""
 
 import pytest
+from scapy.contrib.wireguard import (
+    Wireguard,
+    WireguardCookieReply,
+    WireguardInitiation,
+    WireguardResponse,
+    WireguardTransport,
+)
 from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
 from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import ARP, Ether
@@ -11,6 +18,7 @@ from labs import frames
 OUTER = Ether() / IP(src="198.18.0.1", dst="198.18.0.2")
 OUTER6 = Ether() / IPv6(src="fd00:18::1", dst="fd00:18::2")
 INNER = Ether() / IP(src="172.16.1.1", dst="172.16.1.0")
+SEALED = UDP(sport=51977, dport=52011) / Wireguard()
 TUNNEL = UDP(sport=40000, dport=4789) / VXLAN(vni=77)
 
 
@@ -26,6 +34,34 @@ TUNNEL = UDP(sport=40000, dport=4789) / VXLAN(vni=77)
         pytest.param(OUTER / TUNNEL / INNER / ICMP(), {"vxlan", "inner-icmp"}, id="VXLAN"),
         pytest.param(OUTER6 / TUNNEL / INNER / TCP(), {"vxlan", "inner-tcp"}, id="over IPv6"),
         pytest.param(OUTER / UDP(dport=53) / (b"q" * 20), set(), id="some UDP"),
+        pytest.param(
+            OUTER / SEALED / WireguardInitiation(),
+            {"wireguard", "wireguard-handshake"},
+            id="WireGuard's initiation",
+        ),
+        pytest.param(
+            OUTER6 / SEALED / WireguardResponse(),
+            {"wireguard", "wireguard-handshake"},
+            id="its response",
+        ),
+        pytest.param(
+            OUTER / SEALED / WireguardCookieReply(),
+            {"wireguard", "wireguard-handshake"},
+            id="its cookie",
+        ),
+        pytest.param(
+            OUTER / SEALED / WireguardTransport(encrypted_encapsulated_packet=bytes(16)),
+            {"wireguard"},
+            id="its keepalive",
+        ),
+        pytest.param(
+            OUTER6 / SEALED / WireguardTransport(encrypted_encapsulated_packet=bytes(96)),
+            {"wireguard", "wireguard-data"},
+            id="its data",
+        ),
+        pytest.param(
+            OUTER / UDP(dport=51820) / b"\4\0\1\0" / bytes(60), set(), id="nearly WireGuard"
+        ),
         pytest.param(
             fragment(OUTER / ICMP() / bytes(3000), 1000)[1], {"fragments"}, id="a fragment"
         ),
