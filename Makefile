@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test check protos lock bars bench clean
+.PHONY: help setup demo test check lane protos lock bars bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -28,6 +28,9 @@ check: setup  ## what CI asks before the tests: style, types, import rules, gene
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python protos/generate.py --check
 	@$(BIN)/python docs/check.py
+
+lane: setup  ## a shell, or ARGS, in a kernel with WireGuard, netem, VRF, VLAN; built once (minutes)
+	@$(BIN)/python -m tests.lane $(ARGS)
 
 protos: setup  ## nsm/proto from protos/*.proto
 	@$(BIN)/python protos/generate.py

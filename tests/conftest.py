@@ -1,8 +1,8 @@
 """The rules every test keeps: its folder says what it needs, and it leaves nothing behind.
 
 unit: no root, nothing of the network. kernel: namespaces of its own. e2e: real
-processes. lane: needs a kernel feature most machines lack. Without root,
-kernel and e2e tests are skipped; where CI=true, a skipped one is a failure
+processes. lane: a kernel with what most lack, see tests/lane/plugin.py. Without
+root, all but unit tests are skipped; where CI=true, a skipped one is a failure
 unless its reason names a kernel feature (`kernel lacks …`).
 """
 
@@ -17,6 +17,7 @@ import pytest
 
 from tests.support import leaks
 
+pytest_plugins = ("tests.lane.plugin",)
 FOLDERS = ("unit", "kernel", "e2e", "lane")
 NEED_ROOT = ("kernel", "e2e", "lane")
 NAMES_A_FEATURE = re.compile(r"(this )?kernel (lacks|has no) \S+")

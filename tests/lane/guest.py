@@ -1,0 +1,172 @@
+"""One start of the lane's kernel, with one command in it."""
+
+import contextlib
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+from tests.lane.kernel import HERE, LaneError
+
+NEVER_REPORTED = 125
+MEMORY = 2048  # MiB; it is taken from the host as the guest touches it
+# All of a guest is in a namespace of processes, whose first one ends with the guest, with us, or
+# when it is killed; then the kernel ends the others. No signal would find them all: each of the
+# guest's processes is one of the host's, traced, in a session of its own.
+TOGETHER = (
+    "setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child",
+    "sh", "-c", '"$@"; exit $?', "lane",
+)  # fmt: skip
+
+
+class Guest:
+    """A command in a kernel of its own, from entering the block to leaving it.
+
+    share is a folder that both sides write to, at the same path. Its output goes to the file
+    descriptor output; with a terminal, its input comes from descriptor 0.
+    """
+
+    def __init__(
+        self,
+        kernel: Path,
+        command: Sequence[str],
+        *,
+        share: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        output: int = 1,
+        terminal: bool = False,
+        memory: int = MEMORY,
+        boot: Sequence[str] = (),
+    ) -> None:
+        self._kernel = kernel
+        self._share = share.resolve() if share else None
+        if self._share and "," in str(self._share):
+            raise LaneError(f"{self._share}: a share's path cannot have a comma in it", 2)
+        self._command = _script(command, environment or os.environ, self._share)
+        self._output = output
+        self._terminal = terminal
+        self._memory = memory
+        self._boot = tuple(boot)
+        self._folder = Path()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        # in /tmp, and not where TMPDIR says: the kernel's command line knows no blanks
+        self._folder = Path(tempfile.mkdtemp(prefix="vwire-lane-", dir="/tmp"))
+        try:
+            self._start()
+        except BaseException:
+            shutil.rmtree(self._folder)
+            raise
+        return self
+
+    def _start(self) -> None:
+        folder = self._folder
+        (folder / "kernel").symlink_to(self._kernel)
+        (folder / "init").symlink_to(HERE / "init")
+        (folder / "command").write_text(self._command)
+        (folder / "shares").write_text(f"{self._share}\n" if self._share else "")
+        output = os.dup(self._output)
+        source = 0 if self._terminal else os.open(os.devnull, os.O_RDONLY)
+        arguments = [
+            f"mem={self._memory}M", "rootfstype=hostfs", "ro", "quiet", "loglevel=4",
+            f"uml_dir={folder}/", "fb_tunnels=none", "dummy.numdummies=0", "ifb.numifbs=0",
+            "con=null", "ssl=null", "con0=null,fd:1",
+            f"ssl0={'fd:0' if self._terminal else 'null'},fd:{output}",
+            f"lane={folder}", f"input={'/dev/ttyS0' if self._terminal else '/dev/null'}",
+            *self._boot,
+            f"init={folder}/kernel/busybox", "--", "sh", f"{folder}/init",
+        ]  # fmt: skip
+        try:
+            with (folder / "console").open("wb") as console:
+                self._process = subprocess.Popen(
+                    [*TOGETHER, f"{folder}/kernel/linux", *arguments],
+                    stdin=source, stdout=console, stderr=console, pass_fds=[output],
+                    start_new_session=True,  # Ctrl-C is our matter
+                    env={
+                        "PATH": os.defpath, "TMPDIR": _room_for(self._memory),
+                        "LD_PRELOAD": f"{folder}/kernel/fpshim.so",
+                    },
+                )  # fmt: skip
+        finally:
+            os.close(output)
+            if source:
+                os.close(source)
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        shutil.rmtree(self._folder)
+
+    @property
+    def _started(self) -> "subprocess.Popen[bytes]":
+        assert self._process is not None, "a guest is used inside its block"
+        return self._process
+
+    def wait(self, patience: float | None = None) -> int | None:
+        """The command's exit code, NEVER_REPORTED where the guest ended without the command.
+
+        None after patience seconds.
+        """
+        try:
+            self._started.wait(patience)
+            return int((self._folder / "status").read_text())
+        except subprocess.TimeoutExpired:
+            return None
+        except (FileNotFoundError, ValueError):
+            return NEVER_REPORTED
+
+    def kill(self) -> None:
+        """End it, all of it, now."""
+        process = self._started
+        if process.poll() is not None:
+            return
+        first = _children(process.pid)
+        for pid in first or [process.pid]:
+            _kill(pid)
+        process.wait()
+
+    def console(self, lines: int = 0) -> str:
+        """What the kernel said; its last lines only."""
+        text = (self._folder / "console").read_text(errors="replace")
+        return "\n".join(text.splitlines()[-lines:])
+
+
+def _script(command: Sequence[str], environment: Mapping[str, str], share: Path | None) -> str:
+    own = {"LANE_GUEST": "1", **({"LANE_OUT": str(share)} if share else {})}
+    passed = {k: v for k, v in environment.items() if k.isidentifier() and "PYTEST" not in k}
+    return "\n".join(
+        [
+            "unset lane input",
+            *(f"export {name}={shlex.quote(value)}" for name, value in (passed | own).items()),
+            f"cd {shlex.quote(os.getcwd())} || exit",
+            f"exec {shlex.join(command)}",
+            "",
+        ]
+    )
+
+
+def _room_for(memory: int) -> str:
+    """The folder for the file that is the guest's memory."""
+    try:
+        shm = os.statvfs("/dev/shm")
+    except FileNotFoundError:
+        return "/tmp"
+    fits = shm.f_bavail * shm.f_frsize >= memory << 20 and not shm.f_flag & os.ST_NOEXEC
+    # a guest that outgrows it dies of SIGBUS: containers have 64 MB there
+    return "/dev/shm" if fits else "/tmp"
+
+
+def _children(pid: int) -> list[int]:
+    with contextlib.suppress(FileNotFoundError):  # it has ended
+        return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
