@@ -182,8 +182,12 @@ def need_root() -> None:
             hint="give them to the container or service it runs in",
         )
     if os.geteuid() != 0:
-        again = shlex.join(["sudo", *_typed(), *sys.argv[1:]])
-        raise MachineCannotError(f"needs CAP_NET_ADMIN and CAP_SYS_ADMIN: {again}")
+        raise MachineCannotError(f"needs CAP_NET_ADMIN and CAP_SYS_ADMIN: {again_as_root()}")
+
+
+def again_as_root() -> str:
+    """This very command, as root has to type it."""
+    return shlex.join(["sudo", *_typed(), *sys.argv[1:]])
 
 
 def _typed() -> list[str]:

@@ -15,7 +15,17 @@ from nsmctl.command import app
 HERE = Path(__file__).parents[3]
 VERBS = [
     *(f"lab {v}" for v in ("check", "schema", "show", "run", "up", "down", "list", "status")),
-    *("lab exec", "lab logs", "connect", "services", "endpoints", "connections", "path", "run"),
+    *(
+        "lab exec",
+        "lab logs",
+        "connect",
+        "services",
+        "endpoints",
+        "connections",
+        "path",
+        "run",
+        "doctor",
+    ),
 ]
 BECOMES_ANOTHER = ("lab exec", "run")  # whose output is its own
 

@@ -1,0 +1,181 @@
+"""What this namespace's packet filter does with packets no rule speaks of. Changes nothing.
+
+Rules are in one of two places: nf_tables, where also today's `iptables` and docker put
+them, or the older tables of iptables-legacy. Both are asked; the older ones only if they
+are in use, because asking would make them. Blocks.
+"""
+
+import ctypes
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from nsm.errors import UnsupportedError
+from nsm.kernel import netlink
+from nsm.kernel.netlink import Refusal, Socket, attr, message, nested, text
+
+Hook = Literal["input", "forward"]
+
+_NETLINK_NETFILTER, _NFTABLES = 12, 10
+_NEWTABLE, _NEWCHAIN, _GETCHAIN = 0, 3, 4
+_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
+_FAMILIES: Final = {1: "inet", 2: "ip", 10: "ip6"}
+_HOOKS: Final[dict[int, Hook]] = {1: "input", 2: "forward"}
+_TABLE, _NAME, _HOOK, _POLICY, _TYPE = 1, 3, 4, 5, 7  # attributes of a chain
+_HOOKNUM, _PRIORITY = 1, 2
+_DROP = 0
+# linux/netfilter_ipv4/ip_tables.h, and its twin for IPv6
+_GET_INFO, _GET_ENTRIES = 64, 65
+_INFO: Final = struct.Struct("=32sI5I5III")
+_ENTRIES = 40  # bytes before the entries in their answer
+_VERDICT_DROP = -1
+_LEGACY: Final = (  # names of tables in use, family, socket level, bytes of an entry's addresses
+    ("/proc/self/net/ip_tables_names", socket.AF_INET, 0, 84, "ip"),
+    ("/proc/self/net/ip6_tables_names", socket.AF_INET6, 41, 136, "ip6"),
+)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain of the filter that packets meet by themselves."""
+
+    family: str  # ip, ip6, or inet for both
+    table: str
+    name: str
+    hook: Hook
+    drops: bool  # what no rule accepts
+    legacy: bool = False
+
+    def __str__(self) -> str:
+        way = "iptables-legacy" if self.legacy else "nft"
+        return f"{way} {self.family} {self.table} {self.name}"
+
+
+def chains() -> list[Chain]:
+    """The chains that see what comes in, and what is passed on.
+
+    Raises RightsError without CAP_NET_ADMIN.
+    """
+    return [*_nft(), *_legacy()]
+
+
+def attempt() -> None:
+    """Make a table and a chain of nf_tables; only where nobody else is, because they stay.
+
+    Raises UnsupportedError where the kernel has none, RightsError without CAP_NET_ADMIN.
+    """
+    hook = nested(_HOOK, _be32(_HOOKNUM, 1), _be32(_PRIORITY, 0))
+    chain = text(_TABLE, "try") + text(_NAME, "in") + hook + text(_TYPE, "filter")
+    batch = [
+        _message(_BATCH_BEGIN, 0, _NFTABLES),
+        _message(_NFTABLES << 8 | _NEWTABLE, netlink.CREATE, 0, text(1, "try")),
+        _message(_NFTABLES << 8 | _NEWCHAIN, netlink.CREATE | netlink.ACK, 0, chain),
+        _message(_BATCH_END, 0, _NFTABLES),
+    ]
+    for number, entry in enumerate(batch):
+        struct.pack_into("=I", entry, 8, number)
+    with _open() as sock:
+        sock.settimeout(5.0)
+        sock.sendmsg(batch)
+        refusal = _answer(sock, 2)
+    if refusal:
+        raise netlink.explain(refusal, "nft add chain inet try in", "a namespace made for trying")
+
+
+def _answer(sock: socket.socket, last: int) -> Refusal | None:
+    """The first refusal of a batch, or None when its message of that number was done."""
+    while True:
+        for _, _, sequence, data in netlink.split(memoryview(sock.recv(1 << 16))):
+            (code,) = struct.unpack_from("=i", data)
+            if code:
+                return Refusal(-code)
+            if sequence == last:
+                return None
+
+
+# --- nf_tables -------------------------------------------------------------------------------
+
+
+def _nft() -> Iterator[Chain]:
+    try:
+        with Socket(_open()) as sock:
+            dumped = sock.dump(_message(_NFTABLES << 8 | _GETCHAIN, 0, 0))
+    except UnsupportedError:
+        return  # no rules either
+    except Refusal as refusal:
+        if refusal.errno == errno.EINVAL:  # netfilter's word for a part it lacks
+            return
+        raise netlink.explain(refusal, "nft list chains", "this namespace") from refusal
+    for kind, body in dumped:
+        if kind == _NFTABLES << 8 | _NEWCHAIN and body[0] in _FAMILIES:
+            yield from _chain(_FAMILIES[body[0]], netlink.table(body, 4))
+
+
+def _chain(family: str, have: dict[int, memoryview]) -> Iterator[Chain]:
+    if _HOOK not in have or netlink.string(have.get(_TYPE, memoryview(b""))) != "filter":
+        return
+    number = int.from_bytes(netlink.table(have[_HOOK], 0)[_HOOKNUM], "big")
+    if number in _HOOKS:
+        drops = _POLICY in have and int.from_bytes(have[_POLICY], "big") == _DROP
+        table, name = netlink.string(have[_TABLE]), netlink.string(have[_NAME])
+        yield Chain(family, table, name, _HOOKS[number], drops)
+
+
+def _message(kind: int, flags: int, resource: int, body: bytes = b"") -> bytearray:
+    family = 1 if body else 0  # inet
+    return message(kind, flags, struct.pack("=BBH", family, 0, socket.htons(resource)) + body)
+
+
+def _be32(kind: int, value: int) -> bytes:
+    return attr(kind, value.to_bytes(4, "big"))
+
+
+def _open() -> socket.socket:
+    try:
+        return socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
+        )
+    except OSError as failure:
+        raise UnsupportedError(f"this kernel has no netfilter: {failure.strerror}") from failure
+
+
+# --- iptables-legacy -------------------------------------------------------------------------
+
+
+def _legacy() -> Iterator[Chain]:
+    for names, family, level, addresses, shown in _LEGACY:
+        try:
+            with open(names) as file:
+                used = file.read().split()
+        except OSError:
+            continue  # no such tables, or not for us to see
+        if "filter" in used:
+            yield from _policies(family, level, addresses, shown)
+
+
+def _policies(family: int, level: int, addresses: int, shown: str) -> Iterator[Chain]:
+    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        info = _INFO.unpack(_asked(sock, level, _GET_INFO, b"filter".ljust(_INFO.size, b"\0")))
+        underflows, size = info[7:12], info[13]
+        head = struct.pack("=32sI4x", b"filter", size)
+        entries = _asked(sock, level, _GET_ENTRIES, head.ljust(_ENTRIES + size, b"\0"))
+    for number, hook in _HOOKS.items():
+        entry = _ENTRIES + underflows[number]  # the chain's last rule, which is its policy
+        (target,) = struct.unpack_from("=H", entries, entry + addresses + 4)
+        (verdict,) = struct.unpack_from("=i", entries, entry + target + 32)
+        yield Chain(shown, "filter", hook.upper(), hook, verdict == _VERDICT_DROP, legacy=True)
+
+
+def _asked(sock: socket.socket, level: int, option: int, question: bytes) -> bytes:
+    buffer = ctypes.create_string_buffer(question, len(question))
+    size = ctypes.c_uint32(len(question))
+    if _libc.getsockopt(sock.fileno(), level, option, buffer, ctypes.byref(size)) < 0:
+        code = ctypes.get_errno()
+        failure = OSError(code, os.strerror(code))
+        raise netlink.explain(failure, "iptables-legacy -S", "this namespace")
+    return buffer.raw

@@ -1,0 +1,200 @@
+"""Asking: every question at once, each in a process of its own, and none for long.
+
+In a process of its own a question may move to other namespaces and try what it likes
+there, or hang, or die: what it made goes with it, and only its own line suffers.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Final, NoReturn
+
+from nsm.errors import NsmError
+
+PATIENCE: Final = 4.0  # seconds for all of them together; the slowest takes a tenth of that
+_PR_SET_PDEATHSIG: Final = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Level(StrEnum):
+    """How good an answer is."""
+
+    OK = "ok"
+    NOTE = "note"  # something optional is missing, or could not be looked at
+    BAD = "bad"  # something is missing that labs, or the programs' defaults, stand on
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was found, and what to do where that is not well."""
+
+    level: Level
+    found: str
+    fix: str = ""
+
+
+def ok(found: str) -> Answer:
+    """As it should be."""
+    return Answer(Level.OK, found)
+
+
+def note(found: str, fix: str = "") -> Answer:
+    """Something optional is missing."""
+    return Answer(Level.NOTE, found, fix)
+
+
+def bad(found: str, fix: str = "") -> Answer:
+    """Something needed is missing."""
+    return Answer(Level.BAD, found, fix)
+
+
+def not_tried() -> Answer:
+    """An ordinary user may not try it, which says nothing of the machine."""
+    return Answer(Level.NOTE, f"not tried: user {os.geteuid()} may not", "ask again as root")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One line: name is for scripts and stays as it is, title for people."""
+
+    name: str
+    title: str
+    ask: Callable[[], Answer]
+    needed: bool = False  # an answer that does not come is bad, and no note
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A question with its answer."""
+
+    name: str
+    title: str
+    level: Level
+    found: str
+    fix: str
+
+
+@dataclass(slots=True)
+class _Asked:
+    question: Question
+    pid: int
+    pidfd: int
+    pipe: int
+    said: bytes = b""
+
+
+def ask(
+    questions: Sequence[Question],
+    *,
+    patience: float = PATIENCE,
+    waiting: Callable[[Sequence[str]], None] = lambda _: None,
+) -> list[Line]:
+    """The answers, in the order of the questions; it takes patience seconds at most.
+
+    waiting is told every second whose answers are still to come. The calling process must
+    have one thread, because it forks.
+    """
+    asked: list[_Asked] = []
+    try:
+        for question in questions:
+            asked.append(_fork(question))  # noqa: PERF401 - those before a failure are ended
+        _listen(asked, patience, waiting)
+        return [_line(one) for one in asked]
+    finally:
+        for one in asked:
+            _end(one)
+
+
+def _fork(question: Question) -> _Asked:
+    pipe, answering = os.pipe()
+    parent = os.getpid()
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _be_asked(question, answering, parent)
+    except BaseException:
+        os.close(pipe)
+        raise
+    finally:
+        os.close(answering)
+    with contextlib.suppress(OSError):  # the child does the same: whoever is first
+        os.setpgid(pid, pid)
+    return _Asked(question, pid, os.pidfd_open(pid), pipe)
+
+
+def _be_asked(question: Question, answering: int, parent: int) -> NoReturn:
+    """What the child does; it never returns into the code it was forked from."""
+    try:
+        # a group of its own, so that what the question starts can be ended with it
+        with contextlib.suppress(OSError):
+            os.setpgid(0, 0)
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(0)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for number in range(3):
+            os.dup2(nothing, number)
+        answer = question.ask()
+    except NsmError as failure:
+        answer = _without(question, failure.message, failure.hint)
+    except BaseException as failure:  # noqa: BLE001 - whatever it is, it is this line's alone
+        answer = _without(question, f"cannot be told: {type(failure).__name__}: {failure}")
+    try:
+        os.write(answering, json.dumps(asdict(answer)).encode()[: 1 << 16])
+    finally:
+        os._exit(0)
+
+
+def _listen(
+    asked: Sequence[_Asked], patience: float, waiting: Callable[[Sequence[str]], None]
+) -> None:
+    end = time.monotonic() + patience
+    tell = time.monotonic() + 1.0
+    open_ = {one.pipe: one for one in asked}
+    poll = select.poll()
+    for pipe in open_:
+        poll.register(pipe, select.POLLIN)
+    while open_ and (now := time.monotonic()) < end:
+        if now >= tell:
+            waiting([one.question.title for one in open_.values()])
+            tell = now + 1.0
+        for pipe, _ in poll.poll((min(end, tell) - now) * 1000):
+            more = os.read(pipe, 1 << 16)
+            open_[pipe].said += more
+            if not more:
+                poll.unregister(pipe)
+                del open_[pipe]
+    for one in open_.values():
+        answer = _without(one.question, f"no answer within {patience:g} s")
+        one.said = json.dumps(asdict(answer)).encode()
+
+
+def _line(one: _Asked) -> Line:
+    question = one.question
+    try:
+        said = json.loads(one.said)
+        answer = Answer(Level(said["level"]), said["found"], said["fix"])
+    except ValueError:
+        answer = _without(question, "the process that looked died")
+    return Line(question.name, question.title, answer.level, answer.found, answer.fix)
+
+
+def _without(question: Question, why: str, fix: str = "") -> Answer:
+    return Answer(Level.BAD if question.needed else Level.NOTE, " ".join(why.split()), fix)
+
+
+def _end(one: _Asked) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(one.pid, signal.SIGKILL)
+    os.close(one.pipe)
+    # one that waits for a dead disk does not obey: init reaps it some day
+    if select.select([one.pidfd], [], [], 0.2)[0]:
+        os.waitpid(one.pid, 0)
+    os.close(one.pidfd)

@@ -1,0 +1,175 @@
+"""What the kernel can do, and what it lets this process do."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from typing import Final
+
+from forwarder import rights
+from nsm.errors import ExhaustedError, NsmError, RightsError, UnsupportedError
+from nsm.kernel import firewall, trial
+from nsmctl import show
+from nsmctl.machine.asking import Answer, bad, not_tried, note, ok
+
+WIREGUARD_FIX: Final = "modprobe wireguard, or apt install wireguard-go"
+ALSO: Final = {  # what a forwarder can be without, and what is then missing
+    "CAP_SYS_PTRACE": (19, "workloads of other users cannot be looked into"),
+    "CAP_NET_RAW": (13, "wires are not probed"),
+    "CAP_NET_BROADCAST": (11, "a workload's death is noticed late"),
+}
+_CONTAINER: Final = "give them to the container or service it runs in"
+
+
+def capabilities() -> Answer:
+    """What this process may do, of what a forwarder and a lab need."""
+    with open(rights.STATUS) as file:
+        held = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
+    missing = [name for name, bit in rights.NEEDED.items() if not held >> bit & 1]
+    if missing:
+        root = os.geteuid() == 0
+        whose = "this root" if root else f"user {os.geteuid()}"
+        fix = _CONTAINER if root else show.again_as_root()
+        return bad(f"{whose} lacks {' and '.join(missing)}", fix)
+    also = [(name, lost) for name, (bit, lost) in ALSO.items() if not held >> bit & 1]
+    if also:
+        told = "; ".join(f"no {name}: {lost}" for name, lost in also)
+        return note(told, _CONTAINER)
+    return ok(", ".join((*rights.NEEDED, *ALSO)))
+
+
+def namespaces() -> Answer:
+    """Network namespaces, entered, left and named."""
+    try:
+        trial.namespace()
+    except ExhaustedError as full:
+        return bad(f"no more of them: {full.message}", "raise /proc/sys/user/max_net_namespaces")
+    except RightsError as refusal:
+        return _not_tried(refusal, needed=True, fix="allow mount and unshare to the container")
+    return ok("made, entered, named")
+
+
+def settings() -> Answer:
+    """Variables of a namespace can be set."""
+    try:
+        trial.apart()
+        trial.settings()
+    except RightsError as refusal:
+        return _not_tried(refusal, needed=True, fix="mount /proc/sys read-write")
+    return ok("can be set")
+
+
+def veth() -> Answer:
+    """Wires on one node."""
+    return _tried(trial.veth, "wires on one node", "modprobe veth", needed=True)
+
+
+def bridge() -> Answer:
+    """Switches of labs."""
+    return _tried(trial.bridge, "switches of labs", "modprobe bridge", needed=True)
+
+
+def vxlan() -> Answer:
+    """Wires between nodes."""
+    return _tried(trial.vxlan, "wires between nodes", "modprobe vxlan", needed=True)
+
+
+def macvlan() -> Answer:
+    """Wires of workloads that have rights over their devices."""
+    return _tried(trial.macvlan, "remote wires for holders of CAP_NET_ADMIN", "modprobe macvlan")
+
+
+def nft() -> Answer:
+    """Filters of nf_tables."""
+    return _tried(firewall.attempt, "faults in labs", "modprobe nf_tables")
+
+
+def netem() -> Answer:
+    """Delay and loss."""
+    return _tried(trial.netem, "delay and loss in labs", "modprobe sch_netem")
+
+
+def wireguard() -> Answer:
+    """Encrypted wires between nodes."""
+    if _kernel_has_wireguard():
+        return ok("in the kernel")
+    program = shutil.which("wireguard-go")
+    if program is None:
+        return note("neither in the kernel nor as wireguard-go: no encrypted wires", WIREGUARD_FIX)
+    try:
+        trial.tun()
+        trial.wireguard_go(program)
+    except RightsError as refusal:
+        return _not_tried(refusal, needed=False, fix="modprobe wireguard")
+    except NsmError as refusal:
+        return note(f"no kernel module, and {refusal.message}: no encrypted wires", WIREGUARD_FIX)
+    return note("userspace (no kernel module)", "modprobe wireguard")
+
+
+def tun() -> Answer:
+    """What WireGuard in userspace stands on."""
+    try:
+        trial.apart()
+        trial.tun()
+    except UnsupportedError as refusal:
+        if _kernel_has_wireguard():
+            return ok("none, and none is needed: the kernel has WireGuard")
+        return note(
+            f"{refusal.message}: no WireGuard in userspace",
+            "modprobe tun; in a container, mount /dev/net/tun",
+        )
+    except RightsError as refusal:
+        return _not_tried(refusal, needed=False, fix=f"let this container use {trial.TUN}")
+    return ok(trial.TUN)
+
+
+def wireguard_go() -> Answer:
+    """The program that is WireGuard where the kernel is not."""
+    path = shutil.which("wireguard-go")
+    if path is None:
+        if _kernel_has_wireguard():
+            return ok("none, and none is needed: the kernel has WireGuard")
+        return note("not in PATH", "apt install wireguard-go")
+    try:
+        said = subprocess.run(
+            [path, "--version"], capture_output=True, text=True, check=False, timeout=2
+        )
+    except (OSError, subprocess.TimeoutExpired) as failure:
+        return note(f"{path} does not say its version: {failure}", "apt install wireguard-go")
+    lines = said.stdout.splitlines()
+    if said.returncode != 0 or not lines:
+        return note(f"{path} --version ended with {said.returncode}", "apt install wireguard-go")
+    return ok(f"{lines[0].strip()[:40]}, {path}")
+
+
+def _tried(attempt: Callable[[], None], what_for: str, fix: str, *, needed: bool = False) -> Answer:
+    lacking = bad if needed else note
+    try:
+        trial.apart()
+    except NsmError as refusal:
+        return _not_tried(refusal, needed=needed, fix="let this container make namespaces")
+    try:
+        attempt()
+    except UnsupportedError:
+        return lacking(f"the kernel has none: no {what_for}", fix)
+    except RightsError as refusal:
+        return _not_tried(refusal, needed=needed, fix="give this container CAP_NET_ADMIN")
+    except NsmError as refusal:
+        return lacking(refusal.message, refusal.hint)
+    return ok(f"for {what_for}")
+
+
+def _not_tried(refusal: NsmError, *, needed: bool, fix: str) -> Answer:
+    """What a refusal means: for an ordinary user nothing, for root that it is not to be had."""
+    if os.geteuid() != 0:
+        return not_tried()
+    return (bad if needed else note)(refusal.message, fix)
+
+
+def _kernel_has_wireguard() -> bool:
+    try:
+        trial.apart()
+        trial.wireguard()
+    except NsmError:
+        return False
+    return True

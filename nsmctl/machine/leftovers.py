@@ -1,0 +1,145 @@
+"""What earlier labs and wires left: found by their own marks, never by a name's pattern."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from labs import engine, state
+from labs import processes as plans
+from labs.paths import ROOT, Paths
+from labs.units import count
+from nsm.errors import NsmError
+from nsm.kernel import messages, netlink, owner
+from nsm.kernel.namespaces import NAMED, Home
+from nsm.kernel.netlink import Socket
+from nsmctl.machine import processes
+from nsmctl.machine.asking import Answer, note, ok
+from nsmctl.machine.processes import Process
+
+DEFAULT_NAME: Final = "forwarder"  # a forwarder's own, without NSM_NAME
+
+
+def labs() -> Answer:
+    """Labs that are up, and what is left of those that are not."""
+    there = state.labs(ROOT)
+    left = [name for name in there if _is_left(Paths(name))]
+    up = [name for name in there if name not in left]
+    if left:
+        more = f" and {len(left) - 1} more" if left[1:] else ""
+        return note(
+            f"{left[0]}{more}: left by an engine that ended",
+            f"nsmctl lab down {left[0] if not more else '--all'}",
+        )
+    return ok(f"up: {', '.join(up)}" if up else "none up, none left")
+
+
+def _is_left(paths: Paths) -> bool:
+    """Whether nobody is there any more to whom a lab's folder belongs."""
+    try:
+        now = state.read(paths)
+    except NsmError:
+        return True
+    if now is None or now.crashed:
+        return True
+    return now.phase == "up" and not any(child.mark.alive for child in state.born(paths).values())
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """Devices of one group in one namespace, and the command that takes them away."""
+
+    group: int
+    devices: int
+    removal: str
+
+
+def wires() -> Answer:
+    """Devices with our mark that belong to no forwarder which runs here."""
+    alive = _groups_alive()
+    found = list(_ours())
+    if alive is None:
+        return ok(f"{count(sum(one.devices for one in found), 'device')}, and a forwarder runs")
+    left = [one for one in found if one.group not in alive]
+    if not left:
+        standing = sum(one.devices for one in found)
+        return ok(f"{count(standing, 'device')} of running forwarders" if standing else "none")
+    devices = count(sum(one.devices for one in left), "device")
+    return note(
+        f"{devices} in {count(len(left), 'namespace')} of forwarders that do not run",
+        f"start them again, or: {left[0].removal}",
+    )
+
+
+def _groups_alive() -> set[int] | None:
+    """The link groups of running forwarders; None if one does not say what it is called."""
+    groups = set()
+    for process in processes.listed():
+        if process.module == "forwarder":
+            name = _name(process)
+            if name is None:
+                return None
+            groups.add(owner.group(name))
+    return groups
+
+
+def _name(process: Process) -> str | None:
+    """What a forwarder calls itself: by its lab's plan, or by its environment."""
+    lab, _, place = process.argv[-1].partition("/")
+    if place:
+        with contextlib.suppress(NsmError, OSError):
+            paths = Paths(lab)
+            for planned in plans.plan(engine.saved(paths), paths).processes:
+                if planned.name == place:
+                    return planned.environment["NSM_NAME"]
+        return None
+    try:
+        with open(f"/proc/{process.pid}/environ", "rb") as file:
+            variables = file.read().decode(errors="replace").split("\0")
+    except OSError:
+        return None
+    named = [one.partition("=")[2] for one in variables if one.startswith("NSM_NAME=")]
+    return named[-1] if named else DEFAULT_NAME
+
+
+def _ours() -> Iterator[Left]:
+    """Devices with our mark in every namespace that somebody's process or name leads to."""
+    with Socket.here() as sock:
+        yield from _marked(sock, "")
+    if os.geteuid() != 0:
+        return
+    with Home() as home:
+        seen = {home.namespace.inode}
+        for path, inside in _doors():
+            with contextlib.suppress(OSError, NsmError):
+                inode = os.stat(path).st_ino
+                if inode in seen:
+                    continue
+                seen.add(inode)
+                fd = home.opened_path(path, path)
+                try:
+                    with home.socket(fd) as sock:
+                        yield from _marked(sock, inside)
+                finally:
+                    os.close(fd)
+
+
+def _doors() -> Iterator[tuple[str, str]]:
+    """Ways into namespaces, each with what to write before a command to run it there."""
+    for name in sorted(os.listdir(NAMED)) if os.path.isdir(NAMED) else ():
+        yield f"{NAMED}/{name}", f"ip netns exec {name} "
+    for pid in os.listdir("/proc"):
+        if pid.isdigit():
+            yield f"/proc/{pid}/ns/net", f"nsenter -n -t {pid} "
+
+
+def _marked(sock: Socket, inside: str) -> Iterator[Left]:
+    groups: dict[int, int] = {}
+    for kind, body in sock.dump(messages.dump_links()):
+        if kind == netlink.NEWLINK:
+            group = messages.device(body).group
+            if owner.is_ours(group):
+                groups[group] = groups.get(group, 0) + 1
+    for group, devices in groups.items():
+        yield Left(group, devices, f"{inside}ip link del group {group}")
