@@ -55,6 +55,7 @@ from nsm.kernel.state import (
     Veth,
     Vxlan,
     Wire,
+    Wireguard,
     items,
     member_of,
     policies,
@@ -673,6 +674,8 @@ def _create(reach: Reach, item: Made, step: Step, journal: Journal, waiting: _Wa
             item, indexes[0], reach.index_of(where, name), reach.fd(item.end.namespace)
         )
         waiting.add(where, step, made)
+    elif isinstance(item, Wireguard):
+        raise UnsupportedError(f"`{step}` in {item.underlay}: this node makes no such tunnel yet")
     else:
         made = messages.create_vxlan(item, indexes[0], reach.fd(item.end.namespace))
         waiting.add(item.underlay, step, made)

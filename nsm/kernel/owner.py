@@ -9,6 +9,7 @@ What has no mark is somebody else's and is never touched.
 """
 
 import hashlib
+import re
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +26,7 @@ RULES = range(7800, 8800)
 
 _GROUPS = 0x4E53_0000  # "NS": the upper half says vwire, the lower half which instance
 _LONGEST = 255  # IFALIASZ - 1, in bytes
+_DECIMAL = re.compile(r"[0-9]{1,20}", re.ASCII)  # 64 bits
 
 SideName = Literal["src", "dst"]
 """src is the client's side of a wire and dst the endpoint's, as in `nsm.model`."""
@@ -51,18 +53,26 @@ class Mark:
     rules says that policy routing rules hang on the device. They outlive it, so
     whoever removes the device must know without having it any more. hop says that it is
     the tunnel below a workload's device, which outlives the workload.
+
+    A WireGuard device does not show where its socket is, nor where its far end said it
+    is once packets came from elsewhere. So that is written here: the cookie of the
+    underlay (0: not said), and the far end as ADDRESS:PORT.
     """
 
     connection: str
     side: SideName
     rules: bool = False
     hop: bool = False
+    underlay: int = 0
+    far: str = ""
 
     def __str__(self) -> str:
         return (
             f"nsm:{quote(self.connection, safe='')}:{self.side}"
             + (":rules" if self.rules else "")
             + (":hop" if self.hop else "")
+            + (f":on={self.underlay}" if self.underlay else "")
+            + (f":to={quote(self.far, safe='')}" if self.far else "")
         )
 
     @classmethod
@@ -72,12 +82,29 @@ class Mark:
         if len(parts) < 3 or parts[0] != "nsm" or parts[2] not in ("src", "dst"):
             return None
         side, more = cast("SideName", parts[2]), parts[3:]
-        return cls(unquote(parts[1]), side, "rules" in more, "hop" in more)
+        said = dict(part.split("=", 1) for part in more if "=" in part)
+        on = said.get("on", "")
+        return cls(
+            unquote(parts[1]),
+            side,
+            "rules" in more,
+            "hop" in more,
+            int(on) if _DECIMAL.fullmatch(on) else 0,
+            unquote(said.get("to", "")),
+        )
 
 
-def mark(connection: str, side: SideName, *, rules: bool = False, hop: bool = False) -> Mark:
+def mark(
+    connection: str,
+    side: SideName,
+    *,
+    rules: bool = False,
+    hop: bool = False,
+    underlay: int = 0,
+    far: str = "",
+) -> Mark:
     """The mark of one end; InvalidError where the id does not fit into an alias."""
-    made = Mark(connection, side, rules, hop)
+    made = Mark(connection, side, rules, hop, underlay, far)
     if not connection or len(str(made).encode()) > _LONGEST:
         raise InvalidError(
             f"connection id {connection[:40]!r}… does not fit into a link alias of {_LONGEST} bytes"
@@ -100,5 +127,5 @@ def mac(connection: str, side: SideName) -> str:
 
 
 def tunnel_name(connection: str, side: SideName) -> str:
-    """What the tunnel below a workload's device is called, in the underlay: 15 bytes."""
+    """What a tunnel is called while it is in the underlay: 15 bytes, one on the whole machine."""
     return "nsm" + hashlib.sha256(f"{side} {connection}".encode()).hexdigest()[:12]

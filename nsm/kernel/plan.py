@@ -2,7 +2,7 @@
 
 Add before delete, so that a refresh never leaves a wire without an address; delete
 in reverse order of dependence. Only what stands in the way of something new goes
-first: a device under the same name, or with the same VNI.
+first: a device under the same name, or with the same VNI, or on the same port.
 """
 
 from collections.abc import Iterable
@@ -25,12 +25,15 @@ from nsm.kernel.state import (
     Sysctl,
     Veth,
     Vxlan,
+    Wireguard,
     member_of,
 )
+from nsm.kernel.wireguard import difference
 
 _ORDER = (
     Veth,
     Vxlan,
+    Wireguard,
     Macvlan,
     Stub,
     Sysctl,
@@ -43,7 +46,7 @@ _ORDER = (
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One change; reads as the `ip` command that would do it.
+    """One change; reads as the `ip` and `wg` commands that would do it.
 
     `before` is what a "set" replaces, so that every step can be taken back.
     """
@@ -61,7 +64,10 @@ class Step:
             return f"ip link del {self.item.ends[0].name}"
         kind, rest = str(self.item).split(" ", 1)
         family = "-6 " if getattr(self.item, "family", 4) == 6 else ""
-        return f"ip {family}{kind} {self.verb} {rest}"
+        command = f"ip {family}{kind} {self.verb} {rest}"
+        if isinstance(self.item, Wireguard):
+            return "; ".join(_encrypted(self.item, command))
+        return command
 
     @property
     def namespaces(self) -> tuple[Namespace, ...]:
@@ -124,7 +130,9 @@ def _links(state: State) -> list[Link]:
 def _collide(old: Link, new: Link) -> bool:
     if {end.seat for end in old.ends} & {end.seat for end in new.ends}:
         return True
-    return isinstance(old, Vxlan) and isinstance(new, Vxlan) and old.claim == new.claim
+    if isinstance(old, Vxlan) and isinstance(new, Vxlan):
+        return old.claim == new.claim
+    return isinstance(old, Wireguard) and isinstance(new, Wireguard) and old.claim == new.claim
 
 
 def _with_members(links: Iterable[Link], state: State) -> frozenset[Item]:
@@ -158,6 +166,8 @@ def _rank(item: Item) -> tuple[int, int, int, bytes]:
 
 def _set(new: Link, old: Item | None) -> Iterable[str]:
     assert isinstance(old, Link)
+    if isinstance(new, Wireguard) and isinstance(old, Wireguard):
+        yield from difference(new, old).commands(new.called)
     for after, before in zip(new.ends, old.ends, strict=True):
         words = [f"{word} {value}" for word, value in _differences(after, before)]
         if words:
@@ -166,6 +176,17 @@ def _set(new: Link, old: Item | None) -> Iterable[str]:
         return
     if (new.local, new.remote) != (old.local, old.remote):
         yield f"ip link set {new.end.name} type vxlan local {new.local} remote {new.remote}"
+
+
+def _encrypted(new: Wireguard, command: str) -> Iterable[str]:
+    yield command if new.engine == "kernel" else f"wireguard-go {new.called}"
+    yield from difference(new).commands(new.called)
+    if new.engine == "userspace":
+        end = new.end
+        yield (
+            f"ip link set {new.called} mtu {end.mtu} group {end.group}"
+            f" netns {end.namespace} name {end.name}"
+        )
 
 
 def _differences(after: End, before: End) -> Iterable[tuple[str, object]]:

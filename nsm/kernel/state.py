@@ -18,9 +18,11 @@ from ipaddress import (
     IPv6Network,
     ip_network,
 )
+from typing import Literal
 
-from nsm.errors import InvalidError
+from nsm.errors import InvalidError, UnsupportedError
 from nsm.kernel import owner
+from nsm.kernel.keys import Key, check_public
 
 IPAddress = IPv4Address | IPv6Address
 IPInterface = IPv4Interface | IPv6Interface
@@ -30,9 +32,13 @@ OWN = -1
 """The nsid of the namespace this process runs in."""
 
 VXLAN_PORT = 4789
+WIREGUARD_PORT = 51820
 LONGEST_NAME = 15  # IFNAMSIZ - 1, bytes
 _SMALLEST_MTU = {4: 68, 6: 1280}  # below it the kernel takes the family's addresses away
 _LARGEST_MTU = 65535
+
+EngineName = Literal["kernel", "userspace"]
+"""Who makes a WireGuard device: the kernel, or a wireguard-go process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +86,8 @@ class End:
         return (self.namespace, self.name)
 
     def __str__(self) -> str:
-        return f"{self.name} address {self.mac} mtu {self.mtu} group {self.group}"
+        mac = f" address {self.mac}" if self.mac else ""
+        return f"{self.name}{mac} mtu {self.mtu} group {self.group}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +141,51 @@ class Vxlan:
             f"link {self.end} netns {self.end.namespace} type vxlan id {self.vni}"
             f" local {self.local} remote {self.remote} dstport {self.port} nolearning"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Wireguard:
+    """An encrypted tunnel in a workload's namespace whose UDP socket stays in the underlay.
+
+    Its end has no MAC, because only IP packets go through it. far is where the far end said
+    it is, ADDRESS:PORT: the device itself sends to where authentic packets came from last.
+    As found it may be half made: no key, port 0, no peer. strangers are further peers it has.
+    """
+
+    end: End
+    engine: EngineName
+    underlay: Namespace
+    key: Key | None
+    port: int
+    peer: str
+    far: str
+    keepalive: int = 0
+    strangers: tuple[str, ...] = ()
+
+    @property
+    def ends(self) -> tuple[End, ...]:
+        return (self.end,)
+
+    @property
+    def core(self) -> tuple[object, ...]:
+        """What cannot be changed without making it anew."""
+        return ("wireguard", self.end.seat, self.underlay, self.engine)
+
+    @property
+    def claim(self) -> tuple[Namespace, int]:
+        """What only one device may hold: a UDP port of an underlay."""
+        return (self.underlay, self.port)
+
+    @property
+    def called(self) -> str:
+        """What `wg` calls it: wireguard-go's keeps the name it was made under."""
+        mark = owner.Mark.parse(self.end.alias)
+        if self.engine == "kernel" or mark is None:
+            return self.end.name
+        return owner.tunnel_name(mark.connection, mark.side)
+
+    def __str__(self) -> str:
+        return f"link {self.end} netns {self.end.namespace} type wireguard"
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +331,7 @@ class Rule:
         )
 
 
-Made = Veth | Vxlan | Macvlan
+Made = Veth | Vxlan | Wireguard | Macvlan
 Link = Made | Stub
 Member = Address | Route | Neighbour | Rule
 Item = Link | Sysctl | Member
@@ -374,10 +426,30 @@ class VxlanTunnel:
 
 
 @dataclass(frozen=True, slots=True)
-class RemoteWire:
-    """One node's half of a wire between two nodes: one VXLAN device in the workload.
+class WireguardTunnel:
+    """The WireGuard between two nodes, as one of them has it.
 
-    hop: the VXLAN device stands in the underlay and the workload gets one on top of it,
+    key is ours, peer is the far end's public one. local is what we say of ourselves; the
+    socket hears on all addresses, on port. remote and remote_port are where the far end said
+    it is. keepalive in seconds is for the side that begins the handshake, 0 is none.
+    """
+
+    key: Key = field(repr=False)
+    peer: str
+    local: IPAddress
+    remote: IPAddress
+    remote_port: int
+    underlay: Namespace
+    port: int
+    engine: EngineName
+    keepalive: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteWire:
+    """One node's half of a wire between two nodes: one tunnel device in the workload.
+
+    hop: the tunnel device stands in the underlay and the workload gets one on top of it,
     because whoever may configure a tunnel can lead it elsewhere, or send from the node's
     address under other identifiers.
     """
@@ -385,7 +457,7 @@ class RemoteWire:
     connection: str
     side: owner.SideName
     end: Interface
-    tunnel: VxlanTunnel
+    tunnel: VxlanTunnel | WireguardTunnel
     hop: bool = False
 
     @property
@@ -404,7 +476,7 @@ Wire = LocalWire | RemoteWire
 def items(wire: Wire, group: int) -> State:
     """Everything the wire needs, but its policies, whose tables depend on what is there.
 
-    Raises InvalidError for what the kernel could not hold: bad names, MTUs, VNIs, MACs.
+    Raises InvalidError for what the kernel could not hold: bad names, MTUs, VNIs, MACs, keys.
     """
     ends = [_end(wire, side, interface, group) for side, interface in wire.sides]
     found: set[Item] = set()
@@ -416,15 +488,21 @@ def items(wire: Wire, group: int) -> State:
                 hint="client and endpoint share a namespace: give them different interface names",
             )
         found.add(Veth(ends[0], ends[1]))
+    elif isinstance(wire.tunnel, WireguardTunnel):
+        found.add(_wireguard(wire, wire.tunnel, ends[0]))
     elif wire.hop:
         where, name = wire.below
         alias = str(owner.mark(wire.connection, wire.side, hop=True))
-        tunnel = _vxlan(wire, replace(ends[0], namespace=where, name=name, alias=alias))
+        end = replace(ends[0], namespace=where, name=name, alias=alias)
+        tunnel = _vxlan(wire, wire.tunnel, end)
         found |= {tunnel, Macvlan(ends[0], wire.below, tunnel.core)}
     else:
-        found.add(_vxlan(wire, ends[0]))
+        found.add(_vxlan(wire, wire.tunnel, ends[0]))
     for _, interface in wire.sides:
         found.update(_members(interface))
+    if any(isinstance(item, Wireguard) for item in found):
+        # nobody is asked for a MAC where there is none
+        found -= {item for item in found if isinstance(item, Neighbour)}
     return frozenset(found)
 
 
@@ -442,20 +520,64 @@ def _end(wire: Wire, side: owner.SideName, interface: Interface, group: int) -> 
     return End(interface.namespace, interface.name, mac, interface.mtu, group, str(mark))
 
 
-def _vxlan(wire: RemoteWire, end: End) -> Vxlan:
-    tunnel = wire.tunnel
+def _vxlan(wire: RemoteWire, tunnel: VxlanTunnel, end: End) -> Vxlan:
+    _check_outside(wire, tunnel)
+    if not 0 < tunnel.vni < 1 << 24:
+        raise InvalidError(f"wire {wire.connection}: VNI {tunnel.vni} is not within 1 and 16777215")
+    return Vxlan(end, tunnel.vni, tunnel.local, tunnel.remote, tunnel.port, tunnel.underlay)
+
+
+def _wireguard(wire: RemoteWire, tunnel: WireguardTunnel, end: End) -> Wireguard:
+    _check_outside(wire, tunnel)
+    _check_port(wire, tunnel.remote_port)
+    peer = check_public(tunnel.peer, f"wire {wire.connection}: the far end's key")
+    if peer == tunnel.key.public:
+        raise InvalidError(f"wire {wire.connection}: both ends have the key {peer}")
+    if not 0 <= tunnel.keepalive < 1 << 16:
+        raise InvalidError(
+            f"wire {wire.connection}: a keepalive of {tunnel.keepalive} s is not within 0 and 65535"
+        )
+    if wire.hop:
+        raise UnsupportedError(
+            f"wire {wire.connection}: a WireGuard tunnel cannot stand on the node and be used from"
+            f" {end.namespace}",
+            hint="set NSM_ISOLATION=in-place if whoever is in there may know the wire's key",
+        )
+    far = endpoint(tunnel.remote, tunnel.remote_port)
+    said = owner.Mark.parse(end.alias)
+    assert said is not None
+    mark = owner.mark(
+        wire.connection, wire.side, rules=said.rules, underlay=tunnel.underlay.cookie, far=far
+    )
+    return Wireguard(
+        replace(end, mac="", alias=str(mark)),
+        tunnel.engine,
+        tunnel.underlay,
+        tunnel.key,
+        tunnel.port,
+        peer,
+        far,
+        tunnel.keepalive,
+    )
+
+
+def endpoint(address: IPAddress, port: int) -> str:
+    """Where packets are sent to, as WireGuard writes it."""
+    return f"{address}:{port}" if address.version == 4 else f"[{address}]:{port}"
+
+
+def _check_outside(wire: RemoteWire, tunnel: VxlanTunnel | WireguardTunnel) -> None:
     if tunnel.local.version != tunnel.remote.version:
         raise InvalidError(
             f"wire {wire.connection}: a tunnel from {tunnel.local} to {tunnel.remote}"
             " mixes IPv4 and IPv6"
         )
-    if not 0 < tunnel.vni < 1 << 24:
-        raise InvalidError(f"wire {wire.connection}: VNI {tunnel.vni} is not within 1 and 16777215")
-    if not 0 < tunnel.port < 1 << 16:
-        raise InvalidError(
-            f"wire {wire.connection}: UDP port {tunnel.port} is not within 1 and 65535"
-        )
-    return Vxlan(end, tunnel.vni, tunnel.local, tunnel.remote, tunnel.port, tunnel.underlay)
+    _check_port(wire, tunnel.port)
+
+
+def _check_port(wire: RemoteWire, port: int) -> None:
+    if not 0 < port < 1 << 16:
+        raise InvalidError(f"wire {wire.connection}: UDP port {port} is not within 1 and 65535")
 
 
 def _members(interface: Interface) -> Iterator[Item]:

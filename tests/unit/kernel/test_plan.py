@@ -1,5 +1,6 @@
 """Whatever is there, the plan leads to what is wanted, and each of its prefixes leads back."""
 
+import base64
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nsm.kernel import owner
+from nsm.kernel.keys import Key
 from nsm.kernel.plan import Step, plan
 from nsm.kernel.state import (
     Address,
@@ -30,6 +32,8 @@ from nsm.kernel.state import (
     Vxlan,
     VxlanTunnel,
     Wire,
+    Wireguard,
+    WireguardTunnel,
     items,
     member_of,
     policies,
@@ -42,7 +46,7 @@ CLIENT, SERVER, UNDERLAY = (
     for cookie, name in ((1, "client"), (2, "server"), (3, "underlay"))
 )
 GROUP = owner.group("test")
-LINKS = (Veth, Vxlan, Macvlan, Stub)
+LINKS = (Veth, Vxlan, Wireguard, Macvlan, Stub)
 
 
 class Model:
@@ -83,6 +87,9 @@ class Model:
             if isinstance(item, Vxlan):
                 claims = {i.claim for i in self.state if isinstance(i, Vxlan)}
                 assert item.claim not in claims, f"{step}: the VNI is taken"
+            if isinstance(item, Wireguard):
+                ports = {i.claim for i in self.state if isinstance(i, Wireguard)}
+                assert item.claim not in ports, f"{step}: the port is taken"
             if isinstance(item, Macvlan):
                 cores = {i.core for i in self.state if isinstance(i, Vxlan)}
                 assert item.on in cores, f"{step}: there is no such tunnel"
@@ -144,11 +151,26 @@ TUNNELS = st.builds(
     underlay=st.just(UNDERLAY),
     port=st.sampled_from([4789, 4790]),
 )
+KEYS = [Key(bytes([n]) * 32) for n in (1, 2)]
+FAR = [Key(bytes([n]) * 32).public for n in (3, 4, 5)]
+ENCRYPTED = st.builds(
+    WireguardTunnel,
+    key=st.sampled_from(KEYS),
+    peer=st.sampled_from(FAR[:2]),
+    local=st.just(ip_address("192.0.2.1")),
+    remote=st.sampled_from([ip_address("192.0.2.2"), ip_address("192.0.2.4")]),
+    remote_port=st.sampled_from([51820, 51821]),
+    underlay=st.just(UNDERLAY),
+    port=st.sampled_from([51820, 51821]),
+    engine=st.sampled_from(["kernel", "userspace"]),
+    keepalive=st.sampled_from([0, 10]),
+)
 WIRES = st.one_of(
     st.builds(LocalWire, st.just("id"), interfaces(CLIENT), interfaces(SERVER)),
     st.builds(
         RemoteWire, st.just("id"), st.just("src"), interfaces(CLIENT), TUNNELS, st.booleans()
     ),
+    st.builds(RemoteWire, st.just("id"), st.just("src"), interfaces(CLIENT), ENCRYPTED),
 )
 
 
@@ -163,6 +185,16 @@ def whole(wire: Wire, found: State = frozenset()) -> State:
     return frozenset(made)
 
 
+def down(item: Veth | Vxlan | Wireguard) -> Item:
+    """A device as whoever made it left it who died before it was up."""
+    if isinstance(item, Veth):
+        return replace(item, src=replace(item.src, up=False, alias=""))
+    end = replace(item.end, up=False)
+    if isinstance(item, Wireguard):
+        return replace(item, end=end, key=None, port=0)
+    return replace(item, end=end)
+
+
 @st.composite
 def observed(draw: st.DrawFn, wire: Wire) -> State:
     """What may be found: nothing, or another life of the wire with parts missing or changed."""
@@ -174,16 +206,16 @@ def observed(draw: st.DrawFn, wire: Wire) -> State:
         if isinstance(item, Macvlan):
             state.discard(item)  # somebody deleted it
             state -= {other for other in state if member_of(other) == item.end.seat}
-        elif isinstance(item, Veth | Vxlan):
+        elif isinstance(item, Veth | Vxlan | Wireguard):
             state.remove(item)
             seats = {end.seat for end in item.ends}
             end = item.ends[0]
             match draw(st.sampled_from(["down", "half", "gone"])):
-                case "down" if isinstance(item, Vxlan):
-                    state.add(replace(item, end=replace(end, up=False)))
-                    continue
                 case "down":
-                    state.add(replace(item, src=replace(end, up=False, alias="")))
+                    state.add(down(item))
+                    continue
+                case "half" if isinstance(item, Wireguard):
+                    state.add(replace(item, peer="", far="", keepalive=0, strangers=(FAR[2],)))
                     continue
                 case "half":
                     state.add(Stub(end, "veth"))
@@ -332,6 +364,76 @@ def test_a_tunnel_is_moved_out_of_a_workload_and_back() -> None:
     assert str(plan(hop, frozenset())[1]).endswith(
         f"netns client link {name} type macvlan mode passthru"
     )
+
+
+def test_an_encrypted_tunnel_reads_as_ip_and_wg_commands_and_its_key_is_not_shown() -> None:
+    end = Interface(CLIENT, "nsm-1", mtu=1440, ping=False)
+    tunnel = WireguardTunnel(
+        KEYS[0], FAR[0], *map(ip_address, ("192.0.2.1", "192.0.2.2")), 51821, UNDERLAY, 51820,
+        "kernel", 10,
+    )  # fmt: skip
+    desired = items(RemoteWire("id", "src", end, tunnel), 78)
+    (step,) = plan(desired, frozenset())
+    assert str(step) == (
+        "ip link add nsm-1 mtu 1440 group 78 netns client type wireguard;"
+        f" wg set nsm-1 private-key … listen-port 51820 peer {FAR[0]} endpoint 192.0.2.2:51821"
+        " persistent-keepalive 10 allowed-ips 0.0.0.0/0,::/0"
+    )
+    moved = replace(tunnel, key=KEYS[1], peer=FAR[1], remote=ip_address("192.0.2.4"), port=7)
+    (step,) = plan(items(RemoteWire("id", "src", end, moved), 78), desired)
+    assert str(step) == (
+        f"wg set nsm-1 private-key … listen-port 7 peer {FAR[1]} endpoint 192.0.2.4:51821"
+        f" persistent-keepalive 10 allowed-ips 0.0.0.0/0,::/0 peer {FAR[0]} remove;"
+        " ip link set nsm-1 alias nsm:id:src:on=3:to=192.0.2.4%3A51821"
+    )
+    for said in (repr(desired), repr(step), repr(tunnel), str(tunnel)):
+        for key in KEYS:
+            assert key.secret.hex() not in said
+            assert repr(key.secret) not in said
+            assert base64.b64encode(key.secret).decode() not in said
+
+
+def test_what_is_the_same_about_a_far_end_is_not_told_again() -> None:
+    end = Interface(CLIENT, "nsm-1", ping=False)
+    tunnel = WireguardTunnel(
+        KEYS[0], FAR[0], *map(ip_address, ("2001:db8::1", "2001:db8::2")), 51820, UNDERLAY, 51820,
+        "userspace",
+    )  # fmt: skip
+
+    def told(**changes: object) -> list[str]:
+        before, after = (
+            items(RemoteWire("id", "src", end, replace(tunnel, **some)), 78)
+            for some in ({}, changes)
+        )
+        return [word for step in plan(after, before) for word in str(step).split("; ")]
+
+    name = owner.tunnel_name("id", "src")
+    assert told() == []
+    assert told(port=9) == [f"wg set {name} listen-port 9"]
+    assert told(keepalive=7) == [f"wg set {name} peer {FAR[0]} persistent-keepalive 7"]
+    assert told(key=KEYS[1]) == [f"wg set {name} private-key …"]
+    assert told(remote_port=9) == [
+        f"wg set {name} peer {FAR[0]} endpoint [2001:db8::2]:9",
+        "ip link set nsm-1 alias nsm:id:src:on=3:to=%5B2001%3Adb8%3A%3A2%5D%3A9",
+    ]
+
+
+def test_another_engine_or_underlay_is_another_device_and_the_old_one_goes_first() -> None:
+    end = Interface(CLIENT, "nsm-1", addresses=(ip_interface("10.0.0.1/32"),), ping=False)
+    tunnel = WireguardTunnel(
+        KEYS[0], FAR[0], *map(ip_address, ("192.0.2.1", "192.0.2.2")), 51820, UNDERLAY, 51820,
+        "kernel",
+    )  # fmt: skip
+    old = items(RemoteWire("id", "src", end, tunnel), GROUP)
+    for other in (replace(tunnel, engine="userspace"), replace(tunnel, underlay=SERVER)):
+        new = items(RemoteWire("id", "src", end, other), GROUP)
+        verbs = [(step.verb, type(step.item).__name__) for step in plan(new, old)]
+        assert verbs == [
+            ("del", "Address"),
+            ("del", "Wireguard"),
+            ("add", "Wireguard"),
+            ("add", "Address"),
+        ]
 
 
 def test_the_models_complaints_are_real() -> None:

@@ -9,17 +9,21 @@ from hypothesis import strategies as st
 
 from nsm.errors import InvalidError
 from nsm.kernel import owner
+from nsm.kernel.keys import Key
 from nsm.kernel.state import (
     Hop,
     Interface,
     LocalWire,
     Namespace,
+    Neighbour,
     Policy,
     RemoteWire,
     Route,
     Rule,
     Selector,
     VxlanTunnel,
+    Wireguard,
+    WireguardTunnel,
     check_mac,
     check_name,
     items,
@@ -121,13 +125,70 @@ def test_policies_take_the_lowest_free_table_and_keep_the_one_they_have() -> Non
     assert again == made
 
 
-@given(st.text(min_size=1, max_size=20), st.sampled_from(["src", "dst"]), st.booleans())
+@given(
+    st.text(min_size=1, max_size=20),
+    st.sampled_from(["src", "dst"]),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, (1 << 64) - 1),
+    st.text(max_size=8),
+)
 def test_a_mark_read_back_is_the_mark_written(
-    connection: str, side: owner.SideName, rules: bool
+    connection: str, side: owner.SideName, rules: bool, hop: bool, underlay: int, far: str
 ) -> None:
-    made = owner.mark(connection, side, rules=rules)
+    made = owner.mark(connection, side, rules=rules, hop=hop, underlay=underlay, far=far)
     assert owner.Mark.parse(str(made)) == made
     assert str(made).isascii()
+
+
+def test_the_longest_id_that_is_promised_fits_with_all_there_is_to_say() -> None:
+    ipv6 = "[2001:db8:1111:2222:3333:4444:5555:6666]:65535"
+    owner.mark("i" * 80, "src", rules=True, hop=True, underlay=(1 << 64) - 1, far=ipv6)
+
+
+@pytest.mark.parametrize("said", ["on=x", "on=-1", "on=" + "9" * 30, "on=\u0661", "to", "=", "on="])
+def test_garbage_in_a_mark_says_nothing(said: str) -> None:
+    assert owner.Mark.parse(f"nsm:id:src:{said}") == owner.Mark("id", "src")
+
+
+TUNNEL = WireguardTunnel(
+    Key(b"\1" * 32),
+    Key(b"\2" * 32).public,
+    ip_address("192.0.2.1"),
+    ip_address("192.0.2.2"),
+    51820,
+    HERE,
+    51820,
+    "kernel",
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"peer": "x"}, "the far end's key 'x' is not a WireGuard public key"),
+        ({"peer": Key(b"\1" * 32).public}, "both ends have the key"),
+        ({"remote": ip_address("::2")}, "mixes IPv4 and IPv6"),
+        ({"port": 0}, "UDP port 0 is not within 1 and 65535"),
+        ({"remote_port": 65536}, "UDP port 65536"),
+        ({"keepalive": -1}, "a keepalive of -1 s"),
+    ],
+)
+def test_impossible_encrypted_tunnels_are_refused(change: dict[str, object], said: str) -> None:
+    with pytest.raises(InvalidError, match=said):
+        items(RemoteWire("id", "src", END, replace(TUNNEL, **change)), 1)
+
+
+def test_an_encrypted_tunnel_has_no_mac_and_no_neighbours_and_says_where_it_belongs() -> None:
+    end = replace(
+        END, mac="02:00:00:00:00:01", neighbours=((ip_address("::9"), "02:00:00:00:00:09"),)
+    )
+    made = items(RemoteWire("id", "src", end, TUNNEL), 1)
+    assert not [item for item in made if isinstance(item, Neighbour)]
+    (tunnel,) = (item for item in made if isinstance(item, Wireguard))
+    assert tunnel.end.mac == ""
+    mark = owner.Mark.parse(tunnel.end.alias)
+    assert mark == owner.Mark("id", "src", underlay=1, far="192.0.2.2:51820")
 
 
 @given(st.text(max_size=40))
