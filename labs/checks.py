@@ -2,7 +2,8 @@
 
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Final
@@ -10,8 +11,9 @@ from typing import Any, Final
 from labs import lab as labfile
 from labs import seats, units
 from labs.hands import FailedError, Hands
-from labs.lab import Check, Lab, matching
+from labs.lab import Capture, Check, Lab, Port, matching
 from labs.paths import Paths
+from labs.processes import Stage
 from labs.wires import Wire, between, of_family, wires
 
 PATIENCE: Final = 1.0  # seconds for the last echo
@@ -47,6 +49,25 @@ class Checks:
         self._lab = lab
         self._paths = paths
         self._hands = hands
+        self._while_up: dict[Port, Mapping[str, Any]] = {}
+
+    @contextmanager
+    def watching(self) -> Iterator[Callable[[Stage], None]]:
+        """For the block in which the lab comes up: captures that are to run meanwhile.
+
+        Whoever brings it up calls what this yields before each stage.
+        """
+        asked = [check.what for check in self._lab.checks if isinstance(check.what, Capture)]
+        ports = {one.port for one in asked if one.during == labfile.UP}
+
+        def before(stage: Stage) -> None:
+            if stage is Stage.CLIENT:  # what comes before is the mesh's own talk
+                for port in ports:
+                    self._watch(port)
+                    self._while_up[port] = {}
+
+        yield before
+        self._while_up = {port: self._watched(port) for port in self._while_up}
 
     def run(self, check: Check) -> Result:
         """One check. What the network refuses is a check that does not hold, not an error."""
@@ -215,18 +236,19 @@ class Checks:
     # -- capture ----------------------------------------------------------------------------
 
     def _capture(self, asked: labfile.Capture) -> Verdict:
-        during = next(c for c in self._lab.checks if c.name == asked.during)
-        where = self._paths.namespace(asked.port.node)
-        start = {"do": "capture", "interface": asked.port.interface, "marks": [MARK]}
-        self._hands.ask({where: start})
-        try:
-            meanwhile = self.run(during)
-        finally:
-            got = self._hands.ask({where: {"do": "captured"}})[where]
-        seen: Mapping[str, int] = got["kinds"]
         faults = []
-        if not meanwhile.holds:
-            faults.append(f"{during.name!r} does not hold: {meanwhile.says}")
+        if asked.during == labfile.UP:
+            got = self._while_up[asked.port]
+        else:
+            during = next(c for c in self._lab.checks if c.name == asked.during)
+            self._watch(asked.port)
+            try:
+                meanwhile = self.run(during)
+            finally:
+                got = self._watched(asked.port)
+            if not meanwhile.holds:
+                faults.append(f"{during.name!r} does not hold: {meanwhile.says}")
+        seen: Mapping[str, int] = got["kinds"]
         if got["dropped"]:
             faults.append(f"{got['dropped']} frames were not seen: the capture was too slow")
         passing = [kind for kind in asked.never if seen.get(kind)]
@@ -235,6 +257,17 @@ class Checks:
         faults += [f"no packet of {kind} passes {asked.port}" for kind in absent]
         counted = ", ".join(f"{count} {kind}" for kind, count in sorted(seen.items()))
         return Verdict(faults, f"{got['packets']} frames: {counted}", {"seen": dict(seen)})
+
+    def _watch(self, port: Port) -> None:
+        start = {"do": "capture", "interface": port.interface, "marks": [MARK]}
+        self._hands.ask({self._paths.namespace(port.node): start})
+
+    def _watched(self, port: Port) -> Mapping[str, Any]:
+        """What passed the port since `_watch`."""
+        where = self._paths.namespace(port.node)
+        stop = {"do": "captured", "interface": port.interface}
+        got: Mapping[str, Any] = self._hands.ask({where: stop})[where]
+        return got
 
     # -- wire -------------------------------------------------------------------------------
 

@@ -94,17 +94,19 @@ def up(
     report: Report = silent,
     root: str = ROOT,
     modules: Mapping[Stage, str] = processes.MODULES,
+    before: Callable[[Stage], None] = lambda _: None,
 ) -> Up:
     """Bring a lab up; the caller holds its lock. All of it, or nothing of it.
 
-    text is the lab file's. Raises TakenError if it is up already, ProcessFailedError
-    with the process and its last words if one does not come up.
+    text is the lab file's; before is called before each stage's processes start. Raises
+    TakenError if it is up already, ProcessFailedError with the process and its last words
+    if one does not come up.
     """
     paths = Paths(lab.name, root)
     cleaned = _cleared(paths, replace_it=replace_it, report=report)
     try:
         check_machine(lab)
-        return _made(lab, text, file, paths, modules, cleaned, report)
+        return _made(lab, text, file, paths, modules, cleaned, report, before)
     except BaseException:
         report("taking it back")
         down(paths, report=silent)
@@ -157,6 +159,7 @@ def _made(
     modules: Mapping[Stage, str],
     cleaned: bool,
     report: Report,
+    before: Callable[[Stage], None],
 ) -> Up:
     seconds: dict[str, float] = {}
     plan = processes.plan(lab, paths)
@@ -193,6 +196,7 @@ def _made(
             ]
             if todo:
                 report(f"{_STAGES[stage]}: {len(todo)}")
+                before(stage)
                 with _clock(seconds, _STAGES[stage]):
                     births.bear(todo)
         _hear_of_wires(lab, paths)

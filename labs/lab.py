@@ -18,6 +18,7 @@ from labs.source import Source, Where, load, spell
 from nsm import nsurl
 from nsm.errors import InvalidError
 
+UP: Final = "up"  # the lab's coming up, where else a check's name would be
 BRIDGE: Final = "bridge"  # what a switch's own interface is called
 SMALLEST, LARGEST = 28, 65_535  # bytes of an IP packet with an echo in it
 LONGEST: Final = 3600.0  # seconds of a check's command
@@ -146,7 +147,7 @@ class Exec:
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """What passes a port while another check runs."""
+    """What passes a port while another check runs, or while the clients come `up`."""
 
     port: Port
     during: str
@@ -573,8 +574,7 @@ class _Reader:
             kind = next(k for k in _EXPECTS if k in item)
             asked, expect = item[kind], item.get("expect", {})
             self._expects(where, kind, expect)
-            if item["name"] in checks:
-                raise self._wrong((*where, "name"), f"{item['name']!r} is there twice")
+            self._named((*where, "name"), item["name"], checks)
             for key in ("from", "to", "client"):
                 if key in asked and not matching(asked[key], clients if key == "client" else ends):
                     raise self._wrong((*where, kind, key), f"nobody is called like {asked[key]!r}")
@@ -583,15 +583,22 @@ class _Reader:
                 self._known((*where, kind, "in"), asked["in"], places, "place")
             if kind == "capture":
                 self._known((*where, kind, "on"), asked["on"], ports, "port")
-                self._known((*where, kind, "during"), asked["during"], checks, "check above")
+                above = dict.fromkeys((UP, *checks))
+                self._known((*where, kind, "during"), asked["during"], above, "check above")
             try:
                 checks[item["name"]] = Check(item["name"], _check(kind, asked, expect, ports))
             except InvalidError as wrong:
                 raise self._wrong((*where, kind), wrong.message) from None
         for red in self._data.get("must-be-red", {}):
-            if red not in checks and red != "up":
+            if red not in checks and red != UP:
                 raise self._wrong(("must-be-red", red), "is no check's name, nor `up`")
         return tuple(checks.values())
+
+    def _named(self, where: Where, name: str, checks: Mapping[str, Check]) -> None:
+        if name == UP:
+            raise self._wrong(where, f"{UP!r} means the lab's coming up: call it otherwise")
+        if name in checks:
+            raise self._wrong(where, f"{name!r} is there twice")
 
     def _expects(self, where: Where, kind: str, expect: Mapping[str, Any]) -> None:
         for key in expect:

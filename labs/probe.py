@@ -197,39 +197,37 @@ def send(address: str, port: int, octets: int, patience: float, mark: str) -> di
 
 
 class Sniffer:
-    """Counts the kinds of frames on an interface, from start to stop."""
+    """Counts the kinds of frames on interfaces, each from its start to its stop."""
 
     def __init__(self) -> None:
-        self._sock: socket.socket | None = None
-        self._marks: tuple[bytes, ...] = ()
+        self._on: dict[str, tuple[socket.socket, tuple[bytes, ...]]] = {}
 
     def start(self, interface: str, marks: list[str]) -> dict[str, Any]:
         """Begin; whatever passes from now on counts."""
         # frames wait in the socket until `stop` reads them: a transfer must fit in
-        self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_ALL))
-        self._sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 256 << 20)
-        self._sock.bind((interface, _ETH_ALL))
-        self._sock.setblocking(False)
-        self._marks = tuple(mark.encode() for mark in marks)
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_ALL))
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 256 << 20)
+        sock.bind((interface, _ETH_ALL))
+        sock.setblocking(False)
+        self._on[interface] = sock, tuple(mark.encode() for mark in marks)
         return {}
 
-    def stop(self) -> dict[str, Any]:
+    def stop(self, interface: str) -> dict[str, Any]:
         """What passed, by kind."""
-        assert self._sock is not None
         counts: dict[str, int] = {}
         packets = dropped = 0
-        with self._sock as sock:
+        sock, marks = self._on.pop(interface)
+        with sock:
             while True:
                 try:
                     frame = sock.recv(1 << 16)
                 except BlockingIOError:
                     break
                 packets += 1
-                for kind in frames.kinds(frame, self._marks):
+                for kind in frames.kinds(frame, marks):
                     counts[kind] = counts.get(kind, 0) + 1
             # SOL_PACKET, PACKET_STATISTICS: received, dropped
             dropped = struct.unpack("=II", sock.getsockopt(263, 6, 8))[1]
-        self._sock = None
         return {"packets": packets, "dropped": dropped, "kinds": counts}
 
 

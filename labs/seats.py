@@ -15,13 +15,13 @@ from nsm.kernel.topology import enter_named
 class Seat:
     """Where the mesh is met from a place: its manager's socket and its identity's.
 
-    gid is the group by which the issuer knows who is there.
+    gid is the group by which a lab's issuer knows who is there.
     """
 
     name: str
     manager: str
     identity: str
-    gid: int
+    gid: int = 0
 
     @property
     def variables(self) -> Mapping[str, str]:

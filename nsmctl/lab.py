@@ -123,14 +123,16 @@ def run(file: File, name: Name = "", json_: Json = False) -> None:
     with state.locked(paths, create=True), show.taking_back():
         start = time.monotonic()
         try:
-            with show.progress() as report:
-                up = engine.up(lab, text, path, report=report)  # takes itself back if it fails
-            start = time.monotonic()
             with Hands() as hands:
+                checks = Checks(lab, paths, hands)
+                with show.progress() as report, checks.watching() as before:
+                    # takes itself back if it fails
+                    up = engine.up(lab, text, path, report=report, before=before)
+                start = time.monotonic()
                 there = wires(lab, paths)
                 answered = answers(there, paths, hands)
                 table = [(wire, answered[wire.id]) for wire in there]
-                results = _checked(lab, Checks(lab, paths, hands), quiet=json_)
+                results = _checked(lab, checks, quiet=json_)
         finally:
             with engine.undisturbed():
                 checks_took = time.monotonic() - start

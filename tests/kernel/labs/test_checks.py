@@ -12,6 +12,7 @@ from labs.checks import Checks, Result
 from labs.hands import Hands
 from labs.lab import parse
 from labs.paths import Paths
+from labs.processes import Stage
 from labs.wires import answers, wires
 from nsm.kernel import topology
 from nsm.kernel.topology import Plug
@@ -224,6 +225,31 @@ def test_a_capture_counts_what_passes_a_cable_meanwhile(ask):
     assert red.says == "4 packets of inner-icmp pass sw:p1, expected none"
     red = ask(during, capture.replace("EXPECT", "sees: [tls]"))
     assert red.says == "no packet of tls passes sw:p1"
+
+
+def test_a_capture_of_the_coming_up_begins_with_the_clients_and_ends_with_them(ask):
+    capture = "{name: NAME, capture: {on: 'PORT', during: up}, expect: {sees: [icmp]}}"
+    lines = [f"  - {capture.replace('NAME', n).replace('PORT', n)}" for n in ("sw:p1", "n1:eth0")]
+    text = TEXT.replace("NAME", ask.paths.lab).replace("CHECKS", "\n".join(lines))
+    lab = parse(text, "x")
+    ip(ask, "n1", "neigh", "add", "198.18.0.9", "lladdr", "02:00:00:00:00:09", "dev", "eth0")
+
+    def echo(times: int) -> None:
+        nobody = {"address": "198.18.0.9", "size": 64}
+        order = {"do": "ping", "targets": [nobody], "count": times, "patience": 0.0}
+        ask.hands.ask({ask.namespace("n1"): order})
+
+    checks = Checks(lab, ask.paths, ask.hands)
+    with checks.watching() as before:
+        before(Stage.ENDPOINT)
+        echo(2)
+        before(Stage.CLIENT)
+        echo(3)
+    echo(4)
+    for check in lab.checks:
+        found = checks.run(check)
+        assert found.holds, found.says
+        assert found.figures["seen"] == {"icmp": 3}
 
 
 def test_every_wire_is_pinged_from_both_ends(ask):

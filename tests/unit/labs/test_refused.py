@@ -60,6 +60,7 @@ def test_a_file_of_too_many_levels_is_refused(text):
         pytest.param("ip link", "echo it's", 23, "exec.command: No closing", id="check's quote"),
         pytest.param("ip link", " ", 23, "exec.command: there is no", id="check's blank"),
         pytest.param('it"}]', 'it"}, {name: web, exec: b}]', 20, "run[1].name: ", id="run twice"),
+        pytest.param("name: b, exec", "name: up, exec", 23, "the lab's coming up", id="a check up"),
         pytest.param("mtu: 1400", "mtu: 1400.0", 10, "mtu: found 1400.0", id="float mtu"),
         pytest.param("count: 5", "count: 5.0", 22, "found 5.0, expected a whole", id="float"),
         pytest.param("64B", "0B", 22, "size: found 0B, expected 28B to 65535B", id="no size"),
