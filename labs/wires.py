@@ -9,7 +9,8 @@ from labs import state
 from labs.hands import Hands
 from labs.lab import Family, Lab
 from labs.paths import Paths
-from nsm.kernel import topology
+from nsm.kernel import owner, topology
+from nsm.kernel.messages import Device
 
 _ECHOES = 5
 
@@ -24,7 +25,7 @@ class Wire:
     endpoint: str
     nodes: tuple[str, str]
     interface: str
-    mechanism: str  # veth, vxlan; "" where there is no such device
+    mechanism: str  # veth, vxlan, wireguard; "" where there is no such device
     mtu: int
     client_addresses: tuple[str, ...]
     endpoint_addresses: tuple[str, ...]
@@ -70,13 +71,20 @@ def _of(lab: Lab, paths: Paths, client: str) -> Iterator[Wire]:
             endpoint,
             (lab.clients[client].on, far),
             interface,
-            device.kind if device else "",
+            _mechanism(device) if device else "",
             device.mtu if device else 0,
             _bare(told.get("src", [])),
             _bare(told.get("dst", [])),
             float(told.get("ms", 0.0)),
             {str(k): float(v) for k, v in told.get("stages", {}).items()},
         )
+
+
+def _mechanism(device: Device) -> str:
+    """The kind of a wire's device. A wireguard-go process's is a TUN like any other, to the
+    kernel, and by its owner's mark one whose far end is another node."""
+    mark = owner.Mark.parse(device.alias) if owner.is_ours(device.group) else None
+    return "wireguard" if device.kind == "tun" and mark and mark.far else device.kind
 
 
 def whose(lab: Lab, registered: str) -> str:

@@ -14,7 +14,7 @@ from labs.lab import parse
 from labs.paths import Paths
 from labs.processes import Stage
 from labs.wires import answers, wires
-from nsm.kernel import topology
+from nsm.kernel import owner, topology
 from nsm.kernel.topology import Plug
 from tests.kernel.labs.test_engine import STANDIN
 
@@ -250,6 +250,25 @@ def test_a_capture_of_the_coming_up_begins_with_the_clients_and_ends_with_them(a
         found = checks.run(check)
         assert found.holds, found.says
         assert found.figures["seen"] == {"icmp": 3}
+
+
+def test_a_tun_is_wireguard_if_its_owner_says_so(ask):
+    lab = parse(TEXT.replace("NAME", ask.paths.lab).replace("checks:\nCHECKS\n", ""), "x")
+
+    def mechanism() -> str:
+        (wire,) = wires(lab, ask.paths)
+        return wire.mechanism
+
+    ip(ask, "app", "link", "del", "nsm-1")
+    ip(ask, "app", "tuntap", "add", "nsm-1", "mode", "tun")
+    assert mechanism() == "tun"
+    mark = owner.mark("app-0", "src", underlay=7, far="198.18.0.2:51820")
+    ip(ask, "app", "link", "set", "nsm-1", "alias", str(mark))
+    assert mechanism() == "tun", "anybody may say that"
+    ip(ask, "app", "link", "set", "nsm-1", "group", str(owner.group("forwarder-1")))
+    assert mechanism() == "wireguard"
+    ip(ask, "app", "link", "set", "nsm-1", "alias", str(owner.mark("app-0", "src")))
+    assert mechanism() == "tun"
 
 
 def test_every_wire_is_pinged_from_both_ends(ask):
