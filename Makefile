@@ -32,6 +32,11 @@ check: setup  ## what CI asks before the tests: style, types, import rules, gene
 lane: setup  ## a shell, or ARGS, in a kernel with WireGuard, netem, VRF, VLAN; built once (minutes)
 	@$(BIN)/python -m tests.lane $(ARGS)
 
+wheel: setup  ## dist/vwire-*.whl, for pip and pipx
+	@rm -rf build *.egg-info
+	@$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --no-index -w dist .
+	@rm -rf build *.egg-info
+
 protos: setup  ## nsm/proto from protos/*.proto
 	@$(BIN)/python protos/generate.py
 
