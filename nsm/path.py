@@ -74,6 +74,7 @@ def stamp(conn: Connection, index: int, token: str, expires: int | None) -> Conn
 TOOK = "took_ms"  # metric: the whole of the last request at this hop and behind it
 FIND = "find_ms"  # metric: looking for an endpoint
 KERNEL = "kernel_ms"  # metric: programming the kernel
+HANDSHAKE = "handshake_ms"  # metric: until the far end of a WireGuard tunnel has proven its key
 
 
 def took(conn: Connection, **seconds: float) -> Connection:
@@ -91,7 +92,8 @@ def stages(conn: Connection, whole: float) -> dict[str, float]:
 
     whole is what the client saw of it; conn is as returned. On a wire between two
     nodes the shares of both managers, and of both forwarders, are added up. A
-    hop that wrote nothing counts with the hop before it.
+    hop that wrote nothing counts with the hop before it. A handshake is there only
+    where there was one.
     """
     shares = dict.fromkeys(("calling", "manager", "find", "forwarder", "kernel", "endpoint"), 0.0)
     before, role = whole, "calling"
@@ -101,10 +103,11 @@ def stages(conn: Connection, whole: float) -> dict[str, float]:
             shares[role] += before - took
             last = position == len(conn.segments) - 1
             before, role = took, "endpoint" if last else ("forwarder", "manager")[position % 2]
-        for key, name in ((FIND, "find"), (KERNEL, "kernel")):
-            part = _milliseconds(segment, key) or 0.0
-            shares[name] += part
-            shares["forwarder"] -= part
+        for key, name in ((FIND, "find"), (KERNEL, "kernel"), (HANDSHAKE, "handshake")):
+            part = _milliseconds(segment, key)
+            if part is not None:
+                shares[name] = shares.get(name, 0.0) + part
+                shares["forwarder"] -= part
     shares[role] += before
     return shares
 

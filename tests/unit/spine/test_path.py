@@ -126,6 +126,20 @@ def test_between_two_nodes_both_managers_and_both_forwarders_are_added_up():
     assert sum(shares.values()) == 21.0
 
 
+def test_a_handshake_between_nodes_is_a_stage_of_its_own_where_there_was_one():
+    sealed = (
+        hop("nsc"),
+        hop("nsmgr", took_ms="8"),
+        hop("forwarder", took_ms="7", kernel_ms="1", handshake_ms="2.5"),
+        hop("nse", took_ms="1"),
+    )
+    shares = path.stages(Connection(id="nsc", path=Path(sealed)), 9.0)
+    assert (shares["handshake"], shares["forwarder"], shares["kernel"]) == (2.5, 2.5, 1.0)
+    assert sum(shares.values()) == 9.0
+    plain = path.stages(Connection(id="nsc", path=Path((hop("nsc"), *sealed[1:2]))), 9.0)
+    assert "handshake" not in plain
+
+
 def test_hops_that_write_nothing_count_with_the_one_before():
     upstream = (hop("nsc"), hop("nsmgr"), hop("forwarder", took_ms="x"), hop("nse", took_ms="1"))
     shares = path.stages(Connection(id="nsc", path=Path(upstream)), 5.0)
