@@ -213,10 +213,14 @@ def test_started_as_a_module_the_line_to_type_does_so_too(installed: Installed, 
 # --- shells and pipes ---------------------------------------------------------------------------
 
 
-def completed(installed: Installed, *lines: str) -> list[list[str]]:
+SHOWN = 'eval "$(nsmctl --show-completion)"'
+KEPT = 'nsmctl --install-completion >/dev/null && . "$HOME/.bashrc"'
+
+
+def completed(installed: Installed, home: Path, *lines: str, set_up: str = SHOWN) -> list[str]:
     """What bash offers at Tab behind each line, once the command has set its completion up."""
     script = (
-        'eval "$(nsmctl --show-completion)" || exit\n'
+        f"{set_up} || exit\n"
         "complete -p nsmctl >/dev/null || exit\n"
         'for line in "$@"; do\n'
         "    read -ra COMP_WORDS <<<\"$line\"; [[ $line == *' ' ]] && COMP_WORDS+=('')\n"
@@ -228,38 +232,37 @@ def completed(installed: Installed, *lines: str) -> list[list[str]]:
     path = f"{installed.folder}/bin:{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "--norc", "-c", script, "bash", *lines], capture_output=True, text=True,
-        check=False, cwd="/", env={"PATH": path},
+        check=False, cwd="/", env={"PATH": path, "HOME": str(home)},
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
-    return [line.split() for line in done.stdout.splitlines()]
+    return done.stdout.splitlines()
 
 
-def test_bash_completes_verbs_and_labs(installed: Installed):
-    verbs, labs, one, processes = completed(
-        installed, "nsmctl lab ", "nsmctl lab run ", "nsmctl lab up two", "nsmctl run re"
-    )
-    assert {"check", "run", "up", "down", "status"} <= set(verbs)
-    assert {"one-node", "two-nodes"} <= set(labs)
-    assert one == ["two-nodes"]
-    assert processes == ["registry", "responder"]
+@pytest.mark.parametrize("set_up", [SHOWN, KEPT])
+def test_bash_completes_verbs_and_labs(installed: Installed, tmp_path, set_up):
+    lines = ("nsmctl lab ", "nsmctl lab run ", "nsmctl lab up two", "nsmctl run re")
+    verbs, labs, *others = completed(installed, tmp_path, *lines, set_up=set_up)
+    assert {"check", "run", "up", "down", "status"} <= set(verbs.split())
+    assert {"one-node", "two-nodes"} <= set(labs.split())
+    assert others == ["two-nodes", "registry responder"]
 
 
-def test_bash_completes_what_is_up_and_who_is_in_it(installed: Installed):
+def test_bash_completes_what_is_up_and_who_is_in_it(installed: Installed, tmp_path):
     lab = name("tab")
     up = installed.run("lab", "up", "one-node", "--name", lab)
     try:
         assert up.returncode == 0, up.stderr
-        down, place, process, node = completed(
+        down, places, *others = completed(
             installed,
+            tmp_path,
             f"nsmctl lab down {lab[:3]}",
             f"nsmctl lab exec --lab {lab} ",
             f"nsmctl lab logs --lab {lab} node-1/n",
             f"nsmctl connections --lab {lab} -n ou",
         )
-        assert lab in down
-        assert {"node-1", "app", "outsider"} <= set(place)
-        assert process == ["node-1/nsmgr"]
-        assert node == ["outsider"]
+        assert lab in down.split()
+        assert {"node-1", "app", "outsider"} <= set(places.split())
+        assert others == ["node-1/nsmgr", "outsider"]
     finally:
         installed.run("lab", "down", lab)
 
