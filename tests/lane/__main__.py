@@ -111,7 +111,7 @@ def say(line: str) -> None:
 
 def complain(message: str) -> None:
     """Why not."""
-    say(message if message.startswith("lane: ") else f"lane: {message}")
+    say(f"lane: {message}")
 
 
 if __name__ == "__main__":

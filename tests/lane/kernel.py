@@ -66,14 +66,14 @@ def built(say: Callable[[str], None]) -> Path:
     if there := standing():
         return there
     command = [str(HERE / "build"), str(cache()), key(), SOURCE]
-    pipe, told = subprocess.PIPE, []
-    with subprocess.Popen(
-        command, text=True, stdin=subprocess.DEVNULL, stdout=pipe, stderr=subprocess.STDOUT
-    ) as build:
-        for line in build.stdout or ():
-            told.append(line.rstrip())
-            say(told[-1])
+    pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen(command, text=True, stdin=nothing, stdout=pipe, stderr=pipe) as build:
+        assert build.stdout is not None
+        assert build.stderr is not None
+        for line in build.stdout:
+            say(line.rstrip())
+        why = build.stderr.read().strip()  # some lines, written before it ended
     if build.returncode == 0 and (there := standing()):
         return there
-    why = "\n".join(told[-14:]) or f"{command[0]} said nothing, exit code {build.returncode}"
-    raise UnavailableError(why, 3 if build.returncode == 3 else 126)
+    status = 3 if build.returncode == 3 else 126
+    raise UnavailableError(why or f"{command[0]}: exit code {build.returncode}", status)
