@@ -12,9 +12,10 @@ import time
 from ipaddress import ip_interface
 
 from nsm.kernel import messages, owner
-from nsm.kernel.ensure import Journal, Reach, ensure
+from nsm.kernel.ensure import Journal, ensure
 from nsm.kernel.namespaces import Home
 from nsm.kernel.netlink import Socket
+from nsm.kernel.reach import Reach
 from nsm.kernel.state import Address, End, Hop, Interface, LocalWire, Namespace, Neighbour, Route
 
 

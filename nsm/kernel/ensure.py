@@ -12,19 +12,15 @@ or of anything the caller does later, takes back exactly what was done.
 """
 
 import errno
-import os
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from types import TracebackType
-from typing import Self
 
 from nsm.errors import InternalError, NsmError, TakenError, UnsupportedError
-from nsm.kernel import messages, netlink, owner
+from nsm.kernel import messages, netlink, owner, tunnels, wireguard
 from nsm.kernel.messages import Device
-from nsm.kernel.namespaces import Home, number
 from nsm.kernel.netlink import (
     NamespaceGoneError,
     NameTakenError,
@@ -35,6 +31,7 @@ from nsm.kernel.netlink import (
     explain,
 )
 from nsm.kernel.plan import Step, plan
+from nsm.kernel.reach import ABSENT, Reach, Seat
 from nsm.kernel.state import (
     Address,
     End,
@@ -56,16 +53,15 @@ from nsm.kernel.state import (
     Vxlan,
     Wire,
     Wireguard,
+    WireguardTunnel,
     items,
     member_of,
     policies,
 )
+from nsm.kernel.tunnels import IndexTakenError
 
 _ROUNDS = 3  # taking an address away can take others with it: then the second look finds them
-_ABSENT = {errno.ENODEV, errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENXIO}
 choosing_tables = threading.Lock()  # a free table number is free only until somebody takes it
-
-Seat = tuple[Namespace, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,134 +79,6 @@ class Journal:
     before: State | None = None
     steps: list[Step] = field(default_factory=list)
     places: dict[Seat, Place] = field(default_factory=dict)
-
-
-class Reach:
-    """Sockets in the namespaces of one wire, for one batch."""
-
-    def __init__(self, home: Home, fds: Mapping[Namespace, int]) -> None:
-        """fds are borrowed: ways into the namespaces that the caller has open."""
-        self._home = home
-        self._fds = dict(fds)
-        self._sockets: dict[Namespace, Socket] = {}
-        self._opened: dict[Namespace, int] = {}
-        self._stack = ExitStack()
-        self._settings: dict[tuple[Namespace, str], str] = {}
-        self.index: dict[Seat, int] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
-
-    @property
-    def own(self) -> Namespace:
-        """The namespace this process runs in."""
-        return self._home.namespace
-
-    def number(self, where: Namespace, other: Namespace) -> int:
-        """The nsid under which one namespace knows another; OWN (-1) if it does not."""
-        return number(self.socket(where), self.fd(other), assign=False)
-
-    def fd(self, namespace: Namespace) -> int:
-        """A way into the namespace, ours for this batch."""
-        if namespace.own:
-            return self._home.fd
-        if namespace not in self._opened:
-            borrowed = self._fds.get(namespace)
-            made = (
-                self._home.find(namespace)
-                if borrowed is None
-                else self._home.opened(borrowed, str(namespace))
-            )
-            self._stack.callback(os.close, made)
-            self._opened[namespace] = made
-        return self._opened[namespace]
-
-    def socket(self, namespace: Namespace) -> Socket:
-        """The batch's socket in that namespace."""
-        if namespace not in self._sockets:
-            made = Socket.here() if namespace.own else self._home.socket(self.fd(namespace))
-            self._sockets[namespace] = self._stack.enter_context(made)
-        return self._sockets[namespace]
-
-    def device(self, namespace: Namespace, *, name: str = "", index: int = 0) -> Device | None:
-        """The device of that name or index, or None."""
-        try:
-            body = self.socket(namespace).ask(messages.get_link(name=name, index=index))
-        except Refusal as refusal:
-            if refusal.errno in _ABSENT:
-                return None
-            raise explain(refusal, f"ip link show {name or index}", namespace) from refusal
-        return messages.device(body)
-
-    def index_of(self, namespace: Namespace, name: str) -> int:
-        """The index of that device; 0 if there is none."""
-        if (namespace, name) not in self.index:
-            found = self.device(namespace, name=name)
-            if found is None:
-                return 0
-            self.index[namespace, name] = found.index
-        return self.index[namespace, name]
-
-    def read(self, wanted: Iterable[Sysctl]) -> Iterator[Sysctl]:
-        """The present values of settings; a device that is not there yet has the default's.
-
-        What had the wanted value before is not read again: nothing of a wire changes it.
-        """
-        unread: dict[Namespace, list[Sysctl]] = {}
-        for item in wanted:
-            if self._settings.get((item.namespace, item.key)) == item.value:
-                yield item
-            else:
-                unread.setdefault(item.namespace, []).append(item)
-        for namespace, some in unread.items():
-            with self._inside(namespace):
-                values = [_read(item.key) for item in some]
-            for item, value in zip(some, values, strict=True):
-                if value is not None:
-                    self._settings[namespace, item.key] = value
-                    yield Sysctl(namespace, item.key, value)
-
-    def write(self, item: Sysctl) -> None:
-        """Set a kernel setting."""
-        self.forget(item.namespace, item.key)
-        with self._inside(item.namespace):
-            fd = os.open(f"/proc/sys/{item.key}", os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(fd, item.value.encode())
-            finally:
-                os.close(fd)
-
-    def forget(self, namespace: Namespace, part: str) -> None:
-        """Settings of that key, or of that device's, have to be read again."""
-        for space, key in list(self._settings):
-            if space == namespace and part in key:
-                del self._settings[space, key]
-
-    def _inside(self, namespace: Namespace) -> AbstractContextManager[None]:
-        return nullcontext() if namespace.own else self._home.inside(self.fd(namespace))
-
-
-def _read(key: str) -> str | None:
-    parts = key.split("/")
-    default = "/".join([*parts[:3], "default", *parts[4:]])
-    for path in (key, default) if "/conf/" in key else (key,):
-        try:
-            fd = os.open(f"/proc/sys/{path}", os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
-        try:
-            return os.read(fd, 256).decode().strip()
-        finally:
-            os.close(fd)
-    return None
 
 
 # --- the whole of it -------------------------------------------------------------------------
@@ -236,7 +104,7 @@ def ensure(reach: Reach, wire: Wire, group: int, journal: Journal) -> tuple[Step
                     return tuple(journal.steps)
                 try:
                     do(reach, steps, journal)
-                except _IndexTakenError:
+                except IndexTakenError:
                     _reversed(reach, journal)  # one in a million: all of it again
                     continue
                 if _is_new(journal):
@@ -393,7 +261,7 @@ def _devices(
             yield _on(reach, interface, found, below) or _single(reach, wire, interface, found)
 
 
-def _below(reach: Reach, wire: RemoteWire) -> Vxlan | Stub | None:
+def _below(reach: Reach, wire: RemoteWire) -> Vxlan | Wireguard | Stub | None:
     """The wire's tunnel in the underlay, if there is one."""
     where, name = wire.below
     found = reach.device(where, name=name)
@@ -405,7 +273,7 @@ def _below(reach: Reach, wire: RemoteWire) -> Vxlan | Stub | None:
 
 
 def _on(
-    reach: Reach, interface: Interface, found: Device, below: Vxlan | Stub | None
+    reach: Reach, interface: Interface, found: Device, below: Vxlan | Wireguard | Stub | None
 ) -> Macvlan | None:
     """The workload's device as one on top of the tunnel below, if that is what it is."""
     if not isinstance(below, Vxlan) or (found.kind, found.peer) != (
@@ -422,13 +290,34 @@ def _pair(a: Device, b: Device) -> bool:
     return a.kind == b.kind == "veth" and (a.peer, b.peer) == (b.index, a.index)
 
 
-def _single(reach: Reach, wire: Wire, interface: Interface, found: Device) -> Vxlan | Stub:
+def _single(
+    reach: Reach, wire: Wire, interface: Interface, found: Device
+) -> Vxlan | Wireguard | Stub:
     end = found.end(interface.namespace)
+    if found.kind in tunnels.KINDS:
+        return _encrypted(reach, wire, end, found.kind) or Stub(end, found.kind)
     if found.kind == "vxlan" and found.local and found.remote:
         for underlay in _underlays(reach, wire):
             if _stands_on(reach, interface.namespace, underlay, found):
                 return Vxlan(end, found.vni, found.local, found.remote, found.port, underlay)
     return Stub(end, found.kind)
+
+
+def _encrypted(reach: Reach, wire: Wire, end: End, kind: str) -> Wireguard | None:
+    """A WireGuard device of ours, if its underlay lives and somebody is behind it."""
+    mark = owner.Mark.parse(end.alias)
+    if mark is None:
+        return None
+    for underlay in _underlays(reach, wire):
+        if underlay.cookie == mark.underlay:
+            engine = tunnels.KINDS[kind]
+            settings = tunnels.settings(reach, end, engine)
+            if settings is None:
+                return None
+            tunnel = wire.tunnel if isinstance(wire, RemoteWire) else None
+            wanted = tunnel.peer if isinstance(tunnel, WireguardTunnel) else ""
+            return wireguard.found(end, engine, underlay, settings, wanted, mark.far)
+    return None
 
 
 def _underlays(reach: Reach, wire: Wire) -> Iterator[Namespace]:
@@ -545,20 +434,20 @@ class _Waiting:
     def _refused(self, where: Namespace, step: Step, refusal: Refusal) -> Exception:
         item = step.item
         if not (isinstance(item, Made) and step not in self._journal.steps):
-            return _explained(step, refusal, where)
+            return _explained(self._reach, step, refusal, where)
         for end in item.ends:  # the device was not made
             self._reach.index.pop(end.seat, None)
             self._journal.places.pop(end.seat, None)
         if refusal.errno == errno.EBUSY:
-            return _IndexTakenError()
+            return IndexTakenError()
         return _not_created(self._reach, item, step, refusal)
 
     def _forgiven(self, where: Namespace, step: Step, refusal: Refusal) -> bool:
         """Whether the refusal means that it is so already, or that the step works another way."""
         item = step.item
-        if step.verb == "del" and refusal.errno in _ABSENT:
+        if step.verb == "del" and refusal.errno in ABSENT:
             return True
-        if refusal.errno == errno.EAFNOSUPPORT and isinstance(item, Vxlan):
+        if refusal.errno == errno.EAFNOSUPPORT and isinstance(item, Vxlan | Wireguard):
             return True  # nothing to silence: this kernel has no IPv6, or this device none
         if refusal.errno != errno.EEXIST or step.verb != "add":
             return False
@@ -572,10 +461,6 @@ class _Waiting:
             )
             return again is None
         return False
-
-
-class _IndexTakenError(Exception):
-    """The index we drew for a new device is somebody's: draw again."""
 
 
 def _is_link(step: Step) -> bool:
@@ -602,7 +487,9 @@ def _shared(reach: Reach, item: Route) -> bool:
     return bool(holders) and holders <= {owner.PROTOCOL}
 
 
-def _explained(step: Step, refusal: Refusal, where: Namespace) -> NsmError:
+def _explained(reach: Reach, step: Step, refusal: Refusal, where: Namespace) -> NsmError:
+    if refusal.errno == errno.EADDRINUSE and isinstance(step.item, Wireguard):
+        return tunnels.port_taken(reach, step.item)
     if refusal.errno == errno.EADDRINUSE and isinstance(step.item, Vxlan):
         tunnel = step.item  # a tunnel takes its port as it comes up
         return TakenError(
@@ -641,6 +528,11 @@ def _link(reach: Reach, step: Step, journal: Journal, waiting: _Waiting) -> None
         _delete(reach, item, journal)
     elif step.verb == "set":
         assert isinstance(step.before, Link)
+        if isinstance(item, Wireguard) and isinstance(step.before, Wireguard):
+            # before its alias, which says that it has been told
+            waiting.send()
+            journal.steps.append(step)
+            tunnels.change(reach, item, wireguard.difference(item, step.before))
         tunnel = _retargeted(item, step.before)
         for after, before in zip(item.ends, step.before.ends, strict=True):
             index = reach.index_of(after.namespace, after.name)
@@ -675,7 +567,7 @@ def _create(reach: Reach, item: Made, step: Step, journal: Journal, waiting: _Wa
         )
         waiting.add(where, step, made)
     elif isinstance(item, Wireguard):
-        raise UnsupportedError(f"`{step}` in {item.underlay}: this node makes no such tunnel yet")
+        _create_encrypted(reach, item, step, journal, waiting)
     else:
         made = messages.create_vxlan(item, indexes[0], reach.fd(item.end.namespace))
         waiting.add(item.underlay, step, made)
@@ -686,9 +578,30 @@ def _create(reach: Reach, item: Made, step: Step, journal: Journal, waiting: _Wa
         waiting.add(end.namespace, step, messages.set_link(index, born, end))
 
 
+def _create_encrypted(
+    reach: Reach, item: Wireguard, step: Step, journal: Journal, waiting: _Waiting
+) -> None:
+    """Make the device and tell it everything, while it is down and without its mark."""
+    seat, index = item.end.seat, reach.index[item.end.seat]
+    if item.engine == "kernel":
+        made = messages.create_wireguard(item.end, index, reach.fd(item.end.namespace))
+        waiting.add(item.underlay, step, made)
+        waiting.send()
+        tunnels.change(reach, item, wireguard.difference(item))
+        return
+    journal.steps.append(step)  # before anything is started: the way back is known
+    try:
+        tunnels.run(reach, item, index)
+    except IndexTakenError:
+        del reach.index[seat], journal.places[seat]
+        raise
+    # as the kernel's own has none: what a node says by itself is no reason for a handshake
+    waiting.add(item.end.namespace, step, messages.silence(index))
+
+
 def _not_created(reach: Reach, item: Made, step: Step, refusal: Refusal) -> NsmError:
     where = item.ends[0].namespace
-    if isinstance(item, Vxlan):
+    if isinstance(item, Vxlan | Wireguard):
         where = item.underlay
     elif isinstance(item, Macvlan):
         where = item.lower[0]
@@ -707,8 +620,20 @@ def _not_created(reach: Reach, item: Made, step: Step, refusal: Refusal) -> NsmE
     return explain(refusal, str(step), where)
 
 
+def _process(item: Link) -> str:
+    """The name of the wireguard-go process behind a device; empty if there is none."""
+    if isinstance(item, Wireguard) and item.engine == "userspace":
+        return item.called
+    if isinstance(item, Stub) and tunnels.KINDS.get(item.kind) == "userspace":
+        mark = owner.Mark.parse(item.end.alias)
+        return owner.tunnel_name(mark.connection, mark.side) if mark else ""
+    return ""
+
+
 def _delete(reach: Reach, item: Link, journal: Journal) -> None:
     """Delete the device; from outside by its number where the way in is gone."""
+    if name := _process(item):  # and with it the device
+        reach.processes.stop(name)
     for end in item.ends:
         refusal: Refusal | None = None
         place = journal.places.get(end.seat)
@@ -722,5 +647,5 @@ def _delete(reach: Reach, item: Link, journal: Journal) -> None:
                     continue
                 (refusal,) = reach.socket(end.namespace).do([messages.delete_link(index)])
         # EINVAL: the number belongs to no namespace any more
-        if refusal and refusal.errno not in _ABSENT | {errno.EINVAL}:
+        if refusal and refusal.errno not in ABSENT | {errno.EINVAL}:
             raise explain(refusal, f"ip link del {end.name}", end.namespace)

@@ -25,7 +25,7 @@ from nsm.kernel.state import (
 # linux/if_link.h
 _ADDRESS, _IFNAME, _MTU, _LINK = 1, 3, 4, 5
 _OPERSTATE, _LINKINFO, _IFALIAS, _STATS64, _GROUP, _NET_NS_FD = 16, 18, 20, 23, 27, 28
-_EXT_MASK, _LINK_NETNSID, _TARGET_NETNSID = 29, 37, 46
+_EXT_MASK, _LINK_NETNSID, _TARGET_NETNSID, _NEW_IFINDEX = 29, 37, 46, 49
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
 _MACVLAN_MODE, _PASSTHRU = 1, 8
 _AF_SPEC, _AF_INET6, _ADDR_GEN_MODE = 26, 10, 8
@@ -124,6 +124,23 @@ def create_vxlan(item: Vxlan, index: int, fd: int) -> bytearray:
     return message(
         netlink.NEWLINK, netlink.CREATE | netlink.EXCL, body + _vxlan_info(item, new=True)
     )
+
+
+def create_wireguard(end: End, index: int, fd: int | None = None) -> bytearray:
+    """From the underlay straight into the namespace behind fd, down and without a key.
+
+    Without fd in the namespace the message is sent in.
+    """
+    info = nested(_LINKINFO, text(_INFO_KIND, "wireguard"))
+    body = _LINK_BODY.pack(0, 0, 0, index, 0, 0) + _shape(end)
+    body += b"" if fd is None else u32(_NET_NS_FD, fd)
+    return message(netlink.NEWLINK, netlink.CREATE | netlink.EXCL, body + info)
+
+
+def move_link(index: int, fd: int, name: str, new_index: int) -> bytearray:
+    """Into the namespace behind fd, under that name and index there. Waits 10 to 20 ms."""
+    body = _LINK_BODY.pack(0, 0, 0, index, 0, 0) + u32(_NET_NS_FD, fd)
+    return message(netlink.NEWLINK, 0, body + text(_IFNAME, name) + u32(_NEW_IFINDEX, new_index))
 
 
 def create_macvlan(item: Macvlan, index: int, lower: int, fd: int) -> bytearray:
@@ -253,12 +270,8 @@ def counters(body: memoryview) -> Counters | None:
 
 
 def _shape(end: End) -> bytes:
-    return (
-        text(_IFNAME, end.name)
-        + netlink.attr(_ADDRESS, _mac(end.mac))
-        + u32(_MTU, end.mtu)
-        + u32(_GROUP, end.group)
-    )
+    mac = netlink.attr(_ADDRESS, _mac(end.mac)) if end.mac else b""
+    return text(_IFNAME, end.name) + mac + u32(_MTU, end.mtu) + u32(_GROUP, end.group)
 
 
 def _vxlan_info(item: Vxlan, *, new: bool) -> bytes:

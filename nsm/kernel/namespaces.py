@@ -19,9 +19,10 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Self
+from typing import Self, TypeVar
 
 from nsm.errors import (
     DeniedError,
@@ -46,6 +47,7 @@ _FD_NSFS_ROOT = -10003  # Linux 6.18: open_by_handle_at without a mount
 _MS_BIND, _MS_REC, _MS_SHARED, _MNT_DETACH = 0x1000, 0x4000, 0x100000, 2
 _NETNSA_NSID, _NETNSA_FD = 1, 3
 _libc = ctypes.CDLL(None, use_errno=True)
+T = TypeVar("T")
 
 
 def _checked(result: int, what: str) -> None:
@@ -126,10 +128,10 @@ class Home:
                     f"a thread cannot leave a workload's namespace: {failure}"
                 ) from failure
 
-    def socket(self, fd: int) -> Socket:
+    def socket(self, fd: int, protocol: int = netlink.ROUTE) -> Socket:
         """A netlink socket in that namespace; the caller closes it within its batch."""
         with self.inside(fd):
-            return Socket.here()
+            return Socket.here(protocol)
 
     def known(self, fd: int, name: str) -> Namespace:
         """The value for the namespace behind fd; numbers it if it has no number yet."""
@@ -211,6 +213,25 @@ def _opened(path: str, flags: int, whose: str) -> int:
         ) from None
     except (FileNotFoundError, ProcessLookupError):
         raise NamespaceGoneError(f"the network namespace of {whose} is gone") from None
+
+
+def in_new(function: Callable[[], T]) -> T:
+    """Run function in a namespace made for it, which goes when nothing of it is left there."""
+    done: Future[T] = Future()
+
+    def work() -> None:  # the thread ends in there
+        try:
+            _checked(_libc.unshare(_CLONE_NEWNET), "unshare")
+            done.set_result(function())
+        except OSError as failure:
+            done.set_exception(netlink.explain(failure, "unshare --net", "a thread"))
+        except BaseException as failure:  # noqa: BLE001 - the caller's to handle
+            done.set_exception(failure)
+
+    thread = threading.Thread(target=work, name="in a new namespace")
+    thread.start()
+    thread.join()
+    return done.result()
 
 
 def cookie_here() -> int:

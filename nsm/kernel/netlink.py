@@ -40,6 +40,7 @@ NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
 NEWNEIGH, DELNEIGH, GETNEIGH = 28, 29, 30
 NEWRULE, DELRULE, GETRULE = 32, 33, 34
 NEWNSID, DELNSID, GETNSID = 88, 89, 90
+ROUTE, GENERIC = 0, 16
 NESTED = 0x8000
 SOL_NETLINK = 270
 _CAP_ACK, _EXT_ACK, _STRICT = 10, 11, 12
@@ -55,6 +56,10 @@ class NameTakenError(TakenError):
 
 class VniTakenError(TakenError):
     """Another tunnel of the underlay has that VNI on that port: agree on another one."""
+
+
+class PortTakenError(TakenError):
+    """Another socket of the underlay has that UDP port: draw another one."""
 
 
 class RouteTakenError(TakenError):
@@ -161,7 +166,7 @@ _LITTLE = struct.pack("=H", 1) == b"\x01\x00"
 
 
 class Socket:
-    """One rtnetlink socket for one batch, in the namespace its thread was in when it was made."""
+    """One netlink socket for one batch, in the namespace its thread was in when it was made."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -174,9 +179,10 @@ class Socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
 
     @classmethod
-    def here(cls) -> Self:
-        """A socket in the namespace the calling thread is in."""
-        return cls(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0))
+    def here(cls, protocol: int = ROUTE) -> Self:
+        """A socket in the namespace the calling thread is in: ROUTE or GENERIC."""
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+        return cls(socket.socket(socket.AF_NETLINK, kind, protocol))
 
     def __enter__(self) -> Self:
         return self

@@ -14,27 +14,42 @@ index of wires is a hint, believed only after the kernel confirmed it.
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
-from typing import ParamSpec, Self, TypeVar
+from typing import Literal, ParamSpec, Self, TypeVar
 
 from nsm.errors import InternalError, InvalidError, PreconditionError
 from nsm.kernel import ensure as ensuring
-from nsm.kernel import isolation, messages, owner, sweep
-from nsm.kernel.ensure import Journal, Place, Reach
+from nsm.kernel import isolation, messages, owner, ports, sweep, tunnels
+from nsm.kernel.ensure import Journal, Place
 from nsm.kernel.messages import Counters
 from nsm.kernel.namespaces import Home
 from nsm.kernel.netlink import NamespaceGoneError, Refusal, Socket, explain
 from nsm.kernel.plan import Step
-from nsm.kernel.state import OWN, VXLAN_PORT, IPAddress, Namespace, RemoteWire, Wire
+from nsm.kernel.reach import Reach
+from nsm.kernel.state import (
+    OWN,
+    VXLAN_PORT,
+    EngineName,
+    IPAddress,
+    Namespace,
+    RemoteWire,
+    Wire,
+)
 from nsm.kernel.sweep import Found
+from nsm.kernel.tunnels import Engine, StandingWireguard
+from nsm.kernel.wireguard_go import Processes, Running
 from nsm.undo import Undo
 
 P = ParamSpec("P")
 T = TypeVar("T")
 _CHUNK = 24  # answers that surely fit into a socket's buffer
+_ANEW, _SLOWER = 0.25, 1.4  # seconds until a handshake is begun anew; each next time longer
+_GLANCE, _LONGEST_GLANCE = 0.0005, 0.02  # seconds between looks whether it was answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +79,19 @@ class Kernel:
         """
         self.group = owner.group(instance)
         self._home = Home()
+        self._processes = Processes(self.group)
+        self._watched: dict[int, Running] = {}
+        self._open = False
         self._creating = ThreadPoolExecutor(creating, "kernel-create")
         self._deleting = ThreadPoolExecutor(deleting, "kernel-delete")
         self._hints: dict[str, dict[tuple[str, bool], tuple[Namespace, Place]]] = {}
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(self._home.__enter__)
+        self._processes.at(self._home.namespace.cookie)
+        self._loop = asyncio.get_running_loop()
+        self._processes.on_start = self._follow
+        self._open = True
         return self
 
     async def __aexit__(
@@ -79,8 +101,12 @@ class Kernel:
         trace: TracebackType | None,
     ) -> None:
         """Waits for what is under way; the kernel's state stays as it is."""
+        self._open = False
+        for watched in list(self._watched):
+            self._unwatch(watched)
         for pool in (self._creating, self._deleting):
             await asyncio.to_thread(pool.shutdown)
+        self._processes.close()
         await asyncio.to_thread(self._home.__exit__)
 
     @property
@@ -130,7 +156,7 @@ class Kernel:
         with _Borrowed({} if fd is None else {namespace: fd}) as kept:
 
             def work() -> bool:
-                with Reach(self._home, kept.fds) as reach:
+                with Reach(self._home, kept.fds, self._processes) as reach:
                     return isolation.misusable(reach.fd(namespace))
 
             return await self._run(self._creating, kept, work)
@@ -146,7 +172,7 @@ class Kernel:
         with _Borrowed({} if fd is None else {namespace: fd}) as kept:
 
             def work() -> T:
-                with Reach(self._home, kept.fds) as reach:
+                with Reach(self._home, kept.fds, self._processes) as reach:
                     if namespace.own:
                         return function()
                     with self._home.inside(reach.fd(namespace)):
@@ -165,14 +191,15 @@ class Kernel:
         namespace without one is looked up again (`Home.find`). If the block of undo fails
         later, the kernel is put back to what it was. On failure here it already is.
 
-        Raises NameTakenError, VniTakenError, RouteTakenError (all TakenError), InvalidError,
-        NamespaceGoneError, UnsupportedError, DeniedError, PreconditionError, InternalError.
+        Raises NameTakenError, VniTakenError, PortTakenError, RouteTakenError (all TakenError),
+        InvalidError, NamespaceGoneError, UnsupportedError, DeniedError, PreconditionError,
+        UnavailableError, InternalError.
         """
         journal = Journal()
         with _Borrowed(fds or {}) as kept:
 
             def work() -> tuple[tuple[Step, ...], dict[tuple[str, bool], tuple[Namespace, Place]]]:
-                with Reach(self._home, kept.fds) as reach:
+                with Reach(self._home, kept.fds, self._processes) as reach:
                     steps = ensuring.ensure(reach, wire, self.group, journal)
                     seats = {(side, False): (end.namespace, end.name) for side, end in wire.sides}
                     if isinstance(wire, RemoteWire) and wire.hop:
@@ -198,7 +225,7 @@ class Kernel:
             return
 
         def work() -> list[str]:
-            with Reach(self._home, {}) as reach:
+            with Reach(self._home, {}, self._processes) as reach:
                 return ensuring.revert(reach, wire, self.group, journal)
 
         if notes := await self._run(self._deleting, None, work):
@@ -210,7 +237,7 @@ class Kernel:
         After a restart this is what there is. `Found.mark` is None for a device whose maker
         died before naming it: remove it.
         """
-        found = await self._run(self._creating, None, sweep.find, self.group)
+        found = await self._run(self._creating, None, self._found)
         for item in found:
             if item.mark:
                 hints = self._hints.setdefault(item.mark.connection, {})
@@ -218,6 +245,11 @@ class Kernel:
                 known = hints.get(key)
                 space = known[0] if known else Namespace(0, item.place.nsid)
                 hints[key] = (space, item.place)
+        return found
+
+    def _found(self) -> tuple[Found, ...]:
+        found = sweep.find(self.group)
+        self._processes.sweep(_names(found))
         return found
 
     async def remove(self, connection: str) -> int:
@@ -228,7 +260,7 @@ class Kernel:
         """
         hints = self._hints.pop(connection, {})
         found = await self._run(
-            self._creating, None, sweep.located, self.group, connection, list(hints.values())
+            self._deleting, None, self._located, connection, list(hints.values())
         )
         await self.remove_found(found, spaces=[space for space, _ in hints.values()])
         return len(found)
@@ -238,6 +270,8 @@ class Kernel:
     ) -> None:
         """Delete devices `find` named, those still ours; answers when they are gone."""
         wanted = list(found)
+        if names := _names(wanted):
+            await self._run(self._deleting, None, self._stop, names)
         known = {space.nsid: space for space in spaces if space.cookie}
         if wanted:
             deleting = [self._deleting.submit(sweep.delete, item, self.group) for item in wanted]
@@ -245,6 +279,16 @@ class Kernel:
             await asyncio.wrap_future(gone)
         for nsid in {item.place.nsid for item in wanted if item.mark and item.mark.rules}:
             await self._run(self._deleting, None, self._sweep_rules, nsid, known.get(nsid))
+
+    def _located(self, connection: str, hints: list[tuple[Namespace, Place]]) -> tuple[Found, ...]:
+        found = sweep.located(self.group, connection, hints)
+        names = [owner.tunnel_name(connection, side) for side in owner.SIDES]
+        self._stop(name for name in names if self._processes.present(name))
+        return found
+
+    def _stop(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._processes.stop(name)
 
     def _sweep_rules(self, nsid: int, known: Namespace | None) -> None:
         try:
@@ -263,6 +307,8 @@ class Kernel:
         rules = {item.place.nsid for item in found if item.mark and item.mark.rules}
         spaces = {item.place.nsid for item in found}
         async with asyncio.TaskGroup() as group:
+            for running in self._processes.known():
+                group.create_task(self._run(self._deleting, None, self._stop, [running.name]))
             for nsid in spaces:
                 group.create_task(
                     self._run(self._deleting, None, sweep.delete_group, nsid, self.group)
@@ -290,6 +336,130 @@ class Kernel:
                 return result
 
         return await self._run(self._creating, None, work)
+
+    # --- WireGuard ---------------------------------------------------------------------------
+
+    async def find_wireguard(
+        self, prefer: Literal["auto", "kernel", "userspace"] = "auto"
+    ) -> Engine:
+        """Which engine makes WireGuard devices here, by having it make one; "" if none does.
+
+        `why` says what was tried, and what would help.
+        """
+        return await self._run(
+            self._creating, None, tunnels.find_engine, prefer, self.group, self._processes
+        )
+
+    async def port_free(self, port: int, *, underlay: Namespace | None = None) -> bool:
+        """Whether a tunnel could have that UDP port now, over IPv4 and over IPv6."""
+
+        def work() -> bool:
+            with Reach(self._home, {}) as reach, reach.inside(underlay or self.own):
+                return ports.free(port)
+
+        return await self._run(self._creating, None, work)
+
+    async def standing_wireguard(
+        self, connection: str, side: owner.SideName | None = None
+    ) -> StandingWireguard | None:
+        """What the connection's tunnel of before has, from itself alone; None if there is none.
+
+        side where both ends of a connection may be on this node.
+        """
+        hints = list(self._hints.get(connection, {}).values())
+
+        def work() -> StandingWireguard | None:
+            for item in sweep.located(self.group, connection, hints):
+                mark, kind = item.mark, item.device.kind
+                if mark and side in (None, mark.side) and kind in tunnels.KINDS:
+                    return self._standing(item, tunnels.KINDS[kind])
+            return None
+
+        return await self._run(self._creating, None, work)
+
+    def _standing(self, item: Found, engine: EngineName) -> StandingWireguard | None:
+        where = self.own
+        if engine == "kernel" and item.place.nsid != OWN:  # it is asked where it is
+            fd = self._home.find_number(item.place.nsid)
+            try:
+                where = self._home.known(fd, "")
+            finally:
+                os.close(fd)
+        with Reach(self._home, {}, self._processes) as reach:
+            held = tunnels.settings(reach, item.device.end(where), engine)
+        if held is None or held.key is None or not held.port:
+            return None
+        peer = held.peers[0].public if held.peers else ""
+        return StandingWireguard(held.key, held.port, engine, peer)
+
+    async def handshake(
+        self, wire: RemoteWire, patience: float, *, fds: Mapping[Namespace, int] | None = None
+    ) -> float:
+        """Have the far end of a WireGuard wire answer; how many seconds that took, 0 if it has.
+
+        For the end that speaks first, once both are configured: if both spoke, each would
+        drop the other's answer. What seems lost is said again, within fractions of a second.
+        fds as in `ensure`. Raises UnavailableError when patience (seconds) is over.
+        """
+        began = anew = time.monotonic()
+        said, wait, glance = 0, _ANEW, _GLANCE
+        while True:
+            now = time.monotonic()
+            how: tunnels.Greeting = "" if now < anew else "anew" if said else "once"
+            if await self._greeted(wire, fds, how):
+                break
+            if now > began + patience:
+                await self._quiet(wire, fds)
+                raise tunnels.unanswered(wire, said, patience)
+            if how:
+                said, anew, wait, glance = said + 1, now + wait, wait * _SLOWER, _GLANCE
+            await asyncio.sleep(glance)
+            glance = min(glance * 1.5, _LONGEST_GLANCE)
+        if not said:
+            return 0.0
+        await self._quiet(wire, fds)
+        return time.monotonic() - began
+
+    async def _greeted(
+        self, wire: RemoteWire, fds: Mapping[Namespace, int] | None, how: tunnels.Greeting
+    ) -> bool:
+        with _Borrowed(fds or {}) as kept:
+
+            def work() -> bool:
+                with Reach(self._home, kept.fds, self._processes) as reach:
+                    return tunnels.greet(reach, wire, how)
+
+            return await self._run(self._creating, kept, work)
+
+    async def _quiet(self, wire: RemoteWire, fds: Mapping[Namespace, int] | None) -> None:
+        with _Borrowed(fds or {}) as kept:
+
+            def work() -> None:
+                with Reach(self._home, kept.fds, self._processes) as reach:
+                    tunnels.quiet(reach, wire)
+
+            await self._run(self._creating, kept, work)
+
+    def _follow(self, running: Running) -> None:
+        """From a worker thread: the loop is to notice when that process ends."""
+        self._loop.call_soon_threadsafe(self._watch, self._processes.watch(running), running)
+
+    def _watch(self, descriptor: int, running: Running) -> None:
+        if not self._open:
+            os.close(descriptor)
+            return
+        self._watched[descriptor] = running
+        self._loop.add_reader(descriptor, self._ended, descriptor)
+
+    def _unwatch(self, descriptor: int) -> Running:
+        self._loop.remove_reader(descriptor)
+        os.close(descriptor)
+        return self._watched.pop(descriptor)
+
+    def _ended(self, descriptor: int) -> None:
+        self._submit(
+            self._deleting, None, partial(self._processes.ended, self._unwatch(descriptor))
+        )
 
     # --- the underlay ------------------------------------------------------------------------
 
@@ -343,7 +513,7 @@ class Kernel:
 
     async def _asked(self, underlay: Namespace | None, question: Callable[[Socket], T]) -> T:
         def work() -> T:
-            with Reach(self._home, {}) as reach:
+            with Reach(self._home, {}, self._processes) as reach:
                 return question(reach.socket(underlay or self.own))
 
         return await self._run(self._creating, None, work)
@@ -376,6 +546,15 @@ class Kernel:
         **kwargs: P.kwargs,
     ) -> T:
         return await asyncio.wrap_future(self._submit(pool, kept, lambda: work(*args, **kwargs)))
+
+
+def _names(found: Iterable[Found]) -> set[str]:
+    """What wireguard-go calls those of them that are its."""
+    return {
+        owner.tunnel_name(item.mark.connection, item.mark.side)
+        for item in found
+        if item.mark and tunnels.KINDS.get(item.device.kind) == "userspace"
+    }
 
 
 class _Borrowed:

@@ -31,6 +31,8 @@ _DECIMAL = re.compile(r"[0-9]{1,20}", re.ASCII)  # 64 bits
 SideName = Literal["src", "dst"]
 """src is the client's side of a wire and dst the endpoint's, as in `nsm.model`."""
 
+SIDES: tuple[SideName, SideName] = ("src", "dst")
+
 
 def group(instance: str) -> int:
     """The link group of everything the instance of that name makes.

@@ -16,6 +16,7 @@ from ipaddress import (
     IPv6Address,
     IPv6Interface,
     IPv6Network,
+    ip_address,
     ip_network,
 )
 from typing import Literal
@@ -564,6 +565,12 @@ def _wireguard(wire: RemoteWire, tunnel: WireguardTunnel, end: End) -> Wireguard
 def endpoint(address: IPAddress, port: int) -> str:
     """Where packets are sent to, as WireGuard writes it."""
     return f"{address}:{port}" if address.version == 4 else f"[{address}]:{port}"
+
+
+def endpoint_of(text: str) -> tuple[IPAddress, int]:
+    """What `endpoint` wrote."""
+    address, _, port = text.rpartition(":")
+    return ip_address(address.strip("[]")), int(port)
 
 
 def _check_outside(wire: RemoteWire, tunnel: VxlanTunnel | WireguardTunnel) -> None:

@@ -1,0 +1,483 @@
+"""WireGuard without the kernel's: a wireguard-go process for each wire.
+
+Its device is a TUN, which it makes in the namespace it runs in, the underlay; there its UDP
+socket stays when the device is moved to the workload. It outlives whoever started it, and
+ends by itself when its device goes, with a workload for example.
+
+How a process is found again: the socket it is configured by has the tunnel's name, which is
+one on the machine, and says so ever after, whatever becomes of the device's name. Whose it
+is stands in its environment: the instance, that instance's namespace, and the wire's mark.
+So a forwarder killed between two steps leaves nothing that its next life does not find.
+
+Everything here blocks; call it in threads.
+"""
+
+import base64
+import errno
+import fcntl
+import os
+import select
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+
+from nsm.errors import InternalError, PreconditionError, TakenError, UnavailableError
+from nsm.kernel import owner
+from nsm.kernel.keys import Key
+from nsm.kernel.netlink import PortTakenError
+from nsm.kernel.wireguard import EVERYTHING, Change, Peer, PeerChange, Settings
+
+PROGRAM = "wireguard-go"
+DIRECTORY = "/var/run/wireguard"
+"""Where wireguard-go and wg look for sockets, by the names of devices."""
+
+_OWNER = "VWIRE_OWNER"  # in the process's environment
+_XATTR = "trusted.vwire"  # on its socket's file, the same
+_ELSEWHERE = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_ANSWERS = 5.0  # seconds; it takes some milliseconds
+_STARTS = 3.0  # seconds until its UDP socket is there: it looks once a second at the least
+_DIES = 5.0  # seconds after a SIGKILL
+_MOST = 1 << 20  # bytes of an answer
+_SEALED = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """A process of ours; pidfd is -1 once it has ended and was collected."""
+
+    name: str
+    pid: int
+    pidfd: int
+    mine: bool  # started in this life
+
+
+class Processes:
+    """The wireguard-go processes of one instance that runs in one namespace."""
+
+    def __init__(self, group: int) -> None:
+        """on_start is told of every process that runs, from whatever thread."""
+        self.on_start: Callable[[Running], None] = lambda _: None
+        self._group = group
+        self._home = 0
+        self._root: str | None = None
+        self._running: dict[str, Running] = {}
+        self._lock = threading.RLock()
+
+    def at(self, home: int) -> None:
+        """Say which namespace the instance runs in, by its cookie."""
+        self._home = home
+
+    # --- life --------------------------------------------------------------------------------
+
+    def start(self, mark: owner.Mark, inside: AbstractContextManager[None]) -> str:
+        """Start the process of that wire where inside leads; the name of its device there.
+
+        Its device is down and without a key; its UDP socket has a port of its own choice.
+        Raises PreconditionError with its own words, TakenError; nothing is left then.
+        """
+        name = owner.tunnel_name(mark.connection, mark.side)
+        program = find_program()
+        self.stop(name)
+        log = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            running = self._spawn(program, name, f"{self._owner}{mark}", inside, log)
+            try:
+                self._join(running)
+                self._answers(name, log)
+            except BaseException:
+                self.stop(name)
+                raise
+            # nobody reads what it says from here on, and memory is not for writing diaries
+            fcntl.fcntl(log, fcntl.F_ADD_SEALS, _SEALED)
+        finally:
+            os.close(log)
+        self.on_start(running)
+        return name
+
+    def _spawn(
+        self, program: str, name: str, whose: str, inside: AbstractContextManager[None], log: int
+    ) -> Running:
+        # not a fork, which threads would not survive; not Popen, which wants to be waited for
+        with self._lock, _listening(name, whose) as listening:
+            files = [
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, log, 1),
+                (os.POSIX_SPAWN_DUP2, log, 2),
+                (os.POSIX_SPAWN_DUP2, listening.fileno(), 3),
+            ]
+            said = {_OWNER: whose, "WG_UAPI_FD": "3", "LOG_LEVEL": "error"}
+            with inside:
+                pid = os.posix_spawn(
+                    program,
+                    [PROGRAM, "-f", name],
+                    said,
+                    file_actions=files,
+                    setsid=True,  # a Ctrl-C is not meant for wires
+                    setsigmask=(),
+                    setsigdef=(signal.SIGPIPE,),
+                )
+            running = Running(name, pid, os.pidfd_open(pid), mine=True)
+            self._running[name] = running
+            return running
+
+    def _answers(self, name: str, log: int) -> None:
+        """Wait until it can be told its port, which it takes only once it is up."""
+        end = time.monotonic() + _STARTS
+        while True:
+            settings = self.settings(name)
+            if settings is None:
+                said = os.pread(log, 1 << 16, 0).decode(errors="replace").splitlines()
+                words = [line.partition(") ")[2] or line for line in said if "ERROR" in line]
+                why = words[-1] if words else "it did not say why"
+                raise PreconditionError(
+                    f"{PROGRAM} ended as it started: {why}",
+                    hint="it needs /dev/net/tun and CAP_NET_ADMIN",
+                )
+            if settings.port:
+                return
+            if time.monotonic() > end:
+                raise InternalError(f"{PROGRAM} runs, and did not open a UDP socket")
+            time.sleep(0.001)
+
+    def present(self, name: str) -> bool:
+        """Whether there may be anything of that name. Costs microseconds."""
+        return name in self._running or os.path.lexists(_path(name))
+
+    def stop(self, name: str) -> None:
+        """End the process of that name, if there is one, and take away what it leaves.
+
+        With it go its device and its port. Raises TakenError if it is somebody else's.
+        """
+        running = self._find(name)
+        if running:
+            self._kill(running)
+        with self._lock:
+            if running and self._running.get(name) is running:
+                del self._running[name]
+            self._tidy(name)
+
+    def _kill(self, running: Running) -> None:
+        with self._lock:
+            if running.pidfd < 0:
+                return
+            held = os.dup(running.pidfd)
+        try:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(held, signal.SIGKILL)
+            waiting = select.poll()
+            waiting.register(held, select.POLLIN)
+            if not waiting.poll(_DIES * 1000):
+                raise InternalError(f"{PROGRAM} (pid {running.pid}) does not die")
+        finally:
+            os.close(held)
+        self._collect(running)
+
+    def _collect(self, running: Running) -> None:
+        with self._lock:
+            if running.pidfd < 0:
+                return
+            with suppress(ChildProcessError):  # an earlier life started it
+                os.waitpid(running.pid, os.WNOHANG)
+            os.close(running.pidfd)
+            running.pidfd = -1
+
+    def ended(self, running: Running) -> None:
+        """It ended, by itself perhaps, with its device: what it leaves is taken away."""
+        self._collect(running)
+        with self._lock:
+            if self._running.get(running.name) is running:
+                del self._running[running.name]
+                self._tidy(running.name)
+
+    def watch(self, running: Running) -> int:
+        """A descriptor, the caller's, that is readable when the process has ended."""
+        with self._lock:
+            return os.dup(running.pidfd)
+
+    def close(self) -> None:
+        """Let go of all of them: they run on."""
+        with self._lock:
+            for running in self._running.values():
+                os.close(running.pidfd)
+                running.pidfd = -1
+            self._running.clear()
+
+    def known(self) -> list[Running]:
+        """Those that run, as far as they are known."""
+        with self._lock:
+            return list(self._running.values())
+
+    # --- telling and asking ------------------------------------------------------------------
+
+    def settings(self, name: str) -> Settings | None:
+        """What it holds; None if nobody answers under that name."""
+        said = _ask(name, "get=1\n\n")
+        return None if said is None else _read(said)
+
+    def change(self, name: str, wanted: Change) -> None:
+        """Tell it that. Raises PortTakenError, UnavailableError, InternalError."""
+        lines = "".join(f"{line}\n" for line in _lines(wanted))
+        said = _ask(name, f"set=1\n{lines}\n")
+        if said is None:
+            raise UnavailableError(f"{PROGRAM} of {name} has ended")
+        code = abs(int(dict(_pairs(said)).get("errno", "0")))
+        if code == errno.EADDRINUSE:
+            raise PortTakenError(f"UDP port {wanted.port} is taken")
+        if code:
+            raise InternalError(f"{PROGRAM} of {name}: {os.strerror(code)}")
+
+    # --- finding -----------------------------------------------------------------------------
+
+    def adopt(self) -> None:
+        """Get to know the processes an earlier life started."""
+        if not _sockets():
+            return  # none without one
+        for pid, whose in _marked():
+            mark = owner.Mark.parse(whose.removeprefix(self._owner))
+            if not whose.startswith(self._owner) or mark is None:
+                continue
+            name = owner.tunnel_name(mark.connection, mark.side)
+            with self._lock:
+                if name in self._running:
+                    continue
+                try:
+                    pidfd = os.pidfd_open(pid)
+                except ProcessLookupError:
+                    continue
+                running = Running(name, pid, pidfd, mine=False)
+                self._running[name] = running
+            self.on_start(running)
+
+    def sweep(self, standing: Collection[str]) -> None:
+        """Adopt the processes of an earlier life whose tunnels stand; end and tidy up the rest.
+
+        A process is the first thing of a tunnel to be made and its mark the last, so one
+        without a tunnel is what a life left that was killed in between.
+        """
+        self.adopt()
+        for running in self.known():
+            if not running.mine and running.name not in standing:
+                self.stop(running.name)
+        for name in _sockets():
+            with suppress(OSError):
+                if os.getxattr(_path(name), _XATTR).startswith(self._owner.encode()):
+                    with self._lock:
+                        if name not in self._running:
+                            _unlink_dead(name)
+        self._leave()
+
+    @property
+    def _owner(self) -> str:
+        return f"{self._group:08x}/{self._home:x}/"
+
+    def _find(self, name: str) -> Running | None:
+        with self._lock:
+            if name in self._running:
+                return self._running[name]
+        if os.path.lexists(_path(name)):
+            self.adopt()
+        with self._lock:
+            return self._running.get(name)
+
+    # --- what is around a process ------------------------------------------------------------
+
+    def _tidy(self, name: str) -> None:
+        _unlink_dead(name)
+        self._leave()
+
+    def _join(self, running: Running) -> None:
+        """A cgroup beside ours, where there may be one: ours may be killed as a whole."""
+        group = self._cgroup()
+        if not group:
+            return
+        for _ in range(3):  # the last one of those before takes it away meanwhile
+            with suppress(OSError):
+                os.makedirs(group, exist_ok=True)
+                with open(f"{group}/cgroup.procs", "w") as members:
+                    members.write(str(running.pid))
+                return
+
+    def _leave(self) -> None:
+        if group := self._cgroup():
+            with suppress(OSError):  # others are in it, or it is not there
+                os.rmdir(group)
+
+    def _cgroup(self) -> str:
+        if self._root is None:
+            self._root = _cgroup_root()
+        return self._root and f"{self._root}/vwire-{self._group:08x}-{self._home:x}"
+
+
+def find_program() -> str:
+    """Where wireguard-go is; PreconditionError if it is nowhere."""
+    found = shutil.which(PROGRAM) or shutil.which(PROGRAM, path=_ELSEWHERE)
+    if not found:
+        raise PreconditionError(
+            f"there is no {PROGRAM} on this node", hint=f"apt-get install {PROGRAM}"
+        )
+    return found
+
+
+# --- sockets ---------------------------------------------------------------------------------
+
+
+def _path(name: str) -> str:
+    return f"{DIRECTORY}/{name}.sock"
+
+
+def _sockets() -> list[str]:
+    try:
+        files = os.listdir(DIRECTORY)
+    except FileNotFoundError:
+        return []
+    return [file.removesuffix(".sock") for file in files if file.endswith(".sock")]
+
+
+def _listening(name: str, whose: str) -> socket.socket:
+    """The socket it is configured by, made here: so it is marked before anybody listens, and
+    who connects waits until the process answers."""
+    os.makedirs(DIRECTORY, mode=0o755, exist_ok=True)
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        try:
+            made.bind(_path(name))
+        except OSError as failure:
+            if failure.errno != errno.EADDRINUSE:
+                raise
+            raise TakenError(f"another process listens on {_path(name)}") from None
+        os.chmod(_path(name), 0o600)
+        with suppress(OSError):  # not every file system takes marks
+            os.setxattr(_path(name), _XATTR, whose.encode())
+        made.listen(16)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _unlink_dead(name: str) -> None:
+    """Unlink the socket if nobody listens on it; it ends what listens there."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        try:
+            probe.connect(_path(name))
+        except ConnectionRefusedError:
+            with suppress(FileNotFoundError):
+                os.unlink(_path(name))
+        except OSError:
+            pass  # it is not there
+
+
+def _ask(name: str, question: str) -> str | None:
+    """The answer, without its last empty line; None if nobody listens."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as channel:
+        channel.settimeout(_ANSWERS)
+        said = bytearray()
+        try:
+            channel.connect(_path(name))
+            channel.sendall(question.encode())
+            while not said.endswith(b"\n\n") and len(said) < _MOST:
+                if not (part := channel.recv(1 << 16)):
+                    return None
+                said += part
+        except TimeoutError:
+            raise UnavailableError(f"{PROGRAM} of {name} does not answer") from None
+        except OSError:
+            return None
+    return said.decode(errors="replace")
+
+
+# --- its language ----------------------------------------------------------------------------
+
+
+def _pairs(said: str) -> Iterator[tuple[str, str]]:
+    for line in said.splitlines():
+        key, _, value = line.partition("=")
+        yield key, value
+
+
+def _read(said: str) -> Settings:
+    key: Key | None = None
+    port = 0
+    peers: list[dict[str, str]] = []
+    allowed: list[set[str]] = []
+    for word, value in _pairs(said):
+        if word == "private_key":
+            key = Key(bytes.fromhex(value)) if value.strip("0") else None
+        elif word == "listen_port":
+            port = int(value)
+        elif word == "public_key":
+            peers.append({word: value})
+            allowed.append(set())
+        elif word == "allowed_ip" and peers:
+            allowed[-1].add(value)
+        elif peers:
+            peers[-1][word] = value
+    return Settings(
+        key, port, tuple(_peer(one, ips) for one, ips in zip(peers, allowed, strict=True))
+    )
+
+
+def _peer(said: dict[str, str], allowed: set[str]) -> Peer:
+    return Peer(
+        base64.b64encode(bytes.fromhex(said["public_key"])).decode(),
+        said.get("endpoint", ""),
+        int(said.get("persistent_keepalive_interval", 0)),
+        int(said.get("last_handshake_time_sec", 0)),
+        allowed >= set(EVERYTHING),
+    )
+
+
+def _lines(wanted: Change) -> Iterator[str]:
+    if wanted.key:
+        yield f"private_key={wanted.key.secret.hex()}"
+    if wanted.port:
+        yield f"listen_port={wanted.port}"
+    for peer in wanted.peers:
+        yield from _peer_lines(peer)
+
+
+def _peer_lines(peer: PeerChange) -> Iterator[str]:
+    yield f"public_key={base64.b64decode(peer.public).hex()}"
+    if peer.remove:
+        yield "remove=true"
+    elif not peer.new:
+        yield "update_only=true"
+    if peer.endpoint:
+        yield f"endpoint={peer.endpoint}"
+    if peer.keepalive is not None:
+        yield f"persistent_keepalive_interval={peer.keepalive}"
+    if peer.new:
+        yield "replace_allowed_ips=true"
+        yield from (f"allowed_ip={network}" for network in EVERYTHING)
+
+
+# --- processes and cgroups -------------------------------------------------------------------
+
+
+def _marked() -> Iterator[tuple[int, str]]:
+    """Every process with an owner's mark, and the mark."""
+    wanted = f"{_OWNER}=".encode()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                said = file.read()
+        except OSError:
+            continue  # it ended, or is not ours to look into
+        for entry in said.split(b"\0"):
+            if entry.startswith(wanted):
+                yield int(pid), entry.removeprefix(wanted).decode(errors="replace")
+
+
+def _cgroup_root() -> str:
+    """Where the tree of cgroups is, if it is mounted and may be written; else empty."""
+    with open("/proc/self/mounts") as file:
+        for line in file:
+            fields = line.split()
+            if fields[2] == "cgroup2" and "rw" in fields[3].split(","):
+                return fields[1]
+    return ""
