@@ -28,7 +28,9 @@ from labs.processes import PATH
 from nsm.kernel.topology import enter_named
 
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _IPV6_DONTFRAG, _PMTUDISC_PROBE = 10, 23, 62, 3
+_ICMP_FILTER: Final = 1
 _ICMP6_FILTER: Final = 1
+_SOL_RAW: Final = 255
 _ECHO4, _REPLY4, _ECHO6, _REPLY6 = 8, 0, 128, 129
 _HEADER: Final = {4: 28, 6: 48}  # IP and ICMP headers
 _PAUSE: Final = 0.01  # seconds between echoes to one address
@@ -85,6 +87,8 @@ def _icmp(version: int) -> socket.socket:
     if version == 4:
         sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
         sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
+        # a bit that is 0 lets its type pass
+        sock.setsockopt(_SOL_RAW, _ICMP_FILTER, struct.pack("=I", ~(1 << _REPLY4) & 0xFFFFFFFF))
     else:
         sock = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
@@ -94,6 +98,8 @@ def _icmp(version: int) -> socket.socket:
         # the kernel counts the bits in 32-bit words of its own byte order
         words = struct.unpack("<8I", bytes(only))
         sock.setsockopt(socket.IPPROTO_ICMPV6, _ICMP6_FILTER, struct.pack("=8I", *words))
+    # a wave of answers fits in, if others keep us from reading: what is dropped here is not lost
+    sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 16 << 20)
     sock.setblocking(False)
     return sock
 
