@@ -390,7 +390,8 @@ class Kernel:
         if held is None or held.key is None or not held.port:
             return None
         peer = held.peers[0].public if held.peers else ""
-        return StandingWireguard(held.key, held.port, engine, peer)
+        place, name = item.place, item.device.name
+        return StandingWireguard(held.key, held.port, engine, peer, place.nsid, name)
 
     async def handshake(
         self, wire: RemoteWire, patience: float, *, fds: Mapping[Namespace, int] | None = None

@@ -53,12 +53,17 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class StandingWireguard:
-    """What a tunnel has that stands, read back from it: a refresh and a restart keep that."""
+    """What a tunnel has that stands, read back from it: a refresh and a restart keep that.
+
+    nsid and name are its device's place: one that is to stand elsewhere is another tunnel.
+    """
 
     key: Key = field(repr=False)
     port: int
     engine: EngineName
     peer: str
+    nsid: int
+    name: str
 
 
 class IndexTakenError(Exception):
