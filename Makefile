@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test check lane protos lock bars bench clean
+.PHONY: help setup demo test matrix check lane wheel protos lock bars bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -20,6 +20,10 @@ demo: setup  ## two nodes on this machine, wires between them, checks; all taken
 test: setup  ## every test; as root, because wires need namespaces
 	@rm -f out/times.json
 	@$(BIN)/python -P -m pytest
+
+matrix: setup  ## the wheel on every Python of this machine, and make setup in a fresh Debian 12
+	@command -v debootstrap >/dev/null || apt-get -qq install --yes debootstrap
+	@VWIRE_MATRIX=1 $(BIN)/python -P -m pytest tests/e2e/install tests/e2e/trouble/test_bookworm.py
 
 check: setup  ## what CI asks before the tests: style, types, import rules, generated code, docs
 	@$(BIN)/ruff check .
