@@ -1,6 +1,7 @@
 """Tests of what not every kernel has: here where it can be, in the lane where not.
 
     @pytest.mark.needs_kernel("wireguard", "netem")
+    @pytest.mark.needs_lane      # a test of the lane itself: it is built before the first test
 
 Of a session's tests those that this kernel cannot run come first, in one start of the lane: a
 pytest of its own in there, which hands its reports out in the share, line by line. They are the
@@ -73,28 +74,30 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     lacking = {}
     for item in session.items:
         if names := [name for name in features(item) if always or lacks(name)]:
-            lacking[item] = names
+            lacking[item] = ", ".join(names)
             if INSIDE:
                 why = f"the lane's kernel lacks {names[0]}: {lacks(names[0])}"
                 raise pytest.UsageError(f"{item.nodeid}: {why}")
-    if not lacking:
+    own = [item for item in session.items if item.get_closest_marker("needs_lane")]
+    if not lacking and not own:
         return
     try:
         kernel = built(_sayer(session.config))
     except UnavailableError as no:
-        for item, names in lacking.items():
-            item.add_marker(pytest.mark.skip(reason=_reason(", ".join(names), no)))
+        for item, names in {**dict.fromkeys(own, "user mode"), **lacking}.items():
+            item.add_marker(pytest.mark.skip(reason=_reason(names, no)))
         return
-    session.items[:] = [*lacking, *(item for item in session.items if item not in lacking)]
-    lane = Lane(session.config, kernel, list(lacking))
-    session.config.pluginmanager.register(lane, "lane")
+    if lacking:
+        session.items[:] = [*lacking, *(item for item in session.items if item not in lacking)]
+        lane = Lane(session.config, kernel, list(lacking))
+        session.config.pluginmanager.register(lane, "lane")
 
 
 def _reason(names: str, no: UnavailableError) -> str:
     """Why a test is skipped; where there can be no lane that is all right, in CI too."""
     if kind := foreign():
         return f"kernel lacks {names}, and there is no lane on {kind}"
-    return f"no lane, and this machine's kernel lacks {names}: {no}"
+    return f"there is no lane, and this kernel lacks {names}: {no}"
 
 
 def _sayer(config: pytest.Config) -> Callable[[str], None]:
@@ -136,8 +139,11 @@ class Lane:
         if said is None:
             self._lament(self._run.why)
         elif "report" in said:
+            data = said["report"]
+            if isinstance(data["longrepr"], list):  # of a skipped test; JSON knows no tuples
+                data["longrepr"] = tuple(data["longrepr"])
             report = self._config.hook.pytest_report_from_serializable(
-                config=self._config, data=said["report"]
+                config=self._config, data=data
             )
             self._reports[said["test"]].append(report)
         elif said["what"] == "start":
