@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from nsm.errors import InternalError, PreconditionError, TakenError, UnavailableError
 from nsm.kernel import owner
 from nsm.kernel.keys import Key
-from nsm.kernel.netlink import PortTakenError
+from nsm.kernel.netlink import PortTakenError, explain
 from nsm.kernel.wireguard import EVERYTHING, Change, Peer, PeerChange, Settings
 
 PROGRAM = "wireguard-go"
@@ -86,14 +86,16 @@ class Processes:
         log = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             running = self._spawn(program, name, f"{self._owner}{mark}", inside, log)
-            try:
-                self._join(running)
-                self._answers(name, log)
-            except BaseException:
-                self.stop(name)
-                raise
+            self._join(running)
+            self._answers(name, log)
             # nobody reads what it says from here on, and memory is not for writing diaries
             fcntl.fcntl(log, fcntl.F_ADD_SEALS, _SEALED)
+        except OSError as failure:
+            self.stop(name)
+            raise explain(failure, f"{PROGRAM} -f {name}", "this node") from failure
+        except BaseException:
+            self.stop(name)
+            raise
         finally:
             os.close(log)
         self.on_start(running)
