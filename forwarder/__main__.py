@@ -30,7 +30,7 @@ IDENTITY_PATIENCE = 30.0  # seconds for the first certificate
 
 async def serve(config: Config, process: Process) -> None:
     """Be a forwarder until the process is asked to stop. Wires stay when it does."""
-    await asyncio.to_thread(rights.check, config.name)
+    await asyncio.to_thread(rights.check, config.name, config.isolation)
     lifetime = int(config.max_token_lifetime * SECOND)
     async with (
         Kernel(config.name) as kernel,

@@ -1,21 +1,45 @@
-"""What this process may do to the kernel, asked before it promises anybody a wire."""
+"""What this process may do to the kernel, asked before it promises anybody a wire.
+
+Measured by leaving out one after the other, in a unit of systemd (docs/systemd.md): these
+four suffice for everything, whoever the forwarder's user is, and without any of them
+something fails later and less plainly, or, worse, nobody notices.
+"""
 
 import os
+from collections.abc import Mapping
+from typing import Final
 
 from nsm.errors import PreconditionError
 
-NEEDED = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}  # make devices; enter namespaces
-STATUS = "/proc/self/status"
+STATUS: Final = "/proc/self/status"
+NEEDED: Final[Mapping[str, int]] = {  # by their bits
+    "CAP_NET_ADMIN": 12,
+    "CAP_NET_BROADCAST": 11,
+    "CAP_SYS_ADMIN": 21,
+    "CAP_SYS_PTRACE": 19,
+}
+WITHOUT: Final[Mapping[str, str]] = {
+    "CAP_NET_ADMIN": "no device can be made",
+    "CAP_NET_BROADCAST": "nobody hears that a workload is gone",
+    "CAP_SYS_ADMIN": "no workload's namespace can be entered",
+    "CAP_SYS_PTRACE": "nobody sees who in a workload could misuse a tunnel",
+}
 
 
-def check(whose: str) -> None:
-    """Raises PreconditionError with the capabilities that are missing. Blocks."""
+def check(whose: str, isolation: str) -> None:
+    """Raises PreconditionError with the capabilities that are missing, and what for. Blocks.
+
+    isolation is NSM_ISOLATION: who does not ask who is in a workload need not see it.
+    """
     with open(STATUS) as file:
         held = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
-    missing = [name for name, bit in NEEDED.items() if not held >> bit & 1]
-    if missing:
-        raise PreconditionError(
-            f"forwarder {whose!r} (user {os.geteuid()}) lacks {' and '.join(missing)}, without"
-            " which no wire can be made on this node",
-            hint="start it as root, or give it these capabilities",
-        )
+    wanted = [one for one in NEEDED if isolation == "auto" or one != "CAP_SYS_PTRACE"]
+    missing = [name for name in wanted if not held >> NEEDED[name] & 1]
+    if not missing:
+        return
+    lacks = "; ".join(f"without {name} {WITHOUT[name]}" for name in missing)
+    hop = ", or say NSM_ISOLATION=hop" if missing == ["CAP_SYS_PTRACE"] else ""
+    raise PreconditionError(
+        f"forwarder {whose!r} (user {os.geteuid()}) lacks {' and '.join(missing)}: {lacks}",
+        hint=f"start it as root, or give it these capabilities{hop}",
+    )

@@ -1,0 +1,63 @@
+"""Machines with vwire's units on them, installed as docs/systemd.md says."""
+
+import contextlib
+import re
+import subprocess
+from collections.abc import Iterator
+
+from tests.e2e.systemd.machine import ROOT, Machine, machine
+
+PAGE = (ROOT / "docs" / "systemd.md").read_text()
+UNITS = ("vwire-issuer", "vwire-registry", "vwire-nsmgr", "vwire-forwarder")
+WORKLOADS = ("app", "near", "root", "extra", "more", "pong", "far")
+STATE = "/var/lib/vwire/issuer"
+ELSEWHERE = ("python3 -m venv /opt/vwire", "/opt/vwire/bin/pip install vwire")
+
+
+def unit_file(name: str) -> dict[str, str]:
+    """What a unit's file sets, the last word of each that is said again without being emptied."""
+    text = (ROOT / "deploy" / "systemd" / "system" / f"{name}.service").read_text()
+    return dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
+
+
+def commands(section: str) -> list[str]:
+    """The commands of one part of the page, in its order."""
+    (part,) = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    blocks = "".join(re.findall(r"^```console\n(.*?)^```", part, re.MULTILINE | re.DOTALL))
+    return [line.removeprefix("$ ") for line in blocks.splitlines() if line.startswith("$ ")]
+
+
+def install(one: Machine) -> None:
+    """Type what the page says, but for what stands in /opt/vwire already."""
+    one.sh("\n".join(line for line in commands("Install") if line not in ELSEWHERE))
+    known = "".join(
+        f"- id: spiffe://example.org/{name}\n  cgroup: /system.slice/{name}.service\n"
+        for name in WORKLOADS
+    )
+    one.sh(f"cat >>/etc/vwire/entries.yaml <<'END'\n{known}END")
+
+
+def share_authority(of: Machine, to: Machine) -> None:
+    """Both issuers speak for the same trust domain."""
+    pem = of.run("cat", f"{STATE}/authority.pem")
+    to.sh(f"install -D -m 600 /dev/stdin {STATE}/authority.pem <<'END'\n{pem}END")
+
+
+@contextlib.contextmanager
+def pair() -> Iterator[tuple[Machine, Machine]]:
+    """East with everything, west with all but the registry, a cable between them."""
+    with machine("east") as east, machine("west") as west:
+        ends = zip((east, west), ("198.18.0.1", "198.18.0.2"), strict=True)
+        subprocess.run(
+            ["ip", "link", "add", "wan0", "netns", str(east.pid), "type", "veth",
+             "peer", "name", "wan0", "netns", str(west.pid)],
+            check=True,
+        )  # fmt: skip
+        for one, address in ends:
+            one.sh(f"ip link set lo up; ip addr add {address}/24 dev wan0; ip link set wan0 up")
+            install(one)
+            one.sh("echo NSM_REGISTRY_URL=tcp://198.18.0.1:5002 >/etc/vwire/nsmgr.env")
+        east.run("systemctl", "start", *UNITS)
+        share_authority(east, west)
+        west.run("systemctl", "start", *(unit for unit in UNITS if unit != "vwire-registry"))
+        yield east, west
