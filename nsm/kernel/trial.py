@@ -51,7 +51,6 @@ def apart() -> None:
         if not isinstance(refused, RightsError) or _libc.unshare(both) < 0:
             raise refused
     _libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
-    _do("ip link set lo up", _link(index=1, flags=_UP))
 
 
 def namespace() -> None:
@@ -180,18 +179,10 @@ def netem() -> None:
 
 def _make(name: str, kind: str, *data: bytes, more: bytes = b"", flags: int = 0) -> None:
     info = nested(_LINKINFO, text(_INFO_KIND, kind), *([nested(_INFO_DATA, *data)] if data else []))
-    wish = _link(flags=flags, body=text(_IFNAME, name) + more + info, made=True)
-    _do(f"ip link add {name} type {kind}", wish)
-
-
-def _link(*, index: int = 0, flags: int = 0, body: bytes = b"", made: bool = False) -> bytearray:
-    how = netlink.CREATE | netlink.EXCL if made else 0
-    return message(netlink.NEWLINK, how, _LINK_BODY.pack(0, 0, 0, index, flags, flags) + body)
-
-
-def _do(command: str, wish: bytearray) -> None:
+    body = _LINK_BODY.pack(0, 0, 0, 0, flags, flags) + text(_IFNAME, name) + more + info
+    wish = message(netlink.NEWLINK, netlink.CREATE | netlink.EXCL, body)
     if refusal := _sent(wish):
-        raise netlink.explain(refusal, command, HERE)
+        raise netlink.explain(refusal, f"ip link add {name} type {kind}", HERE)
 
 
 def _sent(wish: bytearray) -> Refusal | None:

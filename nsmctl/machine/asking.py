@@ -18,7 +18,7 @@ from typing import Final, NoReturn
 
 from nsm.errors import NsmError
 
-PATIENCE: Final = 4.0  # seconds for all of them together; the slowest takes a tenth of that
+PATIENCE: Final = 5.0  # seconds for all of them together; a machine that is idle takes 0.2
 _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 

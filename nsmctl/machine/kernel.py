@@ -13,29 +13,21 @@ from nsmctl import show
 from nsmctl.machine.asking import Answer, bad, not_tried, note, ok
 
 WIREGUARD_FIX: Final = "modprobe wireguard, or apt install wireguard-go"
-ALSO: Final = {  # what a forwarder can be without, and what is then missing
-    "CAP_SYS_PTRACE": (19, "workloads of other users cannot be looked into"),
-    "CAP_NET_RAW": (13, "wires are not probed"),
-    "CAP_NET_BROADCAST": (11, "a workload's death is noticed late"),
-}
-_CONTAINER: Final = "give them to the container or service it runs in"
 
 
 def capabilities() -> Answer:
-    """What this process may do, of what a forwarder and a lab need."""
+    """What this process may do, of what a forwarder needs, and a lab."""
     with open(rights.STATUS) as file:
         held = next(int(line.split()[1], 16) for line in file if line.startswith("CapEff:"))
     missing = [name for name, bit in rights.NEEDED.items() if not held >> bit & 1]
-    if missing:
-        root = os.geteuid() == 0
-        whose = "this root" if root else f"user {os.geteuid()}"
-        fix = _CONTAINER if root else show.again_as_root()
-        return bad(f"{whose} lacks {' and '.join(missing)}", fix)
-    also = [(name, lost) for name, (bit, lost) in ALSO.items() if not held >> bit & 1]
-    if also:
-        told = "; ".join(f"no {name}: {lost}" for name, lost in also)
-        return note(told, _CONTAINER)
-    return ok(", ".join((*rights.NEEDED, *ALSO)))
+    if not missing:
+        return ok(", ".join(rights.NEEDED))
+    if os.geteuid() != 0:
+        lacks = f"user {os.geteuid()} lacks {', '.join(missing)}"
+        return bad(lacks, show.again_as_root())
+    told = "; ".join(f"no {name}: {rights.WITHOUT[name]}" for name in missing)
+    hop = ", or set NSM_ISOLATION=hop" if missing == ["CAP_SYS_PTRACE"] else ""
+    return bad(told, f"give it to the container or service this runs in{hop}")
 
 
 def namespaces() -> Answer:

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from labs import engine, state
-from labs import processes as plans
+from labs import state
 from labs.paths import ROOT, Paths
 from labs.units import count
 from nsm.errors import NsmError
@@ -88,6 +87,9 @@ def _name(process: Process) -> str | None:
     """What a forwarder calls itself: by its lab's plan, or by its environment."""
     lab, _, place = process.argv[-1].partition("/")
     if place:
+        from labs import engine  # costs as much as all the rest, and mostly there is no lab
+        from labs import processes as plans
+
         with contextlib.suppress(NsmError, OSError):
             paths = Paths(lab)
             for planned in plans.plan(engine.saved(paths), paths).processes:

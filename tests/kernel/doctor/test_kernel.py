@@ -1,0 +1,247 @@
+"""What the kernel can do, and what it lets us do: each line where that is not so."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from forwarder import rights
+from nsm.errors import RightsError, UnsupportedError
+from nsm.kernel import trial
+from nsmctl.machine import kernel
+from nsmctl.machine.asking import Level, Question, ask
+from tests.kernel.doctor.world import ALL_USERS, AS_NOBODY, FENCE, doctor, inside
+
+WITHOUT_NET_ADMIN = "setpriv --bounding-set=-net_admin --inh-caps=-net_admin"
+WITHOUT_SYS_ADMIN = "setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin"
+LINKS = {"veth": "bad", "bridge": "bad", "vxlan": "bad", "macvlan": "note"}
+
+
+def without(program: str, folder: Path) -> str:
+    """A PATH on which there is everything but that program."""
+    for place in ("/usr/sbin", "/usr/bin", "/sbin", "/bin"):
+        for found in Path(place).iterdir():
+            if found.name != program and not (folder / found.name).exists():
+                (folder / found.name).symlink_to(found)
+    return str(folder)
+
+
+def kernel_has(*command: str) -> bool:
+    """Whether this kernel does what a stock command asks for, in a namespace of its own."""
+    done = subprocess.run(["unshare", "-n", *command], capture_output=True, check=False)
+    return done.returncode == 0
+
+
+WIREGUARD = kernel_has("ip", "link", "add", "w", "type", "wireguard")
+NETEM = kernel_has("tc", "qdisc", "add", "dev", "lo", "root", "netem")
+
+
+# --- rights ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lacks", rights.NEEDED)
+def test_root_without_a_capability_is_told_which_and_what_it_is_for(lacks):
+    name = lacks.removeprefix("CAP_").lower()
+    told = doctor(rights=f"setpriv --bounding-set=-{name} --inh-caps=-{name}")
+    assert told.code == 1
+    hop = ", or set NSM_ISOLATION=hop" if lacks == "CAP_SYS_PTRACE" else ""
+    assert told.line("capabilities") == (
+        "bad",
+        f"no {lacks}: {rights.WITHOUT[lacks]}",
+        f"give it to the container or service this runs in{hop}",
+    )
+
+
+def test_an_ordinary_user_is_told_what_was_not_tried_and_how_to_ask_again():
+    told = inside(f"exec {AS_NOBODY} --json")
+    assert told.code == 1, told.err
+    assert told.err == ""
+    assert told.line("capabilities") == (
+        "bad",
+        f"user 65534 lacks {', '.join(rights.NEEDED)}",
+        "sudo /opt/x/bin/nsmctl doctor --json",
+    )
+    not_tried = ("note", "not tried: user 65534 may not", "ask again as root")
+    for name in ("namespaces", "tun", "input", "cgroup"):
+        assert told.line(name) == not_tried, name
+    # these are tried in a user namespace, where this machine lets users make them
+    for name in ("veth", "bridge", "vxlan", "macvlan", "nft", "sysctls"):
+        assert told.line(name)[0] == "ok", name
+
+
+# --- namespaces and settings -----------------------------------------------------------------
+
+
+def test_no_more_namespaces_is_told_with_the_limit_to_raise():
+    told = doctor("echo 0 >/proc/sys/user/max_net_namespaces", before="unshare -U -r")
+    assert told.code == 1
+    level, found, fix = told.line("namespaces")
+    assert (level, fix) == ("bad", "raise /proc/sys/user/max_net_namespaces")
+    assert "No space left on device" in found
+
+
+def test_root_that_may_not_make_namespaces_is_told_so():
+    level, found, fix = doctor(rights=WITHOUT_SYS_ADMIN).line("namespaces")
+    assert (level, fix) == ("bad", "allow mount and unshare to the container")
+    assert "unshare --mount" in found
+
+
+def test_settings_that_cannot_be_set_are_told():
+    read_only = "mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys"
+    told = doctor(read_only)
+    assert told.code == 1
+    level, found, fix = told.line("sysctls")
+    assert (level, fix) == ("bad", "mount /proc/sys read-write")
+    assert "`sysctl -w net.ipv4.conf.lo.route_localnet`" in found
+    assert "Read-only file system" in found
+
+
+# --- devices ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def powerless():
+    return doctor(rights=WITHOUT_NET_ADMIN)
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_a_device_that_may_not_be_made_is_told_with_the_kernels_word(powerless, name):
+    level, found, fix = powerless.line(name)
+    assert (level, fix) == (LINKS[name], "give this container CAP_NET_ADMIN")
+    assert re.search(r"`ip link add try-\w+ type \w+` .*: Operation not permitted", found), found
+    if name != "macvlan":  # whose lower device is refused first
+        assert f"type {name}`" in found
+
+
+def test_where_not_even_a_place_to_try_in_can_be_made_that_is_told():
+    closed = "echo 0 >/proc/sys/user/max_user_namespaces"
+    told = doctor(closed, before=ALL_USERS, rights=WITHOUT_SYS_ADMIN)
+    for name, level in LINKS.items():
+        said, found, fix = told.line(name)
+        assert (said, fix) == (level, "let this container make namespaces")
+        assert "unshare --net --mount" in found
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_a_kind_of_device_the_kernel_does_not_know_is_told_with_what_to_load(needed):
+    def ask_for_it():
+        return kernel._tried(
+            lambda: trial._make("try-x", "no-such-kind"), "wires to the moon", "modprobe moon",
+            needed=needed,
+        )  # fmt: skip
+
+    (line,) = ask([Question("moon", "moon", ask_for_it)])
+    assert (line.level, line.found, line.fix) == (
+        Level.BAD if needed else Level.NOTE,
+        "the kernel has none: no wires to the moon",
+        "modprobe moon",
+    )
+
+
+@pytest.mark.parametrize("kind", ["veth", "bridge", "vxlan", "macvlan", "wireguard"])
+def test_what_is_tried_is_what_its_line_says(kind):
+    def makes_it():
+        trial.apart()
+        try:
+            getattr(trial, kind)()
+        except UnsupportedError as lacking:
+            return kernel.ok(lacking.message)
+        return kernel.ok(subprocess.check_output(["ip", "-d", "link"], text=True))
+
+    (line,) = ask([Question("x", "x", makes_it)])
+    assert re.search(rf"\b{kind} |type {kind}`.* Operation not supported", line.found), line.found
+
+
+def test_nf_tables_that_the_kernel_does_not_have_is_a_note():
+    fence = f"{FENCE} EPROTONOSUPPORT socket 0=16 2=12 --"
+    told = doctor(rights=fence)
+    assert told.line("nft") == (
+        "note", "the kernel has none: no faults in labs", "modprobe nf_tables"
+    )  # fmt: skip
+    assert told.line("input")[0] == "ok"  # nor are there rules that could drop
+
+
+def test_netem_is_there_if_stock_tc_says_so():
+    expected = (
+        ("ok", "for delay and loss in labs", "")
+        if NETEM
+        else ("note", "the kernel has none: no delay and loss in labs", "modprobe sch_netem")
+    )
+    assert doctor().line("netem") == expected
+
+
+# --- WireGuard -------------------------------------------------------------------------------
+
+
+def test_wireguard_is_the_kernels_or_else_that_of_wireguard_go():
+    expected = (
+        ("ok", "in the kernel", "")
+        if WIREGUARD
+        else ("note", "userspace (no kernel module)", "modprobe wireguard")
+    )
+    assert doctor().line("wireguard") == expected
+    version = subprocess.run(
+        ["wireguard-go", "--version"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()[0]
+    path = shutil.which("wireguard-go")
+    assert doctor().line("wireguard-go") == ("ok", f"{version}, {path}", "")
+
+
+@pytest.mark.skipif(WIREGUARD, reason="the kernel has WireGuard, so nothing else is needed")
+def test_without_any_wireguard_there_are_two_ways_to_get_it(tmp_path):
+    told = doctor(PATH=without("wireguard-go", tmp_path))
+    assert told.code == 0
+    assert told.line("wireguard-go") == ("note", "not in PATH", "apt install wireguard-go")
+    assert told.line("wireguard") == (
+        "note",
+        "neither in the kernel nor as wireguard-go: no encrypted wires",
+        "modprobe wireguard, or apt install wireguard-go",
+    )
+
+
+@pytest.mark.parametrize(
+    ("hidden", "said"),
+    [
+        ("mount -t tmpfs none /dev/net", "there is no /dev/net/tun"),
+        ("mount -t tmpfs none /dev/net; mknod /dev/net/tun c 10 251", "/dev/net/tun: No such dev"),
+    ],
+)
+def test_a_hidden_tun_is_a_note_and_so_is_what_stands_on_it(hidden, said):
+    told = doctor(hidden)
+    level, found, fix = told.line("tun")
+    if WIREGUARD:
+        assert (level, found) == ("ok", "none, and none is needed: the kernel has WireGuard")
+        return
+    assert level == "note"
+    assert found.startswith(said)
+    assert fix == "modprobe tun; in a container, mount /dev/net/tun"
+    level, found, fix = told.line("wireguard")
+    assert level == "note"
+    assert said in found
+    assert "modprobe wireguard" in fix
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo 'it is broken here'; exit 3", "it is broken here"),
+        ("exit 3", "says nothing"),
+    ],
+)
+@pytest.mark.skipif(WIREGUARD, reason="the kernel has WireGuard, so nothing else is tried")
+def test_a_wireguard_go_that_makes_no_device_is_told_with_what_it_says(tmp_path, script, said):
+    program = tmp_path / "wireguard-go"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    level, found, fix = doctor(PATH=f"{tmp_path}:/usr/sbin:/usr/bin:/sbin:/bin").line("wireguard")
+    assert level == "note"
+    assert said in found
+    assert str(program) in found
+    assert fix == "modprobe wireguard, or apt install wireguard-go"
+
+
+def test_what_a_refusal_is_called_is_the_same_for_all_that_is_tried():
+    with pytest.raises(RightsError):
+        raise trial.netlink.explain(PermissionError(1, "no"), "unshare --net", "here")
