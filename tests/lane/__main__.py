@@ -35,6 +35,9 @@ def main() -> int:
     if terminal and not (sys.stdin.isatty() and sys.stdout.isatty()):
         complain("a shell needs a terminal; say a COMMAND")
         return 2
+    if os.geteuid() != 0:
+        complain("needs root, for a namespace of processes: sudo make lane")
+        return 3
     try:
         kernel = built(say)
         if asked.share:

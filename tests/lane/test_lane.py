@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -162,6 +163,22 @@ def test_who_asks_wrongly_is_told_so(words: list[str]) -> None:
     done = lane(*words)
     assert done.returncode == 2, done.stdout
     assert done.stderr
+
+
+def test_who_is_not_root_is_told_how() -> None:
+    """Imported as root, because Python and the checkout may lie where nobody may read."""
+    program = """
+        import os
+        from tests.lane import __main__ as lane
+        os.setuid(65534)
+        raise SystemExit(lane.main())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), "true"],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=20,
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert "sudo make lane" in done.stderr
 
 
 def test_help_is_for_anybody_and_says_what_it_is() -> None:
