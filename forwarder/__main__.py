@@ -3,11 +3,14 @@
 import asyncio
 import sys
 
+import structlog
+
 from forwarder import rights
 from forwarder.config import Config
 from forwarder.deaths import Deaths
 from forwarder.discovery import Discovery
 from forwarder.recovery import Recovery
+from forwarder.remote import Vxlan, Wireguard
 from forwarder.route import Crossing, ForwarderRoute
 from forwarder.sockets import Sockets
 from forwarder.tunnels import Tunnels
@@ -25,6 +28,7 @@ from nsm.rpc.peers import Peers
 from nsm.rpc.registry import RegistryClient, keep_registered
 from nsm.rpc.server import serve as serve_grpc
 
+log = structlog.get_logger(__name__)
 IDENTITY_PATIENCE = 30.0  # seconds for the first certificate
 
 
@@ -41,11 +45,18 @@ async def serve(config: Config, process: Process) -> None:
         registry = RegistryClient(peers, config.connect_to, lifetime=lifetime)
         recovery = Recovery(kernel)
         sockets = Sockets()
+        tunnels = Tunnels(kernel, config.tunnel_ip, config.isolation)
+        engine = await kernel.find_wireguard(config.wireguard)
+        log.info("WireGuard", engine=engine.name or "none", why=engine.why)
         route = ForwarderRoute(
             Discovery(registry),
             calls,
             kernel,
-            Tunnels(kernel, config.tunnel_ip, config.vxlan_port, config.isolation),
+            tunnels,
+            (
+                Vxlan(kernel, tunnels, recovery, config.vxlan_port),
+                Wireguard(kernel, tunnels, engine, config.wireguard_port),
+            ),
             sockets,
             recovery,
             config.dial_timeout,

@@ -38,6 +38,13 @@ class Config(Common):
     vxlan_port: Port = 0
     """The UDP port of VXLAN tunnels; 0 is 4789."""
 
+    wireguard: Literal["auto", "kernel", "userspace"] = "auto"
+    """Whose WireGuard carries payload IP between nodes: the kernel's, or the program
+    wireguard-go's, a process for each wire. auto is the kernel's where it has it."""
+
+    wireguard_port: Port = 0
+    """The first UDP port of WireGuard tunnels, one for each wire from there upwards; 0 is 51820."""
+
     isolation: Literal["auto", "in-place", "hop"] = "auto"
     """Where tunnels stand: in-place is in the workload's namespace, hop is in this one, with a
     device on top of it in the workload's. auto is hop for whoever could misuse a tunnel: where a

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nsm import mechanisms
 from nsm.descriptors import Descriptors
 from nsm.errors import NotFoundError
 from nsm.model import Connection, Endpoint, Service
@@ -46,7 +47,7 @@ class Discovery:
         if not matching:
             raise _nobody(conn, found, alive)
         ordered = self._turns.order(service.name, matching)
-        return [Offer(one, service.payload or conn.payload) for one in ordered]
+        return [Offer(one, service.payload or conn.payload or mechanisms.IP) for one in ordered]
 
     async def _named(self, conn: Connection, fds: Descriptors) -> Offer:
         found = await self._registry.find_endpoints(Endpoint(name=conn.endpoint), fds=fds)
@@ -59,7 +60,7 @@ class Discovery:
         # Upstream leaves the payload to a client that names its endpoint, and
         # then offers no tunnel without one; the service knows it.
         payload = conn.payload or (await self._service(conn)).payload
-        return Offer(alive[0], payload)
+        return Offer(alive[0], payload or mechanisms.IP)
 
     async def _service(self, conn: Connection) -> Service:
         query = Service(conn.service, conn.payload)

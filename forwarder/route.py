@@ -7,15 +7,16 @@ mechanism; neither sees the other's (`wire.md` §2.3).
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
 
 from forwarder import crossconnect
 from forwarder.discovery import Discovery, Offer
-from forwarder.mechanisms import vxlan
+from forwarder.mechanisms import ends
 from forwarder.recovery import Recovery
+from forwarder.remote import Remote, Seat, Span
 from forwarder.sockets import Sockets
 from forwarder.tunnels import Tunnels, node_of
 from nsm import mechanisms, path
@@ -32,27 +33,27 @@ from nsm.errors import (
     UnsupportedError,
 )
 from nsm.hop import Established
-from nsm.kernel.netlink import VniTakenError
+from nsm.kernel.netlink import PortTakenError, VniTakenError
 from nsm.kernel.node import Kernel
 from nsm.kernel.state import (
     Interface,
-    IPAddress,
     LocalWire,
     Namespace,
     RemoteWire,
-    VxlanTunnel,
     Wire,
+    WireguardTunnel,
 )
 from nsm.model import Connection, Context, IPContext, Mechanism, Request
 from nsm.rpc.calls import Calls
 from nsm.undo import Undo
 
 log = structlog.get_logger(__name__)
-SUPPORTED = (mechanisms.KERNEL, mechanisms.VXLAN)
 LONGEST = 60.0  # seconds for a caller without a deadline
 FD_PATIENCE = 2.0  # seconds a descriptor may come after the call that names it
 GOODBYE = 2.0  # seconds for an endpoint a connection has left
-ROUNDS = 3  # of agreeing on a network identifier that is free on both nodes
+ROUNDS = 3  # of agreeing on a tunnel whose network identifier or port is free on both nodes
+HANDSHAKE = (1.0, 5.0)  # seconds, at least and at most, for the far end to prove its key
+TAKEN = (VniTakenError, PortTakenError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ class ForwarderRoute:
         calls: Calls,
         kernel: Kernel,
         tunnels: Tunnels,
+        remotes: Sequence[Remote],
         sockets: Sockets,
         recovery: Recovery,
         dial_timeout: float,
@@ -106,6 +108,9 @@ class ForwarderRoute:
         self._calls = calls
         self._kernel = kernel
         self._tunnels = tunnels
+        self._remotes = {one.type: one for one in remotes}
+        self._carrying = {one.payload: one for one in remotes}
+        self._supported = (mechanisms.KERNEL, *self._remotes)
         self._sockets = sockets
         self._recovery = recovery
         self._dial_timeout = dial_timeout
@@ -164,15 +169,17 @@ class ForwarderRoute:
             raise far
         if isinstance(removed, BaseException):
             raise removed
+        for remote in self._remotes.values():
+            remote.gone(conn.id)
 
     # ---- the client's side ---------------------------------------------------------------
 
     async def _near(self, asked: Request, caller: Caller, fds: Descriptors) -> Near:
         """Which of the mechanisms asked for is taken, and the namespace it names."""
         conn = asked.connection
-        chosen = mechanisms.acceptable(conn, asked.preferences, SUPPORTED)[0]
-        if chosen.type == mechanisms.VXLAN:
-            vxlan.address(chosen, mechanisms.SRC_IP)
+        chosen = mechanisms.acceptable(conn, asked.preferences, self._supported)[0]
+        if remote := self._remotes.get(chosen.type):
+            remote.asker(chosen)  # what cannot be is refused before anybody is asked
             return Near(chosen, None)
         if not chosen.get(mechanisms.NAME):
             chosen = chosen.with_(**{mechanisms.NAME: mechanisms.generate_name(conn.service)})
@@ -336,47 +343,43 @@ class ForwarderRoute:
         attempt: Undo,
     ) -> tuple[Connection, Wire]:
         """The client here, the endpoint on another node: our half of the tunnel."""
-        if target.payload != mechanisms.ETHERNET:
+        remote = self._carrying.get(target.payload)
+        if remote is None:
             raise UnsupportedError(
-                f"service {conn.service!r} carries {target.payload or 'IP'}, and endpoint"
-                f" {target.endpoint} is on another node: only ETHERNET goes between nodes here",
-                hint="register the service with payload ETHERNET",
+                f"service {conn.service!r} carries {target.payload[:64]!r}, and endpoint"
+                f" {target.endpoint} is on another node: only {' and '.join(self._carrying)} go"
+                " between nodes",
+                hint=f"register the service with payload {' or '.join(self._carrying)}",
             )
         node = await node_of(target.url)
-        local, mtu = await self._tunnels.local(node, mechanisms.VXLAN)
-        port = self._tunnels.vxlan_port
+        local, mtu = await remote.local(conn.id, node)
         door = fds.get(near.mechanism.get(INODE_URL))
+        entries = {namespace: door}
         hop = await self._tunnels.hop(
             namespace, door, self._standing_hop(conn.id, target.known, namespace)
         )
-        # Who answers keeps what is proposed, if it is free there too: so there is nothing to
-        # agree on afterwards. What stands since before a restart is proposed again.
-        proposal = self._standing_vni(conn.id, target.known, node)
-        if not proposal:
-            towards = vxlan.offer(local, port, mtu).with_(**{mechanisms.DST_IP: str(node)})
-            proposal = await self._tunnels.free_vni(towards, local, node)
+        seat = namespace, near.mechanism.get(mechanisms.NAME)
+        span = Span(conn.id, "src", local, node, mtu)
+        half = await remote.half(span, None, seat, _wire(target), attempt)
         for turn in range(ROUNDS):
-            offer = vxlan.offer(local, port, mtu, proposal)
-            made = await self._ask(target, conn, (offer,), caller, far_fds, attempt)
-            agreed = _agreed(made, mechanisms.VXLAN, target)
+            made = await self._ask(target, conn, (half.offer(),), caller, far_fds, attempt)
+            agreed = _agreed(made, remote.type, target)
             made = _lowered(made, mechanisms.number(agreed.get(mechanisms.MTU)), mtu)
-            tunnel = vxlan.requesters_tunnel(agreed, port, self._kernel.own)
             side = crossconnect.client_side(made, near.mechanism, namespace, "")
-            wire = RemoteWire(made.id, "src", side, tunnel, hop)
+            wire = RemoteWire(made.id, "src", side, half.tunnel(agreed), hop)
             try:
-                entries = {namespace: door}
                 kernel = await self._ensure(wire, target.known, entries, attempt)
-                made = path.took(made, kernel_ms=kernel)
                 break
-            except VniTakenError:
-                # Upstream keeps identifiers apart only at the responder: two of
-                # them may give us the same. So we say which one is free here.
+            except TAKEN:
+                # Upstream keeps identifiers apart only at the responder: two of them may
+                # give us the same. So we say which one, or which port, is free here.
                 if turn == ROUNDS - 1:
                     raise
                 await self._close(target.url, made)
-                proposal = await self._tunnels.free_vni(agreed, tunnel.local, tunnel.remote)
+                await half.redraw(agreed)
                 target = replace(target, known=None, stands=False)
-        return made, wire
+        proven = await self._proven(wire, entries, caller)
+        return path.took(made, kernel_ms=kernel, **proven), wire
 
     async def _from_far(
         self,
@@ -388,14 +391,10 @@ class ForwarderRoute:
         attempt: Undo,
     ) -> tuple[Near, Connection, Wire]:
         """The endpoint here, the client on another node: our half of the tunnel."""
-        asked, port = near.mechanism, self._tunnels.vxlan_port
-        remote = vxlan.address(asked, mechanisms.SRC_IP)
-        local, mtu = await self._tunnels.local(remote, mechanisms.VXLAN)
-        own = asked.with_(**{mechanisms.DST_IP: str(local)})
-        held = self._standing_vni(conn.id, target.known, remote)
-        vni = mechanisms.vni(asked) or held
-        if not vni or (vni != held and not await self._tunnels.is_free(vni, local, remote)):
-            vni = await self._tunnels.free_vni(own, local, remote)
+        asked, remote = near.mechanism, self._remotes[near.mechanism.type]
+        node = remote.asker(asked)
+        local, mtu = await remote.local(conn.id, node)
+        ends.same_family(remote.type, local, node)
         lowest = mechanisms.lowest_mtu(mechanisms.number(asked.get(mechanisms.MTU)), mtu)
         made = await self._ask(
             target, _lowered(conn, lowest), (_any_interface(),), caller, far_fds, attempt
@@ -407,20 +406,35 @@ class ForwarderRoute:
         side = crossconnect.endpoint_side(made, outgoing, far, "")
         door = far_fds.get(url)
         hop = await self._tunnels.hop(far, door, self._standing_hop(conn.id, target.known, far))
+        span = Span(conn.id, "dst", local, node, mtu)
+        half = await remote.half(span, asked, (far, side.name), _wire(target), attempt)
         for turn in range(ROUNDS):
-            agreed = vxlan.answer(asked, local, port, mtu, vni)
-            tunnel = vxlan.responders_tunnel(agreed, port, self._kernel.own)
-            wire = RemoteWire(made.id, "dst", side, tunnel, hop)
+            agreed = half.answer(asked)
+            wire = RemoteWire(made.id, "dst", side, half.tunnel(agreed), hop)
             try:
                 entries = {far: door}
                 kernel = await self._ensure(wire, target.known, entries, attempt)
-                made = path.took(made, kernel_ms=kernel)
                 break
-            except VniTakenError:
+            except TAKEN:
                 if turn == ROUNDS - 1:
                     raise
-                vni = await self._tunnels.free_vni(own, local, remote)
-        return Near(agreed, None), made, wire
+                await half.redraw(agreed)
+        return Near(agreed, None), path.took(made, kernel_ms=kernel), wire
+
+    async def _proven(
+        self, wire: RemoteWire, entries: Mapping[Namespace, int | None], caller: Caller
+    ) -> dict[str, float]:
+        """Wait until the far end has proven its key: who asked begins, and only who asked.
+
+        If both began, each would drop the other's answer (seconds). A VXLAN proves nothing.
+        """
+        if not isinstance(wire.tunnel, WireguardTunnel):
+            return {}
+        least, most = HANDSHAKE
+        left = caller.left()
+        patience = most if left is None else max(least, min(most, left / 4))
+        took = await self._kernel.handshake(wire, patience, fds=_ways(entries))
+        return {path.HANDSHAKE: took}
 
     def _standing_hop(self, id_: str, known: Crossing | None, where: Namespace) -> bool | None:
         """How this connection's tunnel stands, be it from before a restart; None if it does not."""
@@ -430,15 +444,6 @@ class ForwarderRoute:
         if not isinstance(wire, RemoteWire) or wire.end.namespace != where:
             return None
         return wire.hop
-
-    def _standing_vni(self, id_: str, known: Crossing | None, remote: IPAddress) -> int:
-        """The network identifier this connection has now, be it from before a restart; or 0."""
-        if known is None:
-            return self._recovery.vni(id_)
-        tunnel = known.wire.tunnel if isinstance(known.wire, RemoteWire) else None
-        if isinstance(tunnel, VxlanTunnel) and tunnel.remote == remote:
-            return tunnel.vni
-        return 0
 
     async def _ensure(
         self,
@@ -450,9 +455,8 @@ class ForwarderRoute:
         """Make the wire stand; how many seconds the kernel and the way to it took."""
         if known and _seats(known.wire) != _seats(wire):
             await self._kernel.remove(wire.connection)  # it moved: nothing may stay where it was
-        fds = {space: fd for space, fd in entries.items() if fd is not None}
         began = time.monotonic()
-        await self._kernel.ensure(wire, attempt, fds=fds)
+        await self._kernel.ensure(wire, attempt, fds=_ways(entries))
         return time.monotonic() - began
 
     # ---- calling -------------------------------------------------------------------------
@@ -467,11 +471,10 @@ class ForwarderRoute:
         attempt: Undo,
     ) -> Connection:
         """Request the connection from the next hop; the way back is added before."""
-        outgoing = target.known.outgoing.without(INODE_URL) if target.known else None
         context = conn.context or Context()
         conn = replace(
             conn,
-            mechanism=outgoing,
+            mechanism=_again(target.known, preferences),
             endpoint=target.endpoint,
             payload=target.payload,
             context=replace(context, mtu=context.mtu or mechanisms.JUMBO_MTU),
@@ -522,6 +525,21 @@ def _carrier(conn: Connection) -> str:
     return conn.endpoint if len(conn.segments) > conn.index + 1 else ""
 
 
+def _ways(entries: Mapping[Namespace, int | None]) -> Mapping[Namespace, int]:
+    return {space: fd for space, fd in entries.items() if fd is not None}
+
+
+def _wire(target: Target) -> Wire | None:
+    return target.known.wire if target.known else None
+
+
+def _again(known: Crossing | None, preferences: tuple[Mechanism, ...]) -> Mechanism | None:
+    """What was agreed on before, with what we say of our side now; None if it does not fit now."""
+    before = known.outgoing.without(INODE_URL) if known else Mechanism()
+    now = next((one for one in preferences if one.type == before.type), None)
+    return before.with_(**now.parameters) if now else None
+
+
 def _any_interface() -> Mechanism:
     """What we can do with an endpoint of this node: it names its interface and namespace."""
     return Mechanism(mechanisms.LOCAL, mechanisms.KERNEL)
@@ -547,8 +565,8 @@ def _lowered(conn: Connection, *mtus: int) -> Connection:
     return replace(conn, context=replace(context, mtu=mechanisms.lowest_mtu(context.mtu, *mtus)))
 
 
-def _seats(wire: Wire) -> list[tuple[Namespace, str]]:
-    def seat(interface: Interface) -> tuple[Namespace, str]:
+def _seats(wire: Wire) -> list[Seat]:
+    def seat(interface: Interface) -> Seat:
         return interface.namespace, interface.name
 
     return [seat(interface) for _, interface in wire.sides]

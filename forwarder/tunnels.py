@@ -1,29 +1,23 @@
-"""This node's end of tunnels: its address, its port, and what fits through."""
+"""This node's end of tunnels: its address, what fits through, and where they stand."""
 
 import asyncio
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from nsm import mechanisms
-from nsm.errors import ExhaustedError, InvalidError, UnavailableError
+from nsm.errors import InvalidError, UnavailableError
 from nsm.kernel.node import Kernel
-from nsm.kernel.state import VXLAN_PORT, IPAddress, Namespace
-from nsm.model import Mechanism
-
-TRIES = 16  # network identifiers to ask the kernel about; one in 16 million is taken a wire
+from nsm.kernel.state import IPAddress, Namespace
 
 
 class Tunnels:
     """Knows where tunnels of this node begin. tunnel_ip "": by the route to the far end."""
 
-    def __init__(
-        self, kernel: Kernel, tunnel_ip: str, vxlan_port: int, isolation: str = "auto"
-    ) -> None:
+    def __init__(self, kernel: Kernel, tunnel_ip: str, isolation: str = "auto") -> None:
         try:
             self._tunnel_ip = ip_address(tunnel_ip) if tunnel_ip else None
         except ValueError:
             raise InvalidError(f"NSM_TUNNEL_IP is {tunnel_ip!r}, which is no IP address") from None
-        self.vxlan_port = vxlan_port or VXLAN_PORT
         self._isolation = isolation
         self._kernel = kernel
 
@@ -44,21 +38,6 @@ class Tunnels:
         if standing is not None:
             return standing
         return await self._kernel.misusable(namespace, fd=fd)
-
-    async def free_vni(self, agreed: Mechanism, local: IPAddress, remote: IPAddress) -> int:
-        """A network identifier of the right parity that the kernel has no tunnel for."""
-        for _ in range(TRIES):
-            drawn = mechanisms.draw_vni(agreed, ())
-            if await self.is_free(drawn, local, remote):
-                return drawn
-        raise ExhaustedError(
-            f"{TRIES} network identifiers in a row are taken on UDP port {self.vxlan_port}",
-            hint="see `ip -d link show type vxlan` for who holds them",
-        )
-
-    async def is_free(self, vni: int, local: IPAddress, remote: IPAddress) -> bool:
-        """Whether the kernel could make a tunnel with vni now."""
-        return await self._kernel.vni_free(vni, local, remote, port=self.vxlan_port)
 
 
 async def node_of(url: str) -> IPAddress:

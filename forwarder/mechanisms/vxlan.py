@@ -6,12 +6,17 @@ both. One kernel device has one port for both directions, so both sides must use
 the same.
 """
 
-from ipaddress import ip_address
-
+from forwarder.mechanisms import ends
 from nsm import mechanisms
 from nsm.errors import InvalidError, UnsupportedError
+from nsm.kernel import owner
 from nsm.kernel.state import IPAddress, Namespace, VxlanTunnel
 from nsm.model import Mechanism
+
+_KEYS = {  # by our side of the wire: our address, theirs, their port
+    "src": (mechanisms.SRC_IP, mechanisms.DST_IP, mechanisms.DST_PORT),
+    "dst": (mechanisms.DST_IP, mechanisms.SRC_IP, mechanisms.SRC_PORT),
+}
 
 
 def offer(local: IPAddress, port: int, mtu: int, vni: int = 0) -> Mechanism:
@@ -41,38 +46,9 @@ def answer(asked: Mechanism, local: IPAddress, port: int, mtu: int, vni: int) ->
     )
 
 
-def requesters_tunnel(agreed: Mechanism, port: int, underlay: Namespace) -> VxlanTunnel:
-    """The requester's half of what was agreed."""
-    return _tunnel(
-        agreed, mechanisms.SRC_IP, mechanisms.DST_IP, mechanisms.DST_PORT, port, underlay
-    )
-
-
-def responders_tunnel(agreed: Mechanism, port: int, underlay: Namespace) -> VxlanTunnel:
-    """The responder's half of what was agreed."""
-    return _tunnel(
-        agreed, mechanisms.DST_IP, mechanisms.SRC_IP, mechanisms.SRC_PORT, port, underlay
-    )
-
-
-def address(mechanism: Mechanism, key: str) -> IPAddress:
-    """The tunnel address under key; InvalidError, saying whose it is, if it is none."""
-    text = mechanism.get(key)
-    try:
-        found = ip_address(text)
-    except ValueError:
-        found = None
-    if found is None or found.is_unspecified or found.is_multicast:
-        raise InvalidError(
-            f"VXLAN: {key} is {text[:64]!r}, which is no address a tunnel can end at",
-            hint="the other node's forwarder should have NSM_TUNNEL_IP set to that node's address",
-        )
-    return found
-
-
-def _tunnel(
-    agreed: Mechanism, own: str, far: str, far_port: str, port: int, underlay: Namespace
-) -> VxlanTunnel:
+def tunnel(agreed: Mechanism, side: owner.SideName, port: int, underlay: Namespace) -> VxlanTunnel:
+    """The half of what was agreed that is ours: the requester's (src) or the responder's (dst)."""
+    own, far, far_port = _KEYS[side]
     theirs = mechanisms.number(agreed.get(far_port), limit=1 << 16)
     if theirs not in (0, port):
         raise UnsupportedError(
@@ -82,4 +58,6 @@ def _tunnel(
     vni = mechanisms.vni(agreed)
     if not vni:
         raise InvalidError(f"VXLAN: no network identifier in {agreed.get(mechanisms.VNI)[:20]!r}")
-    return VxlanTunnel(vni, address(agreed, own), address(agreed, far), underlay, port)
+    local, remote = ends.address(agreed, own), ends.address(agreed, far)
+    ends.same_family(mechanisms.VXLAN, local, remote)
+    return VxlanTunnel(vni, local, remote, underlay, port)

@@ -285,10 +285,9 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
         stack.callback(_down, paths)
         made = Mesh(up, guard)
         stack.enter_context(_askers(made))
-        for service in ("echo", "tiny"):
+        for service in ("echo", "tiny", "packets"):
             wire = made.askers["alice"].have("connect", url=f"kernel://{service}")["wire"]
             made.askers["alice"].have("close", wire=wire)
-        made.askers["alice"].ask("connect", url="kernel://packets")
         settled = until(
             lambda: "tentative" not in str(made.kernel()), "addresses to be nobody else's", bar=1.0
         )

@@ -126,11 +126,6 @@ def test_a_pool_without_addresses_says_which_and_frees_them_with_a_wire(alice, b
     bob.have("close", wire=bob.have("connect", url="kernel://tiny/nsm-1")["wire"])
 
 
-def test_ip_packets_do_not_go_between_nodes_yet(alice):
-    answer = alice.ask("connect", url="kernel://packets/nsm-1")
-    is_sentence(answer, "UNIMPLEMENTED", "'packets'", "IP", "packets-1", "another node", "ETHERNET")
-
-
 # --- what the interface shall be -------------------------------------------------------------
 
 

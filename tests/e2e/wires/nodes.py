@@ -160,7 +160,7 @@ class Nodes:
         for folder in self.paths.folders(tuple(self.lab.nodes), tuple(self.lab.clusters)):
             os.makedirs(folder, exist_ok=True)
         command = [sys.executable, "-P", "-m", "labs.nursery", self.lab.name, self.paths.processes]
-        modules = (*MODULES.values(), "tests.e2e.wires.holder")
+        modules = (*MODULES.values(), "tests.e2e.wires.holder", "tests.e2e.wires.far")
         with contextlib.ExitStack() as stack:
             self._nursery = subprocess.Popen(
                 [*command, *modules],
@@ -322,7 +322,8 @@ def far_end(client: Space, name: str, endpoint: Space) -> dict[str, Any]:
 def identity(device: dict[str, Any]) -> tuple[Any, ...]:
     """What must stay of a device as long as its wire is the same."""
     data = device.get("linkinfo", {}).get("info_data", {})
-    return device["ifindex"], device["ifname"], device["address"], device["mtu"], data.get("id")
+    mac = device.get("address")  # WireGuard has none
+    return device["ifindex"], device["ifname"], mac, device["mtu"], data.get("id")
 
 
 def addresses(space: Space, name: str) -> list[str]:

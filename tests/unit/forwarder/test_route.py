@@ -3,19 +3,34 @@
 import asyncio
 import os
 from dataclasses import replace
+from ipaddress import ip_address
 from types import SimpleNamespace
 
 import pytest
 
 from forwarder.deaths import Deaths
 from forwarder.discovery import Offer
+from forwarder.mechanisms import wireguard
 from forwarder.recovery import Recovery
-from forwarder.route import ForwarderRoute
+from forwarder.remote import Vxlan, Wireguard
+from forwarder.route import ROUNDS, ForwarderRoute
 from forwarder.sockets import Sockets
-from nsm.errors import DeadlineError, NotFoundError, UnavailableError
+from forwarder.tunnels import Tunnels
+from nsm.errors import (
+    DeadlineError,
+    InvalidError,
+    NotFoundError,
+    TakenError,
+    UnavailableError,
+    UnsupportedError,
+)
 from nsm.hop import Hop
+from nsm.kernel.keys import Key
+from nsm.kernel.netlink import PortTakenError
+from nsm.kernel.node import Way
 from nsm.kernel.owner import Mark
-from nsm.kernel.state import Namespace
+from nsm.kernel.state import Namespace, RemoteWire
+from nsm.kernel.tunnels import Engine
 from nsm.model import SECOND, Connection, Endpoint, Mechanism, Path, Request, Segment
 from nsm.rpc.calls import Answer
 from tests.support.callers import Mesh
@@ -23,16 +38,28 @@ from tests.support.wait import until
 
 ASKED = Connection(id="c0", service="vpn", path=Path((Segment("nsc", "c0"),)))
 WANTED = (Mechanism("LOCAL", "KERNEL", {"name": "nsm-1", "inodeURL": "inode://4/78"}),)
+FAR_WANTED = (
+    Mechanism("REMOTE", "WIREGUARD", {
+        "src_ip": "10.0.0.2", "src_port": "51820", "MTU": "1440",
+        "src_public_key": Key(b"k" * 32).public,
+    }),
+)  # fmt: skip
+THEIRS = Key(b"t" * 32)
 ANSWER = Mechanism("LOCAL", "KERNEL", {"name": "n1", "inodeURL": "inode://4/77"})
 
 
 class Kernel:
-    """Counts wires; hangs when the test says so."""
+    """Counts wires; hangs, or has ports taken, when the test says so."""
 
     own = Namespace(1, -1)
 
     def __init__(self):
         self.wires = set()
+        self.tunnels = {}
+        self.taken = set()
+        self.grabbed = set()  # ports somebody takes just before we do
+        self.silent = set()  # addresses of nodes that answer no handshake
+        self.patience = []
         self.hang = False
         self.looking = None
 
@@ -42,12 +69,52 @@ class Kernel:
     async def ensure(self, wire, undo, *, fds=None):
         if self.hang:
             await asyncio.Event().wait()
+        if isinstance(wire, RemoteWire):
+            if wire.tunnel.port in self.grabbed:
+                raise PortTakenError(f"UDP port {wire.tunnel.port} is in use")
+            before = self.tunnels.get(wire.connection)
+            undo.add("as before", self.put_back, wire.connection, before)
+            self.tunnels[wire.connection] = wire
         undo.add("remove", self.remove, wire.connection)
         self.wires.add(wire.connection)
 
+    async def put_back(self, connection, before):
+        if before:
+            self.wires.add(connection)
+            self.tunnels[connection] = before
+
     async def remove(self, connection):
         self.wires.discard(connection)
+        self.tunnels.pop(connection, None)
         return 1
+
+    async def way_to(self, remote):
+        return Way(ip_address("10.0.0.1" if remote.version == 4 else "fd00::1"), "eth0", 1500)
+
+    async def misusable(self, namespace, *, fd=None):
+        return False
+
+    async def vni_free(self, *_, **__):
+        return True
+
+    async def port_free(self, port):
+        return port not in self.taken
+
+    async def standing_wireguard(self, connection):
+        if not (wire := self.tunnels.get(connection)):
+            return None
+        tunnel, end = wire.tunnel, wire.end
+        return SimpleNamespace(
+            key=tunnel.key, port=tunnel.port, engine=tunnel.engine, peer=tunnel.peer,
+            nsid=end.namespace.nsid, name=end.name,
+        )  # fmt: skip
+
+    async def handshake(self, wire, patience, *, fds=None):
+        assert fds
+        self.patience.append(patience)
+        if str(wire.tunnel.remote) in self.silent:
+            raise UnavailableError(f"no handshake with {wire.tunnel.remote}")
+        return 0.002
 
     async def remove_found(self, found):
         assert not found
@@ -64,8 +131,11 @@ class Endpoints:
 
     def __init__(self):
         self.listed = {"e-a": "unix:/a", "e-b": "unix:/b"}
+        self.payload = "ETHERNET"
         self.dead = set()
         self.log = []
+        self.asked = []  # each mechanism that was offered, and what was agreed on before
+        self.answers = {}  # what another node says amiss
 
     async def offers(self, conn, fds):
         if conn.endpoint and conn.endpoint not in self.listed:
@@ -73,7 +143,7 @@ class Endpoints:
         if not self.listed:
             raise NotFoundError("network service endpoint candidates not found")
         names = [conn.endpoint] if conn.endpoint else list(self.listed)
-        return [Offer(Endpoint(n, ("vpn",), url=self.listed[n]), "ETHERNET") for n in names]
+        return [Offer(Endpoint(n, ("vpn",), url=self.listed[n]), self.payload) for n in names]
 
     async def request(self, url, asked, *, fds, **how):
         self._reach("request", url)
@@ -82,7 +152,17 @@ class Endpoints:
         first = conn.segments[0]
         own = Segment("nse", f"id at {url}", first.token, first.expires)
         path = Path((*conn.segments[: conn.index + 1], own), conn.index)
-        return Answer(replace(conn, path=path, mechanism=ANSWER), None)
+        mechanism = ANSWER if url.startswith("unix:") else self._tunnel(url, asked)
+        return Answer(replace(conn, path=path, mechanism=mechanism), None)
+
+    def _tunnel(self, url, asked):
+        """What another node's forwarder says."""
+        (offer,) = asked.preferences
+        self.asked.append((offer, asked.connection.mechanism))
+        far = ip_address(url.removeprefix("tcp://").rpartition(":")[0])
+        own = wireguard.Own("dst", THEIRS, far, 51999, "kernel", Namespace(9, -1))
+        told = replace(wireguard.answer(offer, own, 1420), type="WIREGUARD")
+        return told.with_(**self.answers)
 
     async def close(self, url, conn, **how):
         self._reach("close", url)
@@ -103,31 +183,40 @@ class Files:
         return ""
 
 
+ENGINE = Engine("kernel", "it made one")
+
+
 class Forwarder:
     """One life of a forwarder beside a kernel and endpoints that outlive it."""
 
-    def __init__(self, callers, kernel, mesh):
+    def __init__(self, callers, kernel, mesh, engine=ENGINE):
         self.callers, self.kernel, self.mesh = callers, kernel, mesh
         self.tasks = []
-        route = ForwarderRoute(mesh, mesh, kernel, None, Sockets(), Recovery(kernel), 0.75)
+        recovery, tunnels = Recovery(kernel), Tunnels(kernel, "")
+        self.wireguard = Wireguard(kernel, tunnels, engine, 0)
+        remotes = (Vxlan(kernel, tunnels, recovery, 0), self.wireguard)
+        route = ForwarderRoute(mesh, mesh, kernel, tunnels, remotes, Sockets(), recovery, 0.75)
         self.hop = Hop("fwd", route, lifetime=600 * SECOND, spawn=self.spawn)
 
     def spawn(self, work, name):
         self.tasks.append(asyncio.create_task(work, name=name))
         return self.tasks[-1]
 
-    async def request(self, conn=ASKED, within=3.0):
+    async def request(self, conn=ASKED, within=3.0, wanted=WANTED):
         until_when = asyncio.get_running_loop().time() + within
         call = replace(self.callers.call("nsc", deadline=until_when), fds=Files())
-        return await self.hop.request(Request(conn, WANTED), call)
+        return await self.hop.request(Request(conn, wanted), call)
+
+    async def close(self, conn):
+        await self.hop.close(conn, replace(self.callers.call("nsc"), fds=Files()))
 
 
 @pytest.fixture
 async def lives():
     made, callers, kernel, mesh = [], Mesh(), Kernel(), Endpoints()
 
-    def live():
-        made.append(Forwarder(callers, kernel, mesh))
+    def live(**how):
+        made.append(Forwarder(callers, kernel, mesh, **how))
         return made[-1]
 
     yield live
@@ -209,3 +298,255 @@ async def test_a_wire_of_before_that_is_refreshed_late_is_not_swept(lives, monke
         held.made = made
     await sweeping
     assert late.kernel.wires == {id_}
+
+
+# --- between nodes ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def east(lives):
+    """A forwarder whose service is on another node, and carries IP."""
+    forwarder = lives()
+    forwarder.mesh.listed = {"e-far": "tcp://10.0.0.2:5001"}
+    forwarder.mesh.payload = "IP"
+    return forwarder
+
+
+def only(tunnels):
+    (wire,) = tunnels.values()
+    return wire
+
+
+async def test_ip_packets_go_between_nodes_by_wireguard_and_frames_by_vxlan(east):
+    await east.request()
+    (offer, before), tunnel = east.mesh.asked[0], only(east.kernel.tunnels).tunnel
+    assert (offer.type, before) == ("WIREGUARD", None)
+    assert (tunnel.key.public, tunnel.peer) == (offer.get("src_public_key"), THEIRS.public)
+    assert (tunnel.port, tunnel.remote_port, str(tunnel.remote)) == (51820, 51999, "10.0.0.2")
+    east.mesh.payload = "ETHERNET"
+    other = replace(ASKED, id="c1", path=Path((Segment("nsc", "c1"),)))
+    with pytest.raises(UnsupportedError, match="WIREGUARD when VXLAN was asked for"):
+        await east.request(other)
+    assert east.mesh.asked[1][0].type == "VXLAN"
+    assert len(east.kernel.tunnels) == 1
+
+
+async def test_what_is_neither_frames_nor_packets_goes_nowhere_else(east):
+    east.mesh.payload = "SMOKE"
+    with pytest.raises(UnsupportedError, match="only ETHERNET and IP go between nodes"):
+        await east.request()
+    assert not east.mesh.log
+
+
+async def test_the_mtu_is_the_lower_of_both_and_the_handshakes_time_is_on_the_path(east):
+    made = await east.request()
+    assert made.context.mtu == 1420
+    assert made.segments[1].metrics["handshake_ms"] == "2.000"
+    assert only(east.kernel.tunnels).end.mtu == 1420
+
+
+@pytest.mark.parametrize(
+    ("within", "patience"), [(3.0, 1.0), (12.0, 3.0), (40.0, 5.0)], ids=["short", "some", "long"]
+)
+async def test_a_handshake_gets_a_quarter_of_the_callers_time_within_bounds(east, within, patience):
+    await east.request(within=within)
+    assert east.kernel.patience == [pytest.approx(patience, abs=0.1)]
+
+
+async def test_key_and_port_stay_over_refreshes_and_restarts(east, lives):
+    made = await east.request()
+    first = only(east.kernel.tunnels)
+    again = await east.request(made)
+    assert only(east.kernel.tunnels) == first
+    second = lives()
+    await second.request(again)
+    assert only(east.kernel.tunnels) == first
+    (offer, _), (repeated, before), (restarted, nothing) = east.mesh.asked
+    assert offer == repeated == restarted
+    assert before.get("dst_public_key") == THEIRS.public
+    assert nothing is None
+    other = replace(ASKED, id="c1", path=Path((Segment("nsc", "c1"),)))
+    await second.request(other)
+    ports = sorted(wire.tunnel.port for wire in east.kernel.tunnels.values())
+    assert ports == [51820, 51821], "a wire of before keeps its port"
+
+
+async def test_a_device_that_is_made_anew_gets_a_new_key_and_the_other_node_is_told(east):
+    made = await east.request()
+    first = only(east.kernel.tunnels).tunnel
+    await east.kernel.remove(made.segments[1].id)  # its namespace died
+    await east.request(made)
+    second = only(east.kernel.tunnels).tunnel
+    assert second.key != first.key
+    (_, _), (offer, before) = east.mesh.asked
+    assert offer.get("src_public_key") == before.get("src_public_key") == second.key.public
+
+
+async def test_a_wire_that_moves_to_another_name_gets_a_new_key(east):
+    made = await east.request()
+    first = only(east.kernel.tunnels).tunnel
+    moved = tuple(one.with_(name="nsm-2") for one in WANTED)
+    await east.request(replace(made, mechanism=None), wanted=moved)
+    second = only(east.kernel.tunnels)
+    assert second.end.name == "nsm-2"
+    assert second.tunnel.key != first.key
+
+
+async def test_ports_that_are_taken_are_passed_over_and_one_just_grabbed_is_drawn_anew(east):
+    east.kernel.taken = {51820}
+    east.kernel.grabbed = {51821}
+    await east.request()
+    assert only(east.kernel.tunnels).tunnel.port == 51822
+    assert [offer.get("src_port") for offer, _ in east.mesh.asked] == ["51821", "51822"]
+    assert [what for what, _ in east.mesh.log] == ["request", "close", "request"]
+
+
+async def test_when_every_port_is_grabbed_it_ends_and_nothing_is_left(east):
+    east.kernel.grabbed = set(range(51820, 51900))
+    with pytest.raises(TakenError, match=f"UDP port {51820 + ROUNDS - 1} is in use"):
+        await east.request()
+    assert len(east.mesh.asked) == ROUNDS
+    assert east.mesh.log[-1][0] == "close"
+    east.kernel.grabbed = set()
+    await east.request()
+    assert only(east.kernel.tunnels).tunnel.port == 51820, "the ports were given back"
+
+
+async def test_a_far_node_that_answers_no_handshake_is_left_and_the_next_one_tried(east):
+    east.mesh.listed = {"e-far": "tcp://10.0.0.2:5001", "e-near": "tcp://10.0.0.3:5001"}
+    east.kernel.silent = {"10.0.0.2"}
+    made = await east.request()
+    assert made.endpoint == "e-near"
+    assert str(only(east.kernel.tunnels).tunnel.remote) == "10.0.0.3"
+    assert ("close", "tcp://10.0.0.2:5001") in east.mesh.log
+    east.kernel.silent.add("10.0.0.3")
+    other = replace(ASKED, id="c1", path=Path((Segment("nsc", "c1"),)))
+    with pytest.raises(UnavailableError, match=r"no handshake with 10\.0\.0\.[23].*; e-"):
+        await east.request(other)
+    assert len(east.kernel.tunnels) == 1
+
+
+@pytest.mark.parametrize(
+    ("amiss", "words"),
+    [
+        ({"dst_public_key": "c29tZXRoaW5n"}, "dst_public_key"),
+        ({"dst_port": "0"}, "dst_port"),
+        ({"dst_ip": "::"}, "dst_ip"),
+        ({"dst_ip": "fd00::2"}, "NSM_TUNNEL_IP on both nodes"),
+    ],
+    ids=["key", "port", "address", "family"],
+)
+async def test_an_answer_no_tunnel_can_be_made_of_is_refused_and_closed(east, amiss, words):
+    east.mesh.answers = amiss
+    with pytest.raises((InvalidError, UnsupportedError), match=words):
+        await east.request()
+    assert not east.kernel.wires
+    assert [what for what, _ in east.mesh.log] == ["request", "close"]
+    assert not east.wireguard.ports._given
+
+
+async def test_an_answer_with_our_own_key_is_refused_and_closed(east):
+    plain = east.mesh._tunnel
+
+    def mirrored(url, asked):
+        return plain(url, asked).with_(dst_public_key=asked.preferences[0].get("src_public_key"))
+
+    east.mesh._tunnel = mirrored
+    with pytest.raises(InvalidError, match="this node's own public key"):
+        await east.request()
+    assert not east.kernel.wires
+    assert [what for what, _ in east.mesh.log] == ["request", "close"]
+
+
+async def test_a_refresh_that_is_answered_amiss_leaves_the_wire_as_it_is(east):
+    made = await east.request()
+    before = only(east.kernel.tunnels)
+    east.mesh.answers = {"dst_port": "0"}
+    with pytest.raises(InvalidError):
+        await east.request(made)
+    assert only(east.kernel.tunnels) == before
+    assert [what for what, _ in east.mesh.log] == ["request", "request"]
+    assert east.wireguard.ports._given
+
+
+async def test_a_close_gives_the_port_back(east):
+    made = await east.request()
+    await east.close(made)
+    assert not east.kernel.wires
+    await east.request(replace(ASKED, id="c1", path=Path((Segment("nsc", "c1"),))))
+    assert only(east.kernel.tunnels).tunnel.port == 51820
+
+
+NONE = Engine("", "the kernel has no WireGuard and wireguard-go is not installed: install it")
+
+
+async def test_without_any_wireguard_it_is_neither_offered_nor_accepted(east, lives):
+    bare = lives(engine=NONE)
+    with pytest.raises(UnsupportedError, match=r"payload IP .* wireguard-go is not installed"):
+        await bare.request()
+    bare.mesh.listed = {"e-a": "unix:/a"}
+    with pytest.raises(UnsupportedError, match=r"payload IP .* wireguard-go is not installed"):
+        await bare.request(wanted=FAR_WANTED)
+    assert not bare.mesh.log, "nobody was asked"
+
+
+async def test_a_wire_that_stands_goes_on_where_no_new_one_could_be_made(east, lives):
+    made = await east.request()
+    first = only(east.kernel.tunnels)
+    bare = lives(engine=NONE)
+    await bare.request(made)
+    assert only(east.kernel.tunnels) == first
+
+
+async def test_asked_from_another_node_it_answers_with_a_tunnel_of_its_own(east):
+    east.mesh.listed = {"e-a": "unix:/a"}
+    made = await east.request(wanted=FAR_WANTED)
+    wire, said = only(east.kernel.tunnels), made.mechanism
+    assert (wire.side, wire.tunnel.peer) == ("dst", FAR_WANTED[0].get("src_public_key"))
+    assert said.get("dst_public_key") == wire.tunnel.key.public
+    assert (said.get("dst_ip"), said.get("dst_port")) == ("10.0.0.1", "51820")
+    assert said.get("MTU") == "1440"
+    assert not east.kernel.patience, "who is asked begins no handshake"
+    again = await east.request(made, wanted=FAR_WANTED)
+    assert again.mechanism == said
+    assert only(east.kernel.tunnels) == wire
+
+
+@pytest.mark.parametrize(
+    ("amiss", "words"),
+    [
+        ({"src_public_key": ""}, "src_public_key"),
+        ({"src_port": "none"}, "src_port"),
+        ({"src_ip": "0.0.0.0"}, "src_ip"),
+    ],
+    ids=["key", "port", "address"],
+)
+async def test_what_cannot_be_asked_for_is_refused_before_anybody_else_is_asked(east, amiss, words):
+    east.mesh.listed = {"e-a": "unix:/a", "e-b": "unix:/b"}
+    wanted = tuple(one.with_(**amiss) for one in FAR_WANTED)
+    with pytest.raises(InvalidError, match=words):
+        await east.request(wanted=wanted)
+    assert not east.kernel.wires
+    assert not east.mesh.log
+    assert not east.wireguard.ports._given
+
+
+async def test_an_mtu_nothing_fits_through_is_refused(east):
+    east.mesh.listed = {"e-a": "unix:/a"}
+    with pytest.raises(InvalidError, match="MTU 1; the least is 68"):
+        await east.request(wanted=tuple(one.with_(MTU="1") for one in FAR_WANTED))
+    assert not east.kernel.wires
+    assert [what for what, _ in east.mesh.log] == ["request", "close"]
+
+
+async def test_asked_by_a_node_of_the_other_family_it_refuses_before_it_asks_anybody(east):
+    east.mesh.listed = {"e-a": "unix:/a"}
+    six = tuple(one.with_(src_ip="fd00::2") for one in FAR_WANTED)
+    await east.request(wanted=six)
+    assert str(only(east.kernel.tunnels).tunnel.local) == "fd00::1"
+    east.mesh.log.clear()
+    east.wireguard._tunnels._tunnel_ip = ip_address("10.0.0.1")
+    other = replace(ASKED, id="c1", path=Path((Segment("nsc", "c1"),)))
+    with pytest.raises(UnsupportedError, match=r"begin at 10\.0\.0\.1 .* end at fd00::2"):
+        await east.request(other, wanted=six)
+    assert not east.mesh.log

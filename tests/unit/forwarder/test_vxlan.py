@@ -15,8 +15,8 @@ def agreed(**more):
 
 
 def test_both_sides_see_the_same_tunnel_from_their_own_end():
-    assert vxlan.requesters_tunnel(agreed(), 4789, HERE) == VxlanTunnel(7712, ONE, TWO, HERE, 4789)
-    assert vxlan.responders_tunnel(agreed(), 4789, HERE) == VxlanTunnel(7712, TWO, ONE, HERE, 4789)
+    assert vxlan.tunnel(agreed(), "src", 4789, HERE) == VxlanTunnel(7712, ONE, TWO, HERE, 4789)
+    assert vxlan.tunnel(agreed(), "dst", 4789, HERE) == VxlanTunnel(7712, TWO, ONE, HERE, 4789)
 
 
 def test_an_offer_says_no_identifier_unless_it_proposes_one_and_the_lower_mtu_counts():
@@ -29,17 +29,24 @@ def test_an_offer_says_no_identifier_unless_it_proposes_one_and_the_lower_mtu_co
 @pytest.mark.parametrize("text", ["", "somewhere", "0.0.0.0", "224.0.0.1", "::"])
 def test_an_address_no_tunnel_can_end_at_is_refused(text):
     with pytest.raises(InvalidError, match="NSM_TUNNEL_IP"):
-        vxlan.requesters_tunnel(agreed().with_(dst_ip=text), 4789, HERE)
+        vxlan.tunnel(agreed().with_(dst_ip=text), "src", 4789, HERE)
 
 
 def test_one_device_has_one_port_for_both_directions():
     with pytest.raises(
         UnsupportedError, match="the other node uses UDP port 4790 and this one 4789"
     ):
-        vxlan.requesters_tunnel(agreed().with_(dst_port="4790"), 4789, HERE)
+        vxlan.tunnel(agreed().with_(dst_port="4790"), "src", 4789, HERE)
+
+
+@pytest.mark.parametrize(("src", "dst"), [("10.0.0.1", "fd00::2"), ("fd00::1", "10.0.0.2")])
+def test_a_tunnel_of_two_families_is_refused(src, dst):
+    for side in ("src", "dst"):
+        with pytest.raises(UnsupportedError, match="NSM_TUNNEL_IP on both nodes"):
+            vxlan.tunnel(agreed().with_(src_ip=src, dst_ip=dst), side, 4789, HERE)
 
 
 @pytest.mark.parametrize("vni", ["0", "", "16777216", "x"])
 def test_without_an_identifier_there_is_no_tunnel(vni):
     with pytest.raises(InvalidError, match="no network identifier"):
-        vxlan.requesters_tunnel(agreed().with_(vni=vni), 4789, HERE)
+        vxlan.tunnel(agreed().with_(vni=vni), "src", 4789, HERE)
