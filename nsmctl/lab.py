@@ -467,13 +467,13 @@ def _wire_table(rows: "Sequence[tuple[Wire, Answers | None]]") -> None:
     if not rows:
         return
     columns: tuple[str, ...] = (
-        "client", "service", "endpoint", "nodes", "kind", ">mtu", ">set-up",
+        "client", "service", "endpoint", "nodes", "kind", ">mtu", ">up",
     )  # fmt: skip
     answered = any(answers for _, answers in rows)
     if answered:
-        columns = (*columns, ">there", ">back", ">lost")
+        columns = (*columns, ">out", ">back", ">lost")
     show.table(
-        "wires, times in ms",
+        "wires; up, out and back in ms",
         columns,
         [
             (
@@ -508,7 +508,8 @@ def _stage_table(wires: "Sequence[Wire]") -> None:
         return
     show.table(
         "set-up by stage, ms",
-        ("wire", *(f">{stage}" for stage in stages)),
+        # the word of four letters, because the table would not fit 80 columns
+        ("wire", *(f">{'keys' if stage == 'handshake' else stage}" for stage in stages)),
         [
             (wire.id, *(_ms(wire.stages[s]) if s in wire.stages else "" for s in stages))
             for wire in wires

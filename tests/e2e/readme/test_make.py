@@ -13,12 +13,14 @@ from tests.support.wait import write
 
 ROOT = Path(__file__).parents[3]
 STAMP = ROOT / ".venv" / "ready"
-FIGURES = r"[\d.]+ +[\d.]+ +[\d.]+ +0/\d+"  # set-up, there, back, lost
+FIGURES = r"[\d.]+ +[\d.]+ +[\d.]+ +0/\d+"  # up, out, back, lost
 WIRES = [
     ("near", "icmp-responder", "pong", "east-2", "veth", r"\d+"),
     ("far", "icmp-responder", "pong", "east-1→east-2", "vxlan", "1446"),
     ("far", "icmp-v6", "pong-v6", "east-1→east-2", "vxlan", "1446"),
     ("far-six", "icmp-responder", "pong-six", "six-1→six-2", "vxlan", "1426"),
+    ("app", "private", "safe", "east-1→east-2", "wireguard", "1440"),
+    ("app-six", "private", "safe-six", "six-1→six-2", "wireguard", "1420"),
 ]
 STAGES = ("calling", "manager", "find", "forwarder", "kernel", "endpoint")
 
@@ -58,16 +60,17 @@ def test_the_demo_shows_every_wire_and_what_one_costs_and_leaves_nothing():
     done = make("demo")
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     write("make demo", time.monotonic() - start, 20.0)
-    columns = "client service endpoint nodes kind mtu set-up there back lost"
+    columns = "client service endpoint nodes kind mtu up out back lost"
     assert re.search(rf"^{columns.replace(' ', ' +')} *$", done.stdout, re.MULTILINE), done.stdout
     for wire in WIRES:
         row = "^" + " +".join((*wire, FIGURES)) + " *$"
         assert re.search(row, done.stdout, re.MULTILINE), f"{row} is not in\n{done.stdout}"
-    stages = r"^wire .*" + " +".join(STAGES) + r" *$"
+    stages = r"^wire .*" + " +".join((*STAGES, "keys")) + r" *$"
     assert re.search(stages, done.stdout, re.MULTILINE)
-    rows = re.findall(r"^(?:near|far|far-six)-\d+((?: +[\d.]+){9}) *$", done.stdout, re.MULTILINE)
+    figures = r"^(?:near|far|far-six|app|app-six)-\d+((?: +[\d.]+){9,10}) *$"
+    rows = re.findall(figures, done.stdout, re.MULTILINE)
     assert len(rows) == len(WIRES)
-    assert re.search(r"^11 checks hold, 0 failed  .*left over: 0$", done.stdout, re.MULTILINE)
+    assert re.search(r"^17 checks hold, 0 failed  .*left over: 0$", done.stdout, re.MULTILINE)
     assert "RED" not in done.stdout
     costs = done.stdout.partition("left over: 0")[2]
     for stage in ("request", "close", *STAGES):

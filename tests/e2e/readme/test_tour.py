@@ -27,7 +27,7 @@ SAYS = {  # what a person must see, by the beginning of the command
     "nsmctl lab down": r"left over: 0",
 }
 SAYS_INLINE = {
-    "nsmctl lab run two-nodes": r"11 checks hold, 0 failed .* left over: 0",
+    "nsmctl lab run two-nodes": r"17 checks hold, 0 failed .* left over: 0",
     "nsmctl lab exec outsider -- python wire.py": r"^nsm-1 172\.16\.1\.\d/32$",
 }
 NOT_YET = {"nsmctl doctor"}  # named as something that is not there
