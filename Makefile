@@ -4,6 +4,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+LOCK = $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header \
+  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
 .PHONY: help setup demo test matrix check lane wheel protos lock bars bench clean
 
@@ -25,13 +27,14 @@ matrix: setup  ## the wheel on every Python of this machine, and make setup in a
 	@command -v debootstrap >/dev/null || apt-get -qq install --yes debootstrap
 	@VWIRE_MATRIX=1 $(BIN)/python -P -m pytest tests/e2e/install tests/e2e/trouble/test_bookworm.py
 
-check: setup  ## what CI asks before the tests: style, types, import rules, generated code, docs
+check: setup  ## what CI asks before the tests: style, types, import rules, generated code, docs, manifests
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "not formatted: $(BIN)/ruff format ."; exit 1; }
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python protos/generate.py --check
 	@$(BIN)/python docs/check.py
+	@$(BIN)/python deploy/kubernetes/check.py
 
 lane: setup  ## a shell, or ARGS, in a kernel with WireGuard, netem, VRF, VLAN; built once (minutes)
 	@$(BIN)/python -m tests.lane $(ARGS)
@@ -44,11 +47,11 @@ wheel: setup  ## dist/vwire-*.whl, for pip and pipx
 protos: setup  ## nsm/proto from protos/*.proto
 	@$(BIN)/python protos/generate.py
 
-lock: setup  ## requirements.lock from pyproject.toml, with the newest versions it allows
+lock: setup  ## requirements.lock and the image's part of it, newest versions that pyproject.toml allows
 	@$(BIN)/python -m pip install --quiet pip-tools
-	@$(BIN)/pip-compile --quiet --upgrade --extra dev --generate-hashes --allow-unsafe \
-	  --strip-extras --no-header --no-emit-index-url --no-emit-find-links \
-	  --no-emit-trusted-host --output-file requirements.lock pyproject.toml
+	@$(LOCK) --upgrade --extra dev --output-file requirements.lock pyproject.toml
+	@$(LOCK) --build-deps-for wheel --constraint requirements.lock \
+	  --output-file deploy/requirements.lock pyproject.toml
 
 bars:  ## how the times the last test run waited compare with their bars
 	@$(BIN)/python tests/support/bars.py out/times.json

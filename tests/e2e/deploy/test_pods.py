@@ -1,0 +1,220 @@
+"""The manifests make a mesh: nothing is set here that is not in them."""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from deploy.kubernetes import check
+from nsm.identity.authority import Authority
+from tests.e2e.deploy.pods import Cluster, Container, Node, Pod
+from tests.support.spaces import Space, space
+from tests.support.wait import until
+
+REGISTRY = "10.77.0.100"
+UP = 5.0  # seconds: a mesh of nine processes on a small machine
+
+
+@dataclass
+class Mesh:
+    cluster: Cluster
+    nodes: dict[str, Node]
+    daemons: dict[tuple[str, str], Pod]  # by program and node
+    registry: Pod
+    responder: Pod
+    client: Pod
+    workload: Space  # the client's
+
+    @property
+    def containers(self) -> list[Container]:
+        pods = [*self.daemons.values(), self.registry, self.responder, self.client]
+        return [one for pod in pods for one in pod.running.values()]
+
+    async def ready(self) -> None:
+        for one in self.containers:
+            await ready(one)
+
+    def roll(self, program: str, node: str, name: str) -> Container:
+        """Replace a program's pod by one of another name, as an update does."""
+        self.daemons[program, node].stop()
+        made = self.cluster.start("DaemonSet", program, self.nodes[node], name=name)
+        self.daemons[program, node] = made
+        (container,) = made.running.values()
+        return container
+
+
+@contextmanager
+def lan(**addresses: str) -> Iterator[dict[str, Space]]:
+    """Namespaces on one switch, with these addresses."""
+    with ExitStack() as stack:
+        switch = stack.enter_context(space("lan"))
+        switch.do("link", "add", "br0", "type", "bridge")
+        switch.do("link", "set", "br0", "up")
+        made = {}
+        for name, address in addresses.items():
+            one = made[name] = stack.enter_context(space(name))
+            peer = ("peer", "name", name, "netns", switch.name)
+            one.do("link", "add", "eth0", "type", "veth", *peer)
+            switch.do("link", "set", name, "master", "br0", "up")
+            one.do("addr", "add", f"{address}/24", "dev", "eth0")
+            one.do("link", "set", "eth0", "up")
+            one.do("route", "add", "default", "via", "10.77.0.254")
+        yield made
+
+
+@contextmanager
+def running(files: Path) -> Iterator[Mesh]:
+    """Two nodes, everything started at once, as a cluster does it; all of it is ready."""
+    for folder in (files, *files.parents[:2]):
+        folder.chmod(0o755)  # pytest's are for root only, and most pods are not root
+    authority = files / "authority.pem"
+    Authority.create("example.org").save(authority)
+    every = check.everything()
+    cluster = Cluster(
+        [*every["overlays/issuer"], *every["examples/icmp-responder"]],
+        files,
+        secrets={"issuer-authority": {"authority.pem": authority.read_text()}},
+        hosts={"registry": REGISTRY},
+    )
+    with (
+        lan(one="10.77.0.1", two="10.77.0.2", registry=REGISTRY) as spaces,
+        space("pong") as pong,
+        space("app") as app,
+        closing(cluster),
+    ):
+        nodes = {}
+        for name, address in (("one", "10.77.0.1"), ("two", "10.77.0.2")):
+            (files / name).mkdir()
+            nodes[name] = Node(name, address, spaces[name].name, files / name)
+        daemons = {}
+        for program in ("issuer", "nsmgr", "forwarder"):
+            for node in nodes.values():
+                own = spaces[node.name].name if program == "issuer" else ""
+                daemons[program, node.name] = cluster.start(
+                    "DaemonSet", program, node, name=f"{program}-{node.name}a", netns=own
+                )
+        registry = cluster.start(
+            "Deployment", "registry", nodes["two"], name="registry-x",
+            netns=spaces["registry"].name, address=REGISTRY,
+        )  # fmt: skip
+        responder = cluster.start(
+            "Deployment", "icmp-responder", nodes["two"], name="pong-x", netns=pong.name
+        )
+        client = cluster.start("Pod", "client", nodes["one"], name="client", netns=app.name)
+        mesh = Mesh(cluster, nodes, daemons, registry, responder, client, app)
+        asyncio.run(mesh.ready())
+        yield mesh
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    """For tests that leave every process as it is."""
+    with running(tmp_path_factory.mktemp("pods")) as made:
+        yield made
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Mesh]:
+    """For a test that replaces processes."""
+    with running(tmp_path) as made:
+        yield made
+
+
+async def ready(one: Container) -> None:
+    """Wait until the container's own probe says that it is ready."""
+    probe = next((name for name in ("startupProbe", "readinessProbe") if name in one.spec), "")
+    try:
+        await until(lambda: not probe or one.probe(probe), f"{one.name} is ready", bar=UP)
+    except AssertionError as error:
+        raise AssertionError(f"{error}; {one.name} says:\n{one.said()[-3000:]}") from None
+
+
+def pinging(mesh: Mesh, *options: str) -> "subprocess.Popen[str]":
+    command = ["ip", "netns", "exec", mesh.workload.name, "ping", "-n", *options, "172.16.1.0"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+async def test_a_workload_gets_a_wire_by_the_manifests_alone(mesh: Mesh) -> None:
+    said, _ = pinging(mesh, "-c", "3", "-i", "0.1").communicate(timeout=30)
+    assert " 0% packet loss" in said
+    (link,) = mesh.workload.ip("link", "show", "dev", "nsm-1")
+    assert link["linkinfo"]["info_kind"] == "vxlan"
+    assert link["linkinfo"]["info_data"]["remote"] == "10.77.0.2"
+
+
+async def test_each_process_has_the_rights_its_manifest_says_and_no_others(mesh: Mesh) -> None:
+    held = {one.name: rights(one) for one in mesh.containers}
+    forwarder = mask("NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE", "NET_BROADCAST")
+    assert held == {
+        "issuer": (7800, 0),
+        "nsmgr": (7802, 0),
+        "forwarder": (0, forwarder),
+        "registry": (7801, 0),
+        "responder": (7811, 0),
+        "wires": (7812, 0),
+        "app": (7812, 0),
+    }
+
+
+def rights(one: Container) -> tuple[int, int]:
+    """Whose a process is, and the capabilities it may ever get, says the kernel."""
+    status = Path(f"/proc/{one.pid}/status").read_text()
+    uid = re.search(r"^Uid:\s+(\d+)", status, re.MULTILINE)
+    bounds = re.search(r"^CapBnd:\s+(\w+)", status, re.MULTILINE)
+    assert uid
+    assert bounds
+    return int(uid[1]), int(bounds[1], 16)
+
+
+def mask(*names: str) -> int:
+    numbers = {"NET_BROADCAST": 11, "NET_ADMIN": 12, "SYS_PTRACE": 19, "SYS_ADMIN": 21}
+    return sum(1 << numbers[name] for name in names)
+
+
+async def test_a_program_that_hangs_is_told_by_its_liveness_probe(mesh: Mesh) -> None:
+    for one in mesh.containers:
+        if "livenessProbe" not in one.spec:
+            continue
+        assert one.probe("livenessProbe")
+        one.signal(signal.SIGSTOP)
+        try:
+            hung = time.time() - 31
+            os.utime(f"/proc/{one.pid}/root/run/vwire/health", (hung, hung))
+            assert not one.probe("livenessProbe")
+        finally:
+            one.signal(signal.SIGCONT)
+        await until(lambda: one.probe("livenessProbe"), "the loop turns", bar=3.0)  # noqa: B023
+
+
+async def test_an_update_of_every_program_loses_no_packet(fresh: Mesh) -> None:
+    (before,) = fresh.workload.ip("link", "show", "dev", "nsm-1")
+    pings = pinging(fresh, "-i", "0.05")
+    try:
+        for program in ("forwarder", "nsmgr"):
+            for node in fresh.nodes:
+                await ready(fresh.roll(program, node, f"{program}-{node}b"))
+        for node in fresh.nodes:
+            (forwarder,) = fresh.daemons["forwarder", node].running.values()
+            await until(lambda: refreshed(forwarder), "the wire is refreshed", bar=UP)  # noqa: B023
+    finally:
+        pings.send_signal(signal.SIGINT)
+        said, _ = pings.communicate(timeout=30)
+    assert re.search(r"\d+ packets transmitted, \d+ received, 0% packet loss", said), said
+    (after,) = fresh.workload.ip("link", "show", "dev", "nsm-1")
+    assert [after[key] for key in KEPT] == [before[key] for key in KEPT]
+
+
+KEPT = ("ifindex", "link_netnsid", "address", "linkinfo")  # another device would have others
+
+
+def refreshed(forwarder: Container) -> bool:
+    """Whether that forwarder, which never made a wire, has been asked for one and has it."""
+    return bool(re.search(r"NetworkService/Request.*OK", forwarder.said()))
