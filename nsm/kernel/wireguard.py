@@ -94,24 +94,28 @@ class Change:
 
 def difference(new: Wireguard, old: Wireguard | None = None) -> Change:
     """What turns old into new; without old, what a fresh device is told."""
-    peers = []
+    port = new.port if not old or new.port != old.port else 0
+    peers: list[PeerChange] = []
     if old is None or old.peer != new.peer:
         if new.peer:
             peers.append(PeerChange(new.peer, new=True, endpoint=new.far, keepalive=new.keepalive))
         if old and old.peer:
             peers.append(PeerChange(old.peer, remove=True))
-    elif (old.far, old.keepalive) != (new.far, new.keepalive):
+    elif new.peer:
         moved = new.far if new.far != old.far else ""
         keepalive = new.keepalive if new.keepalive != old.keepalive else None
-        peers.append(PeerChange(new.peer, endpoint=moved, keepalive=keepalive))
+        if port and new.keepalive:
+            # it is sent at once where there was none: from the new port, so that the far end,
+            # which has heard the old one since it was told of this, follows now
+            peers.append(PeerChange(new.peer, keepalive=0))
+            keepalive = new.keepalive
+        if moved or keepalive is not None:
+            peers.append(PeerChange(new.peer, endpoint=moved, keepalive=keepalive))
     if old:
         gone = [one for one in old.strangers if one not in (new.peer, *new.strangers)]
         peers += [PeerChange(one, remove=True) for one in gone]
-    return Change(
-        new.key if not old or new.key != old.key else None,
-        new.port if not old or new.port != old.port else 0,
-        tuple(peers),
-    )
+    key = new.key if not old or new.key != old.key else None
+    return Change(key, port, tuple(peers))
 
 
 def found(

@@ -31,6 +31,13 @@ def test_a_new_far_end_comes_before_the_old_one_goes() -> None:
     ]
 
 
+def test_who_begins_speaks_from_its_new_port_at_once_and_the_other_end_does_not() -> None:
+    peers = (PeerChange(ONE, keepalive=0), PeerChange(ONE, keepalive=10))
+    assert difference(replace(DEVICE, port=9), DEVICE) == Change(port=9, peers=peers)
+    quiet = replace(DEVICE, keepalive=0)
+    assert difference(replace(quiet, port=9), quiet) == Change(port=9)
+
+
 def test_a_stranger_goes_and_the_far_end_is_not_touched() -> None:
     told = difference(DEVICE, replace(DEVICE, strangers=(THREE,)))
     assert told == Change(peers=(PeerChange(THREE, remove=True),))
