@@ -13,13 +13,14 @@ import ctypes
 import errno
 import fcntl
 import os
+import signal
 import struct
 import subprocess
 import time
 from typing import Final
 
-from nsm.errors import RightsError, UnsupportedError
-from nsm.kernel import messages, netlink
+from nsm.errors import InternalError, RightsError, UnsupportedError
+from nsm.kernel import firewall, messages, netlink
 from nsm.kernel.netlink import Refusal, Socket, attr, message, nested, text, u32
 
 TUN: Final = "/dev/net/tun"
@@ -32,11 +33,13 @@ _VX_ID, _VX_GROUP, _VX_LOCAL, _VX_PORT = 1, 2, 4, 15
 _MACVLAN_MODE, _PASSTHRU = 1, 8
 _LINK_BODY: Final = struct.Struct("=BBHiII")  # family, pad, type, index, flags, change
 _UP = 1
+_PR_SET_PDEATHSIG = 1
 _PATIENCE = 2.0  # seconds wireguard-go may take; it takes some milliseconds
 _NEWQDISC, _ROOT, _TCA_KIND, _TCA_OPTIONS = 36, 0xFFFF_FFFF, 1, 2
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x4004_54CA, 0x0001, 0x1000
 _SETTING: Final = "/proc/sys/net/ipv4/conf/lo/route_localnet"
 _libc = ctypes.CDLL(None, use_errno=True)
+_is_apart = False
 
 
 def apart() -> None:
@@ -45,12 +48,21 @@ def apart() -> None:
     Who may not gets a user namespace too, in which it may, if this machine allows that. The
     process must have one thread. Raises RightsError, or ExhaustedError at a limit.
     """
+    global _is_apart
     if _libc.unshare(_CLONE_NEWNET | _CLONE_NEWNS) < 0:
         refused = _refused("unshare --net --mount")
         both = _CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWNS
         if not isinstance(refused, RightsError) or _libc.unshare(both) < 0:
             raise refused
-    _libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
+    if _libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None) < 0:
+        raise _refused("mount --make-rprivate /")
+    _is_apart = True
+
+
+def _must_be_apart() -> None:
+    """Nothing is ever tried where somebody else is: not on a host that lets nobody go apart."""
+    if not _is_apart:
+        raise InternalError("nothing is tried outside of a namespace made for it")
 
 
 def namespace() -> None:
@@ -75,6 +87,7 @@ def namespace() -> None:
 
 def settings() -> None:
     """Set a variable below /proc/sys/net, as every wire needs it in its namespace."""
+    _must_be_apart()
     try:
         with open(_SETTING, "r+") as file:
             value = file.read()
@@ -123,32 +136,39 @@ def wireguard() -> None:
 def wireguard_go(program: str) -> None:
     """A WireGuard device of that program, up to the socket it is configured by.
 
-    Hides /run from the calling process, because the program leaves files there.
+    Hides /run from the calling process, because the program leaves files there. Not by
+    `wireguard_go.Processes`: what that starts is made to outlive whoever started it.
     """
+    _must_be_apart()
     if _libc.mount(b"none", b"/run", b"tmpfs", 0, None) < 0:
         raise _refused("mount -t tmpfs none /run")
     with subprocess.Popen(
         [program, "-f", "try-wg"],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        env={"LOG_LEVEL": "error"},
+        env={"LOG_LEVEL": "error"}, preexec_fn=end_with_parent,
     ) as running:  # fmt: skip
         try:
             end = time.monotonic() + _PATIENCE
-            while not os.path.exists("/run/wireguard/try-wg.sock"):
-                if running.poll() is not None or time.monotonic() > end:
-                    break
+            while running.poll() is None and time.monotonic() < end:
+                if os.path.exists("/run/wireguard/try-wg.sock"):
+                    return
                 time.sleep(0.01)
-            else:
-                return
         finally:
             running.kill()
         said = (running.stdout.read(4096) if running.stdout else b"").decode(errors="replace")
-    why = " ".join(said.split())[-120:] or "says nothing"
-    raise UnsupportedError(f"`{program} -f try-wg` makes no device: {why}")
+    lines = [line for line in said.splitlines() if line.strip()]
+    why = lines[-1].strip()[-120:] if lines else "it did not say why"
+    raise UnsupportedError(f"{program} makes no device: {why}")
+
+
+def end_with_parent() -> None:
+    """Die when the parent does: for a process that is started to try something."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def tun() -> None:
     """A TUN device, as wireguard-go makes one."""
+    _must_be_apart()
     try:
         file = os.open(TUN, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -163,6 +183,12 @@ def tun() -> None:
         raise netlink.explain(failure, "ip tuntap add try-tun mode tun", HERE) from failure
     finally:
         os.close(file)
+
+
+def nft() -> None:
+    """A table and a chain of nf_tables."""
+    _must_be_apart()
+    firewall.attempt()
 
 
 def netem() -> None:
@@ -186,6 +212,7 @@ def _make(name: str, kind: str, *data: bytes, more: bytes = b"", flags: int = 0)
 
 
 def _sent(wish: bytearray) -> Refusal | None:
+    _must_be_apart()
     with Socket.here() as sock:
         (refusal,) = sock.do([wish])
     return refusal

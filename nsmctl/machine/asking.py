@@ -5,7 +5,6 @@ there, or hang, or die: what it made goes with it, and only its own line suffers
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import select
@@ -17,10 +16,9 @@ from enum import StrEnum
 from typing import Final, NoReturn
 
 from nsm.errors import NsmError
+from nsm.kernel import trial
 
 PATIENCE: Final = 5.0  # seconds for all of them together; a machine that is idle takes 0.2
-_PR_SET_PDEATHSIG: Final = 1
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Level(StrEnum):
@@ -135,7 +133,7 @@ def _be_asked(question: Question, answering: int, parent: int) -> NoReturn:
         # a group of its own, so that what the question starts can be ended with it
         with contextlib.suppress(OSError):
             os.setpgid(0, 0)
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        trial.end_with_parent()
         if os.getppid() != parent:
             os._exit(0)
         nothing = os.open(os.devnull, os.O_RDWR)

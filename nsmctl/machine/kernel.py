@@ -1,17 +1,24 @@
 """What the kernel can do, and what it lets this process do."""
 
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from typing import Final
 
 from forwarder import rights
-from nsm.errors import ExhaustedError, NsmError, RightsError, UnsupportedError
-from nsm.kernel import firewall, trial
+from nsm.errors import (
+    ExhaustedError,
+    NsmError,
+    PreconditionError,
+    RightsError,
+    UnsupportedError,
+)
+from nsm.kernel import trial
+from nsm.kernel import wireguard_go as userspace
 from nsmctl import show
 from nsmctl.machine.asking import Answer, bad, not_tried, note, ok
 
+LET_MAKE: Final = "let this container make namespaces"
 WIREGUARD_FIX: Final = "modprobe wireguard, or apt install wireguard-go"
 
 
@@ -73,7 +80,7 @@ def macvlan() -> Answer:
 
 def nft() -> Answer:
     """Filters of nf_tables."""
-    return _tried(firewall.attempt, "faults in labs", "modprobe nf_tables")
+    return _tried(trial.nft, "faults in labs", "modprobe nf_tables")
 
 
 def netem() -> Answer:
@@ -83,10 +90,15 @@ def netem() -> Answer:
 
 def wireguard() -> Answer:
     """Encrypted wires between nodes."""
+    try:
+        trial.apart()
+    except NsmError as refusal:
+        return _not_tried(refusal, needed=False, fix=LET_MAKE)
     if _kernel_has_wireguard():
         return ok("in the kernel")
-    program = shutil.which("wireguard-go")
-    if program is None:
+    try:
+        program = userspace.find_program()
+    except PreconditionError:
         return note("neither in the kernel nor as wireguard-go: no encrypted wires", WIREGUARD_FIX)
     try:
         trial.tun()
@@ -117,15 +129,18 @@ def tun() -> Answer:
 
 def wireguard_go() -> Answer:
     """The program that is WireGuard where the kernel is not."""
-    path = shutil.which("wireguard-go")
-    if path is None:
+    try:
+        path = userspace.find_program()
+    except PreconditionError:
+        trial.apart()
         if _kernel_has_wireguard():
             return ok("none, and none is needed: the kernel has WireGuard")
-        return note("not in PATH", "apt install wireguard-go")
+        return note("not installed", "apt install wireguard-go")
     try:
         said = subprocess.run(
-            [path, "--version"], capture_output=True, text=True, check=False, timeout=2
-        )
+            [path, "--version"], capture_output=True, text=True, check=False, timeout=2,
+            preexec_fn=trial.end_with_parent,
+        )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as failure:
         return note(f"{path} does not say its version: {failure}", "apt install wireguard-go")
     lines = said.stdout.splitlines()
@@ -139,7 +154,7 @@ def _tried(attempt: Callable[[], None], what_for: str, fix: str, *, needed: bool
     try:
         trial.apart()
     except NsmError as refusal:
-        return _not_tried(refusal, needed=needed, fix="let this container make namespaces")
+        return _not_tried(refusal, needed=needed, fix=LET_MAKE)
     try:
         attempt()
     except UnsupportedError:
@@ -160,7 +175,6 @@ def _not_tried(refusal: NsmError, *, needed: bool, fix: str) -> Answer:
 
 def _kernel_has_wireguard() -> bool:
     try:
-        trial.apart()
         trial.wireguard()
     except NsmError:
         return False

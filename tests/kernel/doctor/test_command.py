@@ -11,11 +11,11 @@ import pytest
 from nsmctl.machine import asking, questions
 from tests.kernel.doctor.world import HERE, NSMCTL, doctor, inside
 
-SLOW = "#!/bin/sh\nsleep 600\n"
+SLOW = "#!/bin/sh\nexec sleep 600\n"
 SNAPSHOT = (
     "ip -d link; ip netns; ip netns list-id; ls /run /run/* /tmp /var/lib;"
     " grep -v ^nsfs /proc/mounts;"  # those of the host go when it takes them away
-    " cat /proc/net/ip_tables_names; nft list ruleset; ls -R /sys/fs/cgroup | grep vwire;"
+    " cat /proc/net/ip_tables_names; nft list ruleset; ls -R /sys/fs/cgroup | grep vwire-doctor;"
     " grep -r . /proc/sys/net/ipv4/conf /proc/sys/net/ipv6/conf; ls -d /proc/[0-9]* | wc -l"
 )
 
@@ -70,7 +70,8 @@ def test_a_terminal_gets_colours_unless_it_is_asked_not_to(colour):
 
 def test_nothing_it_tries_stays():
     told = inside(
-        f"set +e; mount -t tmpfs none /mnt; shot() {{ {SNAPSHOT}; }}; shot >/mnt/before 2>&1;"
+        f"set +e; mount -t tmpfs none /mnt; mount -t tmpfs none /tmp;"
+        f" shot() {{ {SNAPSHOT}; }}; shot >/mnt/before 2>&1;"
         f" {NSMCTL} doctor --json; shot >/mnt/after 2>&1;"
         " diff /mnt/before /mnt/after >&2 && wc -l </mnt/before >&2"
     )
@@ -95,9 +96,13 @@ def test_what_was_started_for_a_question_ends_with_it(slow):
     assert set(told.out.split()) == {"sh", "ps"}
 
 
-def test_ctrl_c_ends_all_of_it(slow):
-    script = f"{sys.executable} -P {HERE}/interrupt.py {NSMCTL} doctor; ps -eo comm="
-    told = inside(script, PATH=slow)
-    assert told.out.split()[0] == "130", told.out + told.err
+@pytest.mark.parametrize(("signal", "code"), [("SIGINT", "130"), ("SIGKILL", "-9")])
+def test_ctrl_c_and_kill_end_all_of_it(slow, signal, code):
+    told = inside(
+        f"{sys.executable} -P {HERE}/interrupt.py {signal} {NSMCTL} doctor;"
+        " while pgrep sleep >/dev/null; do :; done; ps -eo comm=",
+        PATH=slow,
+    )
+    assert told.out.split()[0] == code, told.out + told.err
     assert set(told.out.split()[1:]) == {"sh", "ps"}
     assert "Traceback" not in told.err

@@ -3,29 +3,19 @@
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from forwarder import rights
-from nsm.errors import RightsError, UnsupportedError
+from nsm.errors import InternalError, UnsupportedError
 from nsm.kernel import trial
 from nsmctl.machine import kernel
 from nsmctl.machine.asking import Level, Question, ask
-from tests.kernel.doctor.world import ALL_USERS, AS_NOBODY, FENCE, doctor, inside
+from tests.kernel.doctor.world import ALL_USERS, AS_NOBODY, FENCE, NSMCTL, doctor, inside
 
 WITHOUT_NET_ADMIN = "setpriv --bounding-set=-net_admin --inh-caps=-net_admin"
 WITHOUT_SYS_ADMIN = "setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin"
 LINKS = {"veth": "bad", "bridge": "bad", "vxlan": "bad", "macvlan": "note"}
-
-
-def without(program: str, folder: Path) -> str:
-    """A PATH on which there is everything but that program."""
-    for place in ("/usr/sbin", "/usr/bin", "/sbin", "/bin"):
-        for found in Path(place).iterdir():
-            if found.name != program and not (folder / found.name).exists():
-                (folder / found.name).symlink_to(found)
-    return str(folder)
 
 
 def kernel_has(*command: str) -> bool:
@@ -190,10 +180,10 @@ def test_wireguard_is_the_kernels_or_else_that_of_wireguard_go():
 
 
 @pytest.mark.skipif(WIREGUARD, reason="the kernel has WireGuard, so nothing else is needed")
-def test_without_any_wireguard_there_are_two_ways_to_get_it(tmp_path):
-    told = doctor(PATH=without("wireguard-go", tmp_path))
+def test_without_any_wireguard_there_are_two_ways_to_get_it():
+    told = doctor("mount --bind /dev/null $(which wireguard-go)")
     assert told.code == 0
-    assert told.line("wireguard-go") == ("note", "not in PATH", "apt install wireguard-go")
+    assert told.line("wireguard-go") == ("note", "not installed", "apt install wireguard-go")
     assert told.line("wireguard") == (
         "note",
         "neither in the kernel nor as wireguard-go: no encrypted wires",
@@ -227,7 +217,7 @@ def test_a_hidden_tun_is_a_note_and_so_is_what_stands_on_it(hidden, said):
     ("script", "said"),
     [
         ("echo 'it is broken here'; exit 3", "it is broken here"),
-        ("exit 3", "says nothing"),
+        ("exit 3", "it did not say why"),
     ],
 )
 @pytest.mark.skipif(WIREGUARD, reason="the kernel has WireGuard, so nothing else is tried")
@@ -242,6 +232,27 @@ def test_a_wireguard_go_that_makes_no_device_is_told_with_what_it_says(tmp_path,
     assert fix == "modprobe wireguard, or apt install wireguard-go"
 
 
-def test_what_a_refusal_is_called_is_the_same_for_all_that_is_tried():
-    with pytest.raises(RightsError):
-        raise trial.netlink.explain(PermissionError(1, "no"), "unshare --net", "here")
+# --- and where it must not -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        trial.settings, trial.veth, trial.bridge, trial.vxlan, trial.macvlan, trial.wireguard,
+        trial.netem, trial.nft, trial.tun, lambda: trial.wireguard_go("/bin/true"),
+    ],
+)  # fmt: skip
+def test_nothing_is_tried_where_others_are(attempt):
+    with pytest.raises(InternalError, match="nothing is tried outside"):
+        attempt()
+
+
+def test_a_host_that_lets_nobody_go_apart_keeps_its_run():
+    told = inside(
+        "echo 0 >/proc/sys/user/max_net_namespaces; touch /run/here;"
+        f" {NSMCTL} doctor --json || ls /run >&2; ip -br link >&2",
+        before="unshare -U -r",
+    )
+    assert told.line("wireguard")[2] == "let this container make namespaces"
+    assert told.err.split()[0] == "here"
+    assert "try" not in told.err
