@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -31,6 +32,14 @@ umount {tree} && exec unshare --mount --propagation=slave --pid --cgroup --net -
 _BURIED = """
 mount -t cgroup2 cgroup2 {tree} && find {tree}/{name} -depth -type d -exec rmdir {{}} +
 """
+
+
+@dataclass
+class Flow:
+    """Echoes at a steady pace; sent and received are known at the end."""
+
+    sent: int = 0
+    received: int = 0
 
 
 @dataclass(eq=False)
@@ -112,6 +121,22 @@ class Machine:
         """The devices of a unit's network namespace, its loopback aside."""
         told = json.loads(self.within(unit, "ip", "-d", "-j", "link"))
         return [one for one in told if one["ifname"] != "lo"]
+
+    @contextlib.contextmanager
+    def flow(self, unit: str, address: str) -> Iterator[Flow]:
+        """Ping an address 50 times a second from a unit's namespace, for the block."""
+        door = f"/proc/{self.pid}/root/proc/{self.main_pid(unit)}/ns/net"
+        command = ["ping", "-n", "-q", "-i0.02", "-w100", address]
+        counts = Flow()
+        pinging = subprocess.Popen(["nsenter", f"--net={door}", *command], stdout=-1, text=True)
+        try:
+            yield counts
+        finally:
+            pinging.send_signal(signal.SIGINT)
+            said, _ = pinging.communicate(timeout=WALL)
+            found = re.search(r"^(\d+) packets transmitted, (\d+) received", said, re.MULTILINE)
+            assert found, said
+            counts.sent, counts.received = int(found[1]), int(found[2])
 
     def pings(self, unit: str, name: str = "nsm-1") -> bool:
         """Whether whoever is at the far end of a unit's wire answers a stock ping."""

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 
 from tests.e2e.systemd.machine import ROOT, Machine, machine
 
+CLIENT = "nsm.process.client"
 PAGE = (ROOT / "docs" / "systemd.md").read_text()
 UNITS = ("vwire-issuer", "vwire-registry", "vwire-nsmgr", "vwire-forwarder")
 WORKLOADS = ("app", "near", "root", "extra", "more", "pong", "far")
 STATE = "/var/lib/vwire/issuer"
-ELSEWHERE = ("python3 -m venv /opt/vwire", "/opt/vwire/bin/pip install vwire")
+ELSEWHERE = ["python3 -m venv /opt/vwire", "/opt/vwire/bin/pip install vwire"]
+START = "systemctl enable --now vwire-issuer vwire-registry vwire-nsmgr vwire-forwarder"
 
 
 def unit_file(name: str) -> dict[str, str]:
@@ -28,8 +30,10 @@ def commands(section: str) -> list[str]:
 
 
 def install(one: Machine) -> None:
-    """Type what the page says, but for what stands in /opt/vwire already."""
-    one.sh("\n".join(line for line in commands("Install") if line not in ELSEWHERE))
+    """Type what the page says, from where /opt/vwire stands to where the units are started."""
+    lines = commands("Install")
+    assert lines[: len(ELSEWHERE)] == ELSEWHERE
+    one.sh("\n".join(lines[len(ELSEWHERE) : lines.index(START)]))
     known = "".join(
         f"- id: spiffe://example.org/{name}\n  cgroup: /system.slice/{name}.service\n"
         for name in WORKLOADS
@@ -57,7 +61,7 @@ def pair() -> Iterator[tuple[Machine, Machine]]:
             one.sh(f"ip link set lo up; ip addr add {address}/24 dev wan0; ip link set wan0 up")
             install(one)
             one.sh("echo NSM_REGISTRY_URL=tcp://198.18.0.1:5002 >/etc/vwire/nsmgr.env")
-        east.run("systemctl", "start", *UNITS)
+        east.sh(START)
         share_authority(east, west)
-        west.run("systemctl", "start", *(unit for unit in UNITS if unit != "vwire-registry"))
+        west.sh(START.replace("vwire-registry", ""))
         yield east, west

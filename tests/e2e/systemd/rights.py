@@ -7,7 +7,7 @@ from tests.e2e.systemd.machine import Machine, wait
 
 UNIT = "vwire-forwarder"
 FOLDER = f"/etc/systemd/system/{UNIT}.service.d"
-CLIENT, RESPONDER = "nsm.process.client", "endpoints.responder"
+CLIENT = "nsm.process.client"
 # What a forwarder cannot close ends by itself, some time after a test.
 PATIENCE = {
     "NSM_PATIENCE": "1500ms",

@@ -7,8 +7,8 @@ import pytest
 
 from forwarder import rights
 from tests.e2e.systemd.machine import Machine
-from tests.e2e.systemd.mesh import PAGE, pair, unit_file
-from tests.e2e.systemd.rights import RESPONDER, UNIT, Tried, dropped
+from tests.e2e.systemd.mesh import PAGE, unit_file
+from tests.e2e.systemd.rights import UNIT, Tried, dropped
 
 MAY_NOT_START = {"start"}
 LOST = {  # what does not work without it, where the forwarder does not ask at its start
@@ -24,17 +24,6 @@ LOST = {  # what does not work without it, where the forwarder does not ask at i
 # A wire of before that cannot be refreshed is not known again: what ends of it is luck.
 LUCK = {"CAP_SYS_ADMIN": {"the end of a workload", "close"}}
 ALL = set(LOST)
-
-
-@pytest.fixture(scope="module")
-def machines() -> Iterator[tuple[Machine, Machine]]:
-    with pair() as (east, west):
-        settings = {"NSM_PAYLOAD": "ETHERNET"}
-        near = {"NSM_SERVICE_NAMES": "echo", "NSM_CIDR_PREFIX": "172.16.1.0/24"}
-        far = {"NSM_SERVICE_NAMES": "far", "NSM_CIDR_PREFIX": "172.16.2.0/24"}
-        east.start("pong", RESPONDER, **settings, **near)
-        west.start("far", RESPONDER, **settings, **far)
-        yield east, west
 
 
 @pytest.fixture

@@ -1,0 +1,235 @@
+"""deploy/systemd on machines with a real systemd: starts, stops, deaths, and what wires notice."""
+
+import contextlib
+import re
+import signal
+from collections.abc import Iterator
+from importlib import import_module
+
+import pytest
+
+from nsm.process.config import parse, strangers
+from tests.e2e.systemd.machine import Machine, wait
+from tests.e2e.systemd.mesh import CLIENT, ROOT, UNITS, unit_file
+
+FOLDER = ROOT / "deploy" / "systemd" / "system"
+# `systemd-analyze security` of systemd 252: 0 is a service that may nothing, 10 one that may all
+EXPOSURE = {
+    "vwire-issuer": 1.0,
+    "vwire-registry": 1.4,
+    "vwire-nsmgr": 1.5,
+    "vwire-forwarder": 3.0,
+}
+STEADY = {"NSM_MAX_TOKEN_LIFETIME": "60s", "NSM_REQUEST_TIMEOUT": "1500ms"}
+NEAR, FAR = "172.16.1.0", "172.16.2.0"
+
+
+@pytest.fixture
+def east(machines: tuple[Machine, Machine]) -> Machine:
+    return machines[0]
+
+
+@pytest.fixture(scope="module")
+def wires(machines: tuple[Machine, Machine]) -> Iterator[dict[str, int]]:
+    """A wire on the node (near) and one between nodes (app), there all the while."""
+    east, _ = machines
+    east.start("near", CLIENT, NSM_NETWORK_SERVICES="kernel://echo/nsm-1", **STEADY)
+    east.start("app", CLIENT, NSM_NETWORK_SERVICES="kernel://far/nsm-1", **STEADY)
+    before = {unit: east.link(unit)["ifindex"] for unit in ("near", "app")}
+    yield before
+    assert {unit: east.link(unit)["ifindex"] for unit in before} == before
+    east.stop("near", "app")
+
+
+def test_what_is_installed_is_well_formed_for_systemd(east):
+    assert east.sh("systemd-analyze verify --man=no /etc/systemd/system/vwire-*.service") == ""
+    assert {path.stem for path in FOLDER.iterdir()} == set(UNITS)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_service_is_no_more_exposed_than_was_measured(east, unit):
+    told = east.run("systemd-analyze", "security", "--no-pager", unit)
+    level = re.search(r"Overall exposure level for \S+: ([\d.]+)", told)
+    assert level, told
+    assert float(level[1]) <= EXPOSURE[unit], told
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_unit_says_nothing_its_program_does_not_understand(unit):
+    text = (FOLDER / f"{unit}.service").read_text()
+    told = dict(
+        line.split("=", 1) for line in re.findall(r"^Environment=(.*)$", text, re.MULTILINE)
+    )
+    for word, meaning in (("%H", "host"), ("%S", "/var/lib"), ("%t", "/run")):
+        told = {name: value.replace(word, meaning) for name, value in told.items()}
+    assert "%" not in "".join(told.values())
+    (module,) = re.findall(r"^ExecStart=/opt/vwire/bin/python -P -m (\S+)$", text, re.MULTILINE)
+    kind = import_module(module if "." in module else f"{module}.config").Config
+    if unit == "vwire-issuer":
+        told["NSM_TRUST_DOMAIN"] = "example.org"  # from issuer.env
+    parse(kind, told)
+    assert strangers(kind, told) == ()
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_each_runs_as_a_user_of_its_own_with_its_capabilities_and_no_way_to_more(east, unit):
+    status = east.status(unit)
+    uid = east.run("id", "-u", unit).strip()
+    assert uid != "0"
+    assert status["Uid"].split() == [uid] * 4
+    wanted = unit_file(unit)["CapabilityBoundingSet"].split()
+    for kind in ("CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(status[kind], 16).bit_count() == len(wanted), kind
+    assert status["NoNewPrivs"] == "1"
+    assert status["Seccomp"] == "2"
+
+
+def test_a_unit_is_active_when_it_serves_and_its_status_says_where(east):
+    says = {
+        "vwire-issuer": "issuer issuer ready: unix:///run/vwire/issuer/agent.sock; ",
+        "vwire-registry": f"registry registry-{east.name} ready: tcp://:5002; ",
+        "vwire-nsmgr": f"nsmgr nsmgr-{east.name} ready: "
+        "unix:///var/lib/networkservicemesh/nsm.io.sock, tcp://:5001; registry tcp://198.18.0.1:",
+        "vwire-forwarder": f"forwarder forwarder-{east.name} ready: "
+        "unix:///run/vwire/forwarder/forwarder.sock; ",
+    }
+    for unit in UNITS:
+        assert east.show(unit, "ActiveState") == "active"
+        assert east.show(unit, "StatusText").startswith(says[unit])
+    # who is started waits for the one before: the forwarder is ready when it is registered
+    began = [int(east.show(unit, "ActiveEnterTimestampMonotonic")) for unit in UNITS]
+    assert began == sorted(began)
+
+
+@pytest.mark.parametrize("number", [0, signal.SIGKILL], ids=["restarted", "killed"])
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_program_goes_and_comes_back_and_no_packet_is_lost(machines, wires, unit, number):
+    east, _ = machines
+    lives, before = int(east.show(unit, "NRestarts")), east.main_pid(unit)
+    with east.flow("near", NEAR) as near, east.flow("app", FAR) as far:
+        if number:
+            east.kill(unit, number)
+            wait(lambda: int(east.show(unit, "NRestarts")) == lives + 1, "a unit's next life")
+            wait(lambda: east.active(unit), f"{unit} active again", bar=2)
+        else:
+            east.run("systemctl", "restart", unit)
+        assert east.main_pid(unit) != before
+        for service in ("echo", "far"):
+            east.start("extra", CLIENT, NSM_NETWORK_SERVICES=f"kernel://{service}/nsm-1", **STEADY)
+            assert east.pings("extra")
+            east.stop("extra")
+    for counts in (near, far):
+        assert counts.received == counts.sent > 20, f"lost {counts.sent - counts.received}"
+    assert {one: east.link(one)["ifindex"] for one in wires} == wires
+
+
+def test_a_loop_that_hangs_is_ended_says_where_and_is_started_again(machines, wires):
+    east, _ = machines
+    unit = "vwire-forwarder"
+    with dropin(east, unit, "WatchdogSec=1s"):
+        lives = int(east.show(unit, "NRestarts"))
+        with east.flow("near", NEAR) as echoes:
+            east.kill(unit, signal.SIGSTOP)
+            wait(lambda: int(east.show(unit, "NRestarts")) == lives + 1, "the watchdog", bar=3)
+            wait(lambda: east.active(unit), f"{unit} active again", bar=2)
+    assert "Watchdog timeout (limit 1s)!" in east.journal(unit)
+    assert "Fatal Python error: Aborted" in east.journal(unit)
+    assert re.search(r"forwarder/__main__\.py\", line \d+ in main", east.journal(unit))
+    assert echoes.received == echoes.sent > 20
+    assert east.pings("app")
+
+
+@contextlib.contextmanager
+def dropin(one: Machine, unit: str, *lines: str) -> Iterator[None]:
+    """More settings for a unit's service, for the block; it is restarted for both."""
+    folder = f"/etc/systemd/system/{unit}.service.d"
+    text = "\n".join(["[Service]", *lines])
+    again = f"systemctl daemon-reload; systemctl restart {unit}"
+    one.sh(f"mkdir -p {folder}; cat >{folder}/test.conf <<'END'\n{text}\nEND\n{again}")
+    try:
+        yield
+    finally:
+        one.sh(f"rm -r {folder}; {again}")
+
+
+def test_what_the_forwarder_started_outlives_it(machines):
+    """wireguard-go is such a process: its wires end with it."""
+    east, _ = machines
+    group = "/sys/fs/cgroup/system.slice/vwire-forwarder.service/cgroup.procs"
+    pid = east.sh("setsid sleep 600 >/dev/null 2>&1 & echo $!").strip()
+    east.sh(f"echo {pid} >{group}")
+    try:
+        for command in ("restart", "stop", "start"):
+            east.run("systemctl", command, "vwire-forwarder")
+            assert east.run("cat", f"/proc/{pid}/comm") == "sleep\n", command
+        east.kill("vwire-forwarder", signal.SIGKILL)
+        wait(lambda: east.active("vwire-forwarder"), "the forwarder again", bar=2)
+        assert pid in east.run("cat", group).split()
+    finally:
+        east.run("kill", pid)
+
+
+def test_systemd_itself_may_be_reloaded_and_executed_anew(machines, wires):
+    east, _ = machines
+    pids = {unit: east.main_pid(unit) for unit in UNITS}
+    with dropin(east, "vwire-nsmgr", "WatchdogSec=1s"):
+        pids["vwire-nsmgr"] = east.main_pid("vwire-nsmgr")
+        for command in ("daemon-reload", "daemon-reexec"):
+            east.run("systemctl", command)
+            heard = east.show("vwire-nsmgr", "WatchdogTimestampMonotonic")
+            for _ in range(3):  # the watchdog still hears the same process
+                wait(lambda h=heard: heard_since(east, h), "a word to the watchdog")
+                heard = east.show("vwire-nsmgr", "WatchdogTimestampMonotonic")
+            assert {unit: east.main_pid(unit) for unit in UNITS} == pids
+    assert east.pings("near")
+    assert east.pings("app")
+
+
+def heard_since(one: Machine, before: str) -> bool:
+    return one.show("vwire-nsmgr", "WatchdogTimestampMonotonic") != before
+
+
+def test_all_of_it_stops_from_the_forwarder_to_the_issuer_and_wires_stay(machines, wires):
+    east, _ = machines
+    with east.flow("near", NEAR) as near, east.flow("app", FAR) as far:
+        # all at once, as a machine that goes down stops them
+        conflicts = " ".join(f"{unit}.service" for unit in UNITS)
+        east.sh(f"systemd-run --quiet --collect --property=Conflicts='{conflicts}' true")
+        wait(lambda: {east.show(unit, "ActiveState") for unit in UNITS} == {"inactive"}, "the end")
+        ended = [int(east.show(unit, "InactiveEnterTimestampMonotonic")) for unit in UNITS]
+        assert ended == sorted(ended, reverse=True)
+        assert {east.show(unit, "Result") for unit in UNITS} == {"success"}
+        left = east.sh("find /run/vwire /var/lib/networkservicemesh -type s; ls /run/vwire")
+        assert left.split() == ["forwarder", "issuer"]  # directories, which others may be given
+        east.run("systemctl", "start", *UNITS)
+        wait(lambda: east.pings("near"), "an answer")
+    for counts in (near, far):
+        assert counts.received == counts.sent > 20, f"lost {counts.sent - counts.received}"
+    assert {one: east.link(one)["ifindex"] for one in wires} == wires
+
+
+def test_a_wrong_setting_is_in_the_journal_and_once_it_is_right_the_unit_comes_up(east):
+    unit = "vwire-forwarder"
+    east.sh("echo NSM_ISOLATION=sideways >/etc/vwire/forwarder.env")
+    try:
+        east.run("systemctl", "restart", unit, wrong=True)
+        assert "NSM_ISOLATION is 'sideways'; expected one of auto, in-place, hop" in (
+            east.journal(unit)
+        )
+        assert east.show(unit, "ExecMainStatus") == "2"
+    finally:
+        east.sh("rm /etc/vwire/forwarder.env")
+    wait(lambda: east.active(unit), "the unit by itself", bar=2)
+
+
+def test_a_namespace_with_a_name_ends_when_the_name_goes(machines):
+    """Services have mounts of their own, and a namespace's name is a mount."""
+    east, _ = machines
+    ends = len(east.links("pong"))
+    east.sh("ip netns add named; ip -n named link set lo up")
+    place = "NetworkNamespacePath=/run/netns/named"
+    urls = "kernel://echo/nsm-1"
+    east.start("extra", CLIENT, "PrivateNetwork=no", place, NSM_NETWORK_SERVICES=urls)
+    assert len(east.links("pong")) == ends + 1
+    east.sh("systemctl kill --signal=KILL extra; ip netns del named")
+    wait(lambda: len(east.links("pong")) == ends, "the far end's death", bar=0.5)
