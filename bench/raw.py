@@ -1,22 +1,48 @@
-"""One veth wire as one raw netlink batch a side, beside one as we make it.
+"""One wire as raw netlink batches, beside one as we make and close it.
 
-The batch is the floor of programming a wire: the same messages, built
-beforehand. What is timed of it is the kernel and the way there, and nothing of
-how anybody decides.
+The batches are the floor of programming a wire: the same messages, built beforehand. What is
+timed of them is the kernel and the way there, and nothing of how anybody decides. The floor
+of closing is one message: delete, and how long it takes until the devices are not there.
 """
 
+import asyncio
 import os
 import statistics
 import struct
+import threading
 import time
-from ipaddress import ip_interface
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address, ip_interface
 
-from nsm.kernel import messages, owner
+from nsm.kernel import messages, netlink, owner, wireguard, wireguard_netlink
 from nsm.kernel.ensure import Journal, ensure
+from nsm.kernel.keys import Key
 from nsm.kernel.namespaces import Home
-from nsm.kernel.netlink import Socket
+from nsm.kernel.netlink import Refusal, Socket
+from nsm.kernel.node import Kernel
 from nsm.kernel.reach import Reach
-from nsm.kernel.state import Address, End, Hop, Interface, LocalWire, Namespace, Neighbour, Route
+from nsm.kernel.state import (
+    Address,
+    Hop,
+    Interface,
+    LocalWire,
+    Namespace,
+    Neighbour,
+    RemoteWire,
+    Route,
+    Veth,
+    Vxlan,
+    VxlanTunnel,
+    Wire,
+    Wireguard,
+    WireguardTunnel,
+    items,
+)
+from nsm.undo import Undo
+
+Paths = Mapping[Namespace, str]
 
 
 def wire(client: Namespace, server: Namespace, n: int) -> LocalWire:
@@ -42,91 +68,196 @@ def wire(client: Namespace, server: Namespace, n: int) -> LocalWire:
     )
 
 
-class Raw:
-    """wanted as prepared messages, between the namespaces at two paths."""
+def half(kind: str, client: Namespace, underlay: Namespace, n: int) -> RemoteWire:
+    """What a node makes of a wire to another one, where both ends are to have the same."""
+    local, remote = ip_address("192.0.2.1"), ip_address("192.0.2.2")
+    tunnel: VxlanTunnel | WireguardTunnel = VxlanTunnel(1000 + n, local, remote, underlay)
+    if kind != "vxlan":
+        engine = "kernel" if kind == "wireguard" else "userspace"
+        key, peer, port = Key.generate(), Key.generate().public, 40000 + n
+        tunnel = WireguardTunnel(key, peer, local, remote, port, underlay, port, engine)
+    same = wire(client, client, n)
+    return RemoteWire(same.connection, "src", replace(same.src, mtu=1400), tunnel)
 
-    def __init__(self, home: Home, paths: tuple[str, str], wanted: LocalWire) -> None:
+
+class Raw:
+    """wanted as prepared messages, to be sent in the namespaces at paths."""
+
+    def __init__(self, home: Home, paths: Paths, wanted: Wire) -> None:
+        """Not for wireguard-go, which is a process and no message."""
         self._home = home
         self._paths = paths
-        ends: list[End] = []
-        self._batches: list[list[bytearray]] = []
-        for side, interface in wanted.sides:
-            mark = str(owner.mark(wanted.connection, side))
-            mac = owner.mac(wanted.connection, side)
-            group = owner.group("raw")
-            ends.append(End(interface.namespace, interface.name, mac, 1500, group, mark))
-        indexes = [messages.fresh_index() for _ in ends]
-        self.index = indexes[0]
-        for end, (_, asked), index in zip(ends, wanted.sides, indexes, strict=True):
-            where, link = end.namespace, end.name
-            batch = [messages.set_link(index, None, end)]
-            batch += [
-                messages.address("add", Address(where, link, cidr), index)
-                for cidr in asked.addresses
-            ]
-            batch += [
-                messages.route("add", Route(where, link, hop.to), index) for hop in asked.routes
-            ]
-            batch += [
-                messages.neighbour("add", Neighbour(where, link, ip, mac), index)
-                for ip, mac in asked.neighbours
-            ]
-            self._batches.append([message for message in batch if message is not None])
-        self._create = messages.create_veth(ends[0], indexes[0], ends[1], indexes[1], 0)
-        self._far_fd = self._create.rindex(struct.pack("=HHI", 8, 28, 0)) + 4
+        made = items(wanted, owner.group("raw"))
+        (link,) = (item for item in made if isinstance(item, Veth | Vxlan | Wireguard))
+        self._indexes = {end.seat: messages.fresh_index() for end in link.ends}
+        self._places = [(index, seat[0].nsid) for seat, index in self._indexes.items()]
+        self._create, self._from, self._into = self._creation(link)
+        self._hole = self._create.rindex(struct.pack("=HHI", 8, 28, 0)) + 4  # IFLA_NET_NS_FD
+        self._batches: dict[Namespace, list[bytearray]] = {}
+        for end in link.ends:
+            up = messages.set_link(self._indexes[end.seat], None, end)
+            assert up is not None
+            self._batches[end.namespace] = [up]
+        for kind in (Address, Route, Neighbour):
+            for item in made:
+                if isinstance(item, kind):
+                    index = self._indexes[item.namespace, item.link]
+                    self._batches[item.namespace].append(_member(item, index))
+        self._told: bytearray | None = None
+        if isinstance(link, Wireguard):
+            self._told = _heard(link, self._indexes[link.end.seat])
+
+    def _creation(self, link: Veth | Vxlan | Wireguard) -> tuple[bytearray, Namespace, Namespace]:
+        index, *others = self._indexes.values()
+        match link:
+            case Veth():
+                made = messages.create_veth(link.src, index, link.dst, others[0], 0)
+                return made, link.src.namespace, link.dst.namespace
+            case Vxlan():
+                return messages.create_vxlan(link, index, 0), link.underlay, link.end.namespace
+            case Wireguard():
+                made = messages.create_wireguard(link.end, index, 0)
+                return made, link.underlay, link.end.namespace
 
     def run(self) -> float:
         """Make the wire; how many seconds that took. RuntimeError if the kernel refused."""
         start = time.perf_counter()
-        near_fd, far_fd = (os.open(path, os.O_RDONLY) for path in self._paths)
-        struct.pack_into("=I", self._create, self._far_fd, far_fd)
-        with self._home.socket(near_fd) as near, self._home.socket(far_fd) as far:
-            refused = [*near.do([self._create, *self._batches[0]]), *far.do(self._batches[1])]
-        os.close(near_fd)
-        os.close(far_fd)
+        with ExitStack() as stack:
+            fds = {}
+            for space in {self._from, *self._batches}:
+                fds[space] = os.open(self._paths[space], os.O_RDONLY)
+                stack.callback(os.close, fds[space])
+            struct.pack_into("=I", self._create, self._hole, fds[self._into])
+            sockets = {
+                space: stack.enter_context(self._home.socket(fd)) for space, fd in fds.items()
+            }
+            first = [self._create]
+            if self._told is None and self._from in self._batches:
+                first += self._batches[self._from]
+            refused = sockets[self._from].do(first)
+            if self._told:
+                generic = self._home.socket(fds[self._into], netlink.GENERIC)
+                refused += stack.enter_context(generic).do([self._told])
+            for space, batch in self._batches.items():
+                if space is not self._from:
+                    refused += sockets[space].do(batch)
         if any(refused):
             raise RuntimeError(f"the raw batch was refused: {refused}")
         return time.perf_counter() - start
+
+    def away(self) -> float:
+        """Delete the wire; seconds until nothing of it is there. Returns at the very end."""
+        index, nsid = self._places[0]
+        start = time.perf_counter()
+        with Socket.here() as own, Socket.here() as looking:
+            message = [messages.delete_link(index, nsid)]
+            deleting = threading.Thread(target=own.do, args=(message,))
+            deleting.start()
+            asked = [messages.get_link(index=index, nsid=nsid) for index, nsid in self._places]
+            while not all(isinstance(answer, Refusal) for answer in looking.ask_all(asked)):
+                time.sleep(0.0002)
+            took = time.perf_counter() - start
+            deleting.join()
+        return took
+
+
+def _member(item: Address | Route | Neighbour, index: int) -> bytearray:
+    match item:
+        case Address():
+            return messages.address("add", item, index)
+        case Route():
+            return messages.route("add", item, index)
+        case Neighbour():
+            return messages.neighbour("add", item, index)
+
+
+class _Ear:
+    """Hears what would be sent, in place of a socket of generic netlink."""
+
+    def __init__(self, sock: Socket) -> None:
+        self.ask = sock.ask
+        self.heard: list[bytearray] = []
+
+    def do(self, batch: list[bytearray]) -> list[None]:
+        """Keep it."""
+        self.heard += batch
+        return [None] * len(batch)
+
+
+def _heard(item: Wireguard, index: int) -> bytearray:
+    """The one message that tells a device all it is to have."""
+    with Socket.here(netlink.GENERIC) as sock:
+        ear = _Ear(sock)
+        wireguard_netlink.change(ear, index, wireguard.difference(item))  # type: ignore[arg-type]
+    (message,) = ear.heard
+    return message
+
+
+@dataclass(slots=True)
+class Times:
+    """Seconds of each turn."""
+
+    raw: list[float] = field(default_factory=list)
+    ours: list[float] = field(default_factory=list)
+
+    @property
+    def medians(self) -> tuple[float, float]:
+        """Raw, and ours."""
+        return statistics.median(self.raw), statistics.median(self.ours)
+
+    @property
+    def ratios(self) -> Iterator[float]:
+        """Ours ÷ raw, turn by turn."""
+        return (ours / raw for raw, ours in zip(self.raw, self.ours, strict=True))
 
 
 class Measured:
     """Raw batches and ensures by turns, in the same thread, with nothing else between them."""
 
-    def __init__(self, group: int, home: Home, paths: tuple[str, str]) -> None:
-        self._group = group
+    def __init__(
+        self, kernel: Kernel, home: Home, paths: Paths, wanted: Callable[[int], Wire]
+    ) -> None:
+        """wanted is told a number, and makes a wire of it."""
+        self._kernel = kernel
         self._home = home
         self._paths = paths
-        self._raw: list[float] = []
-        self._ensure: list[float] = []
+        self._wanted = wanted
+        self.making = Times()
+        self.closing = Times()
 
-    def turn(self, here: Namespace, there: Namespace, n: int) -> None:
+    async def turn(self, n: int) -> None:
         """Make one wire either way, and take both away to the very end."""
-        raw = Raw(self._home, self._paths, wire(here, there, 200))
-        wanted = wire(here, there, n)
-        fds = {
-            space: os.open(path, os.O_PATH)
-            for space, path in zip((here, there), self._paths, strict=True)
-        }
-        for which in ("raw", "ensure") if n % 2 else ("ensure", "raw"):
-            if which == "raw":
-                self._raw.append(raw.run())
+        raw, mine = Raw(self._home, self._paths, self._wanted(200)), self._wanted(n)
+        with ExitStack() as stack:
+            fds = {}
+            for space, path in self._paths.items():
+                fds[space] = os.open(path, os.O_PATH)
+                stack.callback(os.close, fds[space])
+            await asyncio.to_thread(self._make, raw, mine, fds, first=n % 2)
+            async with Undo() as undo:  # it gets to know it: as one that made it itself
+                await self._kernel.ensure(mine, undo, fds=fds)
+        for whose in ("raw", "ours")[:: 1 if n % 4 < 2 else -1]:
+            if whose == "raw":
+                self.closing.raw.append(await asyncio.to_thread(raw.away))
             else:
                 start = time.perf_counter()
-                with Reach(self._home, fds) as reach:
-                    ensure(reach, wanted, self._group, Journal())
-                self._ensure.append(time.perf_counter() - start)
-        # not `Kernel.remove`, which answers while the kernel still tidies up
-        with Socket.here() as own:
-            for index in (raw.index, _index_of(own, here, wanted.src.name)):
-                own.do([messages.delete_link(index, here.nsid)])
-        for fd in fds.values():
-            os.close(fd)
+                await self._kernel.remove(mine.connection)
+                self.closing.ours.append(time.perf_counter() - start)
+                # it answers while the kernel still tidies up, holding the lock all need
+                await asyncio.to_thread(_idle)
 
-    @property
-    def medians(self) -> tuple[float, float]:
-        """Seconds of a raw batch, and of an ensure."""
-        return statistics.median(self._raw), statistics.median(self._ensure)
+    def _make(self, raw: Raw, mine: Wire, fds: Mapping[Namespace, int], *, first: int) -> None:
+        for whose in (first, 1 - first):
+            if whose == 0:
+                self.making.raw.append(raw.run())
+                continue
+            start = time.perf_counter()
+            with Reach(self._home, fds) as reach:
+                ensure(reach, mine, self._kernel.group, Journal())
+            self.making.ours.append(time.perf_counter() - start)
 
 
-def _index_of(own: Socket, space: Namespace, name: str) -> int:
-    return messages.device(own.ask(messages.get_link(name=name, nsid=space.nsid))).index
+def _idle() -> None:
+    """Wait for the kernel's lock: to delete what is not there needs nothing else."""
+    with Socket.here() as own:
+        own.do([messages.delete_link(messages.fresh_index())])

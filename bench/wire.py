@@ -18,7 +18,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from bench.raw import Measured
+from bench.raw import Measured, wire
 from labs import engine, processes
 from nsm.kernel import namespaces
 from nsm.kernel.namespaces import Home
@@ -53,20 +53,21 @@ def main() -> int:
 async def kernel_figures(rounds: int) -> tuple[float, float]:
     """Median ms of one wire: as a raw batch, and as we make it (look, plan, do, look again)."""
     names = [f"bench-{os.getpid()}-{end}" for end in ("a", "b")]
-    paths = (f"{namespaces.NAMED}/{names[0]}", f"{namespaces.NAMED}/{names[1]}")
     try:
         for name in names:
             namespaces.create_named(name)
         async with Kernel("bench") as kernel:
+            paths = [f"{namespaces.NAMED}/{name}" for name in names]
             here, there = [await kernel.namespace(path=path) for path in paths]
             with Home() as home:
-                measured = Measured(kernel.group, home, paths)
+                known = {here: paths[0], there: paths[1]}
+                measured = Measured(kernel, home, known, lambda n: wire(here, there, n))
                 for n in range(rounds):
-                    measured.turn(here, there, n)
+                    await measured.turn(n)
     finally:
         for name in names:
             namespaces.delete_named(name)
-    raw, ours = measured.medians
+    raw, ours = measured.making.medians
     return raw * 1000, ours * 1000
 
 

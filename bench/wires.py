@@ -199,15 +199,18 @@ class Ours:
 # What everybody would type, with the MACs and the MTU that ours have. No IPv6 duplicate address
 # detection, because nobody else is on a wire.
 END = """
-ip -n {space} addr add {own} dev {name}
-ip -n {space} addr add {own6} dev {name} nodad
-ip -n {space} link set {name} up
-ip -n {space} route add {other} dev {name} scope link
-ip -n {space} route add {other6} dev {name}
+ip -n {space} -batch - <<.
+addr add {own} dev {name}
+addr add {own6} dev {name} nodad
+link set {name} up
+route add {other} dev {name} scope link
+route add {other6} dev {name}
+{more}
+.
 """
 NEIGHBOURS = """
-ip -n {space} neigh add {other} lladdr {mac} dev {name} nud permanent
-ip -n {space} neigh add {other6} lladdr {mac} dev {name} nud permanent
+neigh add {other} lladdr {mac} dev {name} nud permanent
+neigh add {other6} lladdr {mac} dev {name} nud permanent
 """
 VETH = """
 ip -n {client} link add {name} mtu {mtu} address {macs[0]} type veth \
@@ -255,9 +258,8 @@ class ByHand:
                 Path(words["key"]).write_bytes(secret)
                 shell((WIREGUARD if plan.kind == "wireguard" else WIREGUARD_GO).format(**words))
         for words in sides:
-            shell(END.format(**words))
-            if plan.kind in ("veth", "vxlan"):
-                shell(NEIGHBOURS.format(**words))
+            more = NEIGHBOURS if plan.kind in ("veth", "vxlan") else ""
+            shell(END.format(**words, more=more.format(**words)))
 
     def remove(self, plan: Plan) -> None:
         """Take it away."""

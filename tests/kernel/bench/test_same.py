@@ -22,8 +22,8 @@ async def test_a_wire_and_its_twin_by_hand_are_the_same_objects(kind):
 
 
 async def test_one_more_setting_on_either_is_a_difference(monkeypatch):
-    more = "ip -n {space} link set {name} txqueuelen 999\nip -n {space} rule add pref 7 lookup 7\n"
-    monkeypatch.setattr(wires, "END", wires.END + more)
+    more = "link set {name} txqueuelen 999\nrule add pref 7 lookup 7\n"
+    monkeypatch.setattr(wires, "NEIGHBOURS", wires.NEIGHBOURS + more)
     found = await differences("veth")
     assert "client link wire-1: txqlen is 1000, by hand 999" in found
     assert any(line.startswith("server rule: only by hand: {'priority': 7") for line in found)

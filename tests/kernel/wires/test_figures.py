@@ -37,9 +37,10 @@ async def test_programming_a_wire_costs_at_most_twice_its_raw_netlink_batch(
     there = await kernel.namespace(path=server.path, name="server")
     awaited, refresh = [], []
     with Home() as home:
-        measured = Measured(kernel.group, home, (client.path, server.path))
+        paths = {here: client.path, there: server.path}
+        measured = Measured(kernel, home, paths, lambda n: wire(here, there, n))
         for n in range(ROUNDS):
-            measured.turn(here, there, n)
+            await measured.turn(n)
     fds = {here: os.open(client.path, os.O_PATH), there: os.open(server.path, os.O_PATH)}
     for n in range(ROUNDS):
         wanted = wire(here, there, n)
@@ -54,7 +55,7 @@ async def test_programming_a_wire_costs_at_most_twice_its_raw_netlink_batch(
         await kernel.remove(wanted.connection)
     for fd in fds.values():
         os.close(fd)
-    raw, ours = measured.medians
+    raw, ours = measured.making.medians
     from_loop = statistics.median(awaited)
     print(
         f"raw {raw * 1e6:.0f} us, ensure {ours * 1e6:.0f} us, awaited {from_loop * 1e6:.0f} us,"
@@ -62,6 +63,8 @@ async def test_programming_a_wire_costs_at_most_twice_its_raw_netlink_batch(
         f" awaited/raw {from_loop / raw:.2f}"
     )
     write("kernel programming of one wire / its raw netlink batch", ours / raw, BAR)
+    raw_away, away = measured.closing.medians
+    write("closing one wire / one raw delete message", away / raw_away, BAR)
     write("the same awaited from the loop / its raw netlink batch", from_loop / raw, BAR)
     assert ours / raw < 10 * BAR
 
@@ -88,10 +91,11 @@ async def test_a_thousand_wires_beside_it_do_not_slow_a_wire(
                     await kernel.ensure(LocalWire(f"other-{n}", near, far), undo)
             # until then the kernel works on the link-local addresses, and holds the same lock
             await until(lambda: settled(client, server), f"{present} wires at rest", bar=5)
-            measured = Measured(kernel.group, home, (client.path, server.path))
+            paths = {here: client.path, there: server.path}
+            measured = Measured(kernel, home, paths, lambda n: wire(here, there, n))
             for n in range(ROUNDS):
-                measured.turn(here, there, n)
-            medians.append(measured.medians)
+                await measured.turn(n)
+            medians.append(measured.making.medians)
     (raw_few, few), (raw_many, many) = medians
     print(
         f"with 10: {few * 1e6:.0f} us (raw {raw_few * 1e6:.0f}), with 1000: {many * 1e6:.0f} us"
