@@ -1,0 +1,356 @@
+"""Who outlives whom: an encrypted wire outlives its forwarder, and nothing outlives the wire."""
+
+import base64
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nsm.errors import NsmError, TakenError
+from nsm.kernel import owner, wireguard_go
+from nsm.kernel.netlink import Refusal, Socket
+from nsm.kernel.node import Kernel
+from tests.kernel.wires.encrypted import (
+    INSTANCE,
+    Nodes,
+    ensured,
+    processes,
+    remains,
+    retold,
+)
+from tests.kernel.wires.mortal import counted
+from tests.support.spaces import holders, kernel_state, workload
+from tests.support.wait import until
+
+pytestmark = pytest.mark.kernel
+ROOT = Path(__file__).parents[3]
+ANY_STEP = 60  # more than making a wire has
+
+
+async def test_keys_and_ports_are_read_back_by_the_next_life_which_changes_nothing(
+    encrypting: Kernel, encrypted: Nodes
+) -> None:
+    async with Kernel(INSTANCE) as first:
+        near, far = await encrypted.wires(first)
+        await ensured(first, far, near)
+        await first.handshake(near, 10)
+        assert await encrypted.client.pings("172.16.0.1")
+    before, objects = encrypted.wg(near), remains()
+    async with Kernel(INSTANCE) as second:
+        found = await second.find()
+        assert {(one.mark.side, one.device.name) for one in found if one.mark} == {
+            ("src", "nsm-1"),
+            ("dst", "nsm-1"),
+        }
+        for half in (near, far):
+            standing = await second.standing_wireguard(half.connection, half.side)
+            assert standing is not None
+            assert (standing.key, standing.port) == (half.tunnel.key, half.tunnel.port)
+            assert (standing.engine, standing.peer) == (encrypted.engine, half.tunnel.peer)
+        assert await second.standing_wireguard("somebody else's") is None
+        assert await ensured(second, near, far) == ()
+        assert await second.handshake(near, 10) == 0
+        assert (encrypted.wg(near), remains()) == (before, objects)
+        assert await encrypted.client.pings("172.16.0.1")
+        assert await second.remove(near.connection) == 2
+        assert remains() == set()
+        assert await second.remove(near.connection) == 0
+    assert encrypted.client.links() == encrypted.server.links() == set()
+
+
+async def test_a_life_that_looks_at_nothing_first_still_takes_it_away(
+    encrypting: Kernel, encrypted: Nodes
+) -> None:
+    async with Kernel(INSTANCE) as first:
+        near, _ = await encrypted.wires(first)
+        await ensured(first, near)
+    async with Kernel(INSTANCE) as second:
+        await second.namespace(path=encrypted.client.path)
+        assert await second.remove(near.connection) == 1
+    assert remains() == set()
+    assert encrypted.client.links() == set()
+
+
+async def test_another_instance_on_the_same_machine_is_left_alone(
+    encrypting: Kernel, encrypted: Nodes
+) -> None:
+    near, far = await encrypted.wires(encrypting)
+    await ensured(encrypting, far, near)
+    before = remains()
+    async with Kernel("somebody else") as other:
+        assert await other.find() == ()
+        assert await other.remove_all() == 0
+        assert await other.standing_wireguard(near.connection) is None
+    assert remains() == before
+    assert await encrypting.handshake(near, 10) >= 0
+    assert await encrypted.client.pings("172.16.0.1")
+
+
+async def test_a_killed_workload_takes_everything_of_its_wire_along(
+    encrypting: Kernel, encrypted: Nodes
+) -> None:
+    near, _ = await encrypted.wires(encrypting)
+    underlay = near.tunnel.underlay
+    with workload() as one:
+        there = await encrypting.namespace(pid=one.pid, name="mortal")
+        await ensured(encrypting, replace(near, end=replace(near.end, namespace=there)))
+        assert holders(there.inode) == []
+        assert not await encrypting.port_free(51900, underlay=underlay)
+        one.kill()
+
+        async def free() -> bool:
+            return await encrypting.port_free(51900, underlay=underlay)
+
+        await until(lambda: not remains(), "nothing remains of a dead workload's wire", bar=0.2)
+        await until(free, "a dead workload's port is free", bar=0.2)
+    assert await encrypting.remove(near.connection) == 0
+    assert encrypted.near.links() == {"eth0"}
+
+
+async def test_nothing_of_ours_stays_in_the_workload(encrypting: Kernel, encrypted: Nodes) -> None:
+    near, far = await encrypted.wires(encrypting)
+    await ensured(encrypting, far, near)
+    await encrypting.handshake(near, 10)
+    await encrypting.standing_wireguard(near.connection, "src")
+    taken = retold(near, port=51901)
+    held = await encrypting.within(near.tunnel.underlay, lambda: _held(51901))
+    with held, pytest.raises(TakenError):
+        await ensured(encrypting, taken)
+    assert holders(near.end.namespace.inode) == []
+    for pid, _ in processes():
+        assert os.readlink(f"/proc/{pid}/ns/net") != f"net:[{near.end.namespace.inode}]"
+
+
+def _held(port: int) -> socket.socket:
+    held = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    held.bind(("", port))
+    return held
+
+
+@pytest.mark.parametrize("how", ["refused", "failed"])
+async def test_a_failure_at_any_step_leaves_nothing(
+    encrypting: Kernel, encrypted: Nodes, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    near, _ = await encrypted.wires(encrypting)
+    before = encrypted.near.links(), kernel_state(encrypted.client)
+
+    class StopHereError(OSError):
+        pass
+
+    def stop() -> None:
+        raise StopHereError(errno.ENOMEM, "as if the machine had no memory left")
+
+    for step in range(1, ANY_STEP):
+        with monkeypatch.context() as patch:
+            wrap = counted(step, stop)
+            if how == "refused":  # by whoever is asked: the kernel, or wireguard-go by ending
+                patch.setattr(Socket, "do", _refusing(wrap, Socket.do))
+                patch.setattr(wireguard_go, "_ask", _silent(wrap, wireguard_go._ask))
+            else:
+                patch.setattr(Socket, "do", wrap(Socket.do))
+                patch.setattr(wireguard_go, "_ask", wrap(wireguard_go._ask))
+            patch.setattr(os, "posix_spawn", wrap(os.posix_spawn))
+            failure: Exception | None = None
+            try:
+                await ensured(encrypting, near)
+            except (NsmError, StopHereError) as told:
+                failure = told
+        if failure is None:
+            break
+        assert not getattr(failure, "__notes__", [])
+        assert encrypted.client.links() == set(), step
+        assert remains() == set(), step
+    assert step > 3
+    assert await encrypting.remove(near.connection) == 1
+    assert (encrypted.near.links(), kernel_state(encrypted.client)) == before
+
+
+def _refusing(wrap: Callable[[Any], Any], do: Callable[..., Any]) -> Callable[..., Any]:
+    def refused(self: Socket, batch: list[bytearray]) -> list[Refusal | None]:
+        try:
+            return wrapped(self, batch)
+        except OSError:
+            return [Refusal(errno.ENOMEM)] * len(batch)
+
+    wrapped = wrap(do)
+    return refused
+
+
+def _silent(wrap: Callable[[Any], Any], ask: Callable[..., Any]) -> Callable[..., Any]:
+    def silent(name: str, question: str) -> str | None:
+        try:
+            return wrapped(name, question)
+        except OSError:
+            return None
+
+    wrapped = wrap(ask)
+    return silent
+
+
+async def test_a_forwarder_killed_at_any_step_leaves_nothing_its_next_life_does_not_take_away(
+    encrypting: Kernel, encrypted: Nodes
+) -> None:
+    near, _ = await encrypted.wires(encrypting)
+    before = kernel_state(encrypted.client)
+    words = [
+        INSTANCE,
+        near.connection,
+        encrypted.near.path,
+        encrypted.client.path,
+        encrypted.engine,
+    ]
+    for step in range(1, ANY_STEP):
+        command = [sys.executable, "-P", "-m", "tests.kernel.wires.mortal", *words, str(step)]
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        async with Kernel(INSTANCE) as later:  # as a forwarder that starts again
+            found = await later.find()
+            await later.remove_found([one for one in found if one.mark is None])
+            if done.returncode == 0:
+                assert await later.remove(near.connection) == 1
+                break
+            assert done.returncode == -signal.SIGKILL
+            if any(one.mark for one in found):  # nobody comes back for it
+                await later.remove(near.connection)
+        await until(lambda: not remains(), "nothing remains of a killed attempt", bar=0.2)
+        assert encrypted.near.links() == {"eth0"}, step
+        assert encrypted.client.links() == set(), step
+    assert step > 3
+    assert kernel_state(encrypted.client) == before
+
+
+@pytest.mark.parametrize("encrypted", ["userspace"], indirect=True)
+async def test_a_killed_process_is_collected_and_its_wire_made_anew(
+    encrypting: Kernel, encrypted: Nodes
+) -> None:
+    near, far = await encrypted.wires(encrypting)
+    await ensured(encrypting, far, near)
+    for half in (near, far):
+        name = owner.tunnel_name(half.connection, half.side)
+        (pid,) = (
+            pid
+            for pid, _ in processes()
+            if name in Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        )
+        os.kill(pid, signal.SIGKILL)
+
+        def gone(pid: int = pid, name: str = name) -> bool:
+            return not os.path.exists(f"/proc/{pid}") and not os.path.lexists(
+                f"/run/wireguard/{name}.sock"
+            )
+
+        await until(gone, "a killed process and what it leaves", bar=0.2)
+    assert encrypted.client.links() == set()
+    await ensured(encrypting, far, near)
+    await encrypting.handshake(near, 10)
+    assert await encrypted.client.pings("172.16.0.1")
+
+
+@pytest.mark.parametrize("encrypted", ["userspace"], indirect=True)
+async def test_what_dead_processes_left_is_in_nobodys_way_and_is_swept(
+    encrypting: Kernel, encrypted: Nodes
+) -> None:
+    near, _ = await encrypted.wires(encrypting)
+    async with Kernel(INSTANCE) as first:
+        await ensured(first, near)
+    (process,) = processes()
+    sockets = {one for one in remains() if one.startswith("socket")}
+    os.kill(process[0], signal.SIGKILL)
+    os.waitpid(process[0], 0)
+    assert sockets
+    assert sockets <= remains()
+    async with Kernel(INSTANCE) as second:
+        assert await second.find() == ()
+        assert remains() == set()
+    path = f"/run/wireguard/{owner.tunnel_name(near.connection, near.side)}.sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(path)
+    await ensured(encrypting, near)
+    await encrypting.remove(near.connection)
+    with socket.socket(socket.AF_UNIX) as foreign:
+        foreign.bind(path)
+        foreign.listen()
+        with pytest.raises(TakenError, match="another process listens on"):
+            await ensured(encrypting, near)
+        assert os.path.exists(path)
+    os.unlink(path)
+
+
+@pytest.mark.parametrize("encrypted", ["userspace"], indirect=True)
+async def test_a_process_is_by_itself_and_shows_no_key(
+    encrypting: Kernel, encrypted: Nodes
+) -> None:
+    near, _ = await encrypted.wires(encrypting)
+    await ensured(encrypting, near)
+    ((pid, _),) = processes()
+    folder = Path(f"/proc/{pid}")
+    fields = (folder / "stat").read_text().rpartition(")")[2].split()
+    group, session = int(fields[2]), int(fields[3])
+    assert session == group == pid  # no signal to us or to a terminal is meant for it
+    assert os.readlink(folder / "ns/net") == f"net:[{near.tunnel.underlay.inode}]"
+    said = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
+    for form in (near.tunnel.key.secret.hex(), base64.b64encode(near.tunnel.key.secret).decode()):
+        assert form.encode() not in said
+    assert f"nsm:{near.connection}:src".encode() in said
+    path = f"/run/wireguard/{owner.tunnel_name(near.connection, near.side)}.sock"
+    assert os.stat(path).st_mode & 0o777 == 0o600
+    log = os.readlink(folder / "fd/1")
+    assert log.startswith("/memfd:")
+    cgroups = [line for line in (folder / "cgroup").read_text().splitlines() if line[:2] == "0:"]
+    own = [line for line in Path("/proc/self/cgroup").read_text().splitlines() if line[:2] == "0:"]
+    if os.access("/sys/fs/cgroup", os.W_OK) and own:
+        assert cgroups != own
+
+
+def test_on_this_node_is_found_by_trying_and_the_answer_says_what_would_help(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trial = (
+        "import asyncio, json; from nsm.kernel.node import Kernel\n"
+        "async def main():\n"
+        f"    async with Kernel({INSTANCE!r}) as kernel:\n"
+        "        for prefer in ('auto', 'kernel', 'userspace'):\n"
+        "            found = await kernel.find_wireguard(prefer)\n"
+        "            print(json.dumps([found.name, found.why]))\n"
+        "asyncio.run(main())\n"
+    )
+
+    def found(*before: str, **variables: str) -> list[list[str]]:
+        done = subprocess.run(
+            [*before, sys.executable, "-P", "-c", trial],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    links = os.listdir("/sys/class/net")
+    auto, kernel, userspace = found()
+    has = subprocess.run(
+        ["unshare", "-n", "ip", "link", "add", "type", "wireguard"], capture_output=True
+    )
+    if has.returncode:
+        assert kernel == ["", "the kernel has no WireGuard; modprobe wireguard"]
+        assert auto[0] == "userspace"
+        assert "the kernel has no WireGuard" in auto[1]
+    else:
+        assert kernel == auto == ["kernel", "the kernel made a WireGuard device"]
+    assert userspace[0] == "userspace"
+    hidden = ("unshare", "-m", "sh", "-c", 'mount -t tmpfs none /dev/net && exec "$@"', "sh")
+    assert found(*hidden)[2][0] == ""
+    assert "/dev/net/tun" in found(*hidden)[2][1]
+    away = ("unshare", "-m", "sh", "-c", 'mount -t tmpfs none /usr/bin && exec "$@"', "sh")
+    python = os.path.realpath(sys.executable)
+    if not python.startswith("/usr/bin/"):
+        assert "there is no wireguard-go on this node; apt-get install" in found(*away)[2][1]
+    assert os.listdir("/sys/class/net") == links
+    assert remains() == set()
