@@ -93,20 +93,20 @@ def wireguard() -> Answer:
     try:
         trial.apart()
     except NsmError as refusal:
-        return _not_tried(refusal, needed=False, fix=LET_MAKE)
+        return _not_tried(refusal, needed=True, fix=LET_MAKE)
     if _kernel_has_wireguard():
         return ok("in the kernel")
     try:
         program = userspace.find_program()
     except PreconditionError:
-        return note("neither in the kernel nor as wireguard-go: no encrypted wires", WIREGUARD_FIX)
+        return bad("neither in the kernel nor as wireguard-go: no encrypted wires", WIREGUARD_FIX)
     try:
         trial.tun()
         trial.wireguard_go(program)
     except RightsError as refusal:
-        return _not_tried(refusal, needed=False, fix="modprobe wireguard")
+        return _not_tried(refusal, needed=True, fix="modprobe wireguard")
     except NsmError as refusal:
-        return note(f"no kernel module, and {refusal.message}: no encrypted wires", WIREGUARD_FIX)
+        return bad(f"no kernel module, and {refusal.message}: no encrypted wires", WIREGUARD_FIX)
     return note("userspace (no kernel module)", "modprobe wireguard")
 
 

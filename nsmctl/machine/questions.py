@@ -14,7 +14,7 @@ ALL: Final = (
     Question("bridge", "bridge", kernel.bridge, needed=True),
     Question("vxlan", "VXLAN", kernel.vxlan, needed=True),
     Question("macvlan", "macvlan", kernel.macvlan),
-    Question("wireguard", "WireGuard", kernel.wireguard),
+    Question("wireguard", "WireGuard", kernel.wireguard, needed=True),
     Question("wireguard-go", "wireguard-go", kernel.wireguard_go),
     Question("tun", "TUN", kernel.tun),
     Question("nft", "nf_tables", kernel.nft),

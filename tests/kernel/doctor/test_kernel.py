@@ -164,6 +164,8 @@ def test_netem_is_there_if_stock_tc_says_so():
 
 # --- WireGuard -------------------------------------------------------------------------------
 
+BOTH_WAYS = "modprobe wireguard, or apt install wireguard-go"
+
 
 def test_wireguard_is_the_kernels_or_else_that_of_wireguard_go():
     expected = (
@@ -171,24 +173,32 @@ def test_wireguard_is_the_kernels_or_else_that_of_wireguard_go():
         if WIREGUARD
         else ("note", "userspace (no kernel module)", "modprobe wireguard")
     )
-    assert doctor().line("wireguard") == expected
+    told = doctor()
+    assert told.line("wireguard") == expected
     version = subprocess.run(
         ["wireguard-go", "--version"], capture_output=True, text=True, check=True
     ).stdout.splitlines()[0]
-    path = shutil.which("wireguard-go")
-    assert doctor().line("wireguard-go") == ("ok", f"{version}, {path}", "")
+    assert told.line("wireguard-go") == ("ok", f"{version}, {shutil.which('wireguard-go')}", "")
 
 
-@pytest.mark.skipif(WIREGUARD, reason="the kernel has WireGuard, so nothing else is needed")
+@pytest.mark.needs_kernel("wireguard", "netem")
+def test_a_kernel_that_has_it_needs_nothing_else():
+    told = doctor("mount --bind /dev/null $(which wireguard-go); mount -t tmpfs none /dev/net")
+    assert told.line("wireguard") == ("ok", "in the kernel", "")
+    instead = ("ok", "none, and none is needed: the kernel has WireGuard", "")
+    assert told.line("wireguard-go") == instead
+    assert told.line("tun") == instead
+    assert told.line("netem") == ("ok", "for delay and loss in labs", "")
+
+
+@pytest.mark.skipif(WIREGUARD, reason="kernel has no need of wireguard-go")
 def test_without_any_wireguard_there_are_two_ways_to_get_it():
     told = doctor("mount --bind /dev/null $(which wireguard-go)")
-    assert told.code == 0
+    assert told.code == 1
     assert told.line("wireguard-go") == ("note", "not installed", "apt install wireguard-go")
     assert told.line("wireguard") == (
-        "note",
-        "neither in the kernel nor as wireguard-go: no encrypted wires",
-        "modprobe wireguard, or apt install wireguard-go",
-    )
+        "bad", "neither in the kernel nor as wireguard-go: no encrypted wires", BOTH_WAYS
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -198,19 +208,17 @@ def test_without_any_wireguard_there_are_two_ways_to_get_it():
         ("mount -t tmpfs none /dev/net; mknod /dev/net/tun c 10 251", "/dev/net/tun: No such dev"),
     ],
 )
-def test_a_hidden_tun_is_a_note_and_so_is_what_stands_on_it(hidden, said):
+@pytest.mark.skipif(WIREGUARD, reason="kernel has no need of wireguard-go")
+def test_a_hidden_tun_is_told_and_what_stands_on_it_too(hidden, said):
     told = doctor(hidden)
+    assert told.code == 1
     level, found, fix = told.line("tun")
-    if WIREGUARD:
-        assert (level, found) == ("ok", "none, and none is needed: the kernel has WireGuard")
-        return
     assert level == "note"
     assert found.startswith(said)
     assert fix == "modprobe tun; in a container, mount /dev/net/tun"
     level, found, fix = told.line("wireguard")
-    assert level == "note"
+    assert (level, fix) == ("bad", BOTH_WAYS)
     assert said in found
-    assert "modprobe wireguard" in fix
 
 
 @pytest.mark.parametrize(
@@ -218,18 +226,20 @@ def test_a_hidden_tun_is_a_note_and_so_is_what_stands_on_it(hidden, said):
     [
         ("echo 'it is broken here'; exit 3", "it is broken here"),
         ("exit 3", "it did not say why"),
+        ("exec sleep 600", "it did not say why"),
     ],
 )
-@pytest.mark.skipif(WIREGUARD, reason="the kernel has WireGuard, so nothing else is tried")
+@pytest.mark.skipif(WIREGUARD, reason="kernel has no need of wireguard-go")
 def test_a_wireguard_go_that_makes_no_device_is_told_with_what_it_says(tmp_path, script, said):
     program = tmp_path / "wireguard-go"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
-    level, found, fix = doctor(PATH=f"{tmp_path}:/usr/sbin:/usr/bin:/sbin:/bin").line("wireguard")
-    assert level == "note"
-    assert said in found
-    assert str(program) in found
-    assert fix == "modprobe wireguard, or apt install wireguard-go"
+    told = doctor(PATH=f"{tmp_path}:/usr/sbin:/usr/bin:/sbin:/bin")
+    assert told.line("wireguard-go")[0] == "note"
+    assert told.line("wireguard") == (
+        "bad", f"no kernel module, and {program} makes no device: {said}: no encrypted wires",
+        BOTH_WAYS,
+    )  # fmt: skip
 
 
 # --- and where it must not -------------------------------------------------------------------
