@@ -67,7 +67,7 @@ def networkd() -> Answer:
         if path and not _says_yes(sections, "Link", "Unmanaged"):
             return note(
                 f"{path} takes {ours.kind} {ours.name}",
-                "cp deploy/networkd/* /etc/systemd/network/ && networkctl reload",
+                "before it, a file with [Match] Name=nsm* [Link] Unmanaged=yes; networkctl reload",
             )
     return ok("leaves ours alone")
 
@@ -81,7 +81,8 @@ def network_manager() -> Answer:
         if not _matches(ours, specs):
             return note(
                 f"may take {ours.kind} {ours.name} for its own",
-                "cp deploy/NetworkManager/* /etc/NetworkManager/conf.d/ && nmcli general reload",
+                "[keyfile] unmanaged-devices+=interface-name:nsm* in /etc/NetworkManager/conf.d;"
+                " nmcli general reload",
             )
     return ok("leaves ours alone")
 

@@ -40,7 +40,7 @@ def test_networkd_that_takes_every_device_is_told_with_the_file():
     assert told.line("networkd") == (
         "note",
         "/run/systemd/network/all.network takes veth nsm-1",
-        "cp deploy/networkd/* /etc/systemd/network/ && networkctl reload",
+        "before it, a file with [Match] Name=nsm* [Link] Unmanaged=yes; networkctl reload",
     )
 
 
@@ -122,10 +122,11 @@ def manager_with(**files: str) -> str:
     return "\n".join(lines)
 
 
+LINE = "[keyfile] unmanaged-devices+=interface-name:nsm*"
 MAY = (
     "note",
     "may take veth nsm-1 for its own",
-    "cp deploy/NetworkManager/* /etc/NetworkManager/conf.d/ && nmcli general reload",
+    f"{LINE} in /etc/NetworkManager/conf.d; nmcli general reload",
 )
 
 
