@@ -10,10 +10,13 @@ from tests.e2e.systemd.mesh import pair
 
 @pytest.fixture(scope="module")
 def machines() -> Iterator[tuple[Machine, Machine]]:
-    """East has everything and an endpoint `pong`, west all but the registry and `far`."""
+    """East has everything and an endpoint `pong`; west all but the registry, `far` and `vault`."""
     with pair() as (east, west):
-        near = {"NSM_SERVICE_NAMES": "echo", "NSM_CIDR_PREFIX": "172.16.1.0/24"}
-        far = {"NSM_SERVICE_NAMES": "far", "NSM_CIDR_PREFIX": "172.16.2.0/24"}
-        east.start("pong", "endpoints.responder", NSM_PAYLOAD="ETHERNET", **near)
-        west.start("far", "endpoints.responder", NSM_PAYLOAD="ETHERNET", **far)
+        for one, name, service, prefix, payload in (
+            (east, "pong", "echo", "172.16.1.0/24", "ETHERNET"),
+            (west, "far", "far", "172.16.2.0/24", "ETHERNET"),
+            (west, "vault", "sealed", "172.16.3.0/24", "IP"),
+        ):
+            serving = {"NSM_SERVICE_NAMES": service, "NSM_CIDR_PREFIX": prefix}
+            one.start(name, "endpoints.responder", NSM_PAYLOAD=payload, **serving)
         yield east, west

@@ -10,7 +10,7 @@ from tests.e2e.systemd.machine import ROOT, Machine, machine
 CLIENT = "nsm.process.client"
 PAGE = (ROOT / "docs" / "systemd.md").read_text()
 UNITS = ("vwire-issuer", "vwire-registry", "vwire-nsmgr", "vwire-forwarder")
-WORKLOADS = ("app", "near", "root", "extra", "more", "pong", "far")
+WORKLOADS = ("app", "near", "sealed", "root", "extra", "more", "safe", "pong", "far", "vault")
 STATE = "/var/lib/vwire/issuer"
 ELSEWHERE = ["python3 -m venv /opt/vwire", "/opt/vwire/bin/pip install vwire"]
 START = "systemctl enable --now vwire-issuer vwire-registry vwire-nsmgr vwire-forwarder"
@@ -61,6 +61,8 @@ def pair() -> Iterator[tuple[Machine, Machine]]:
             one.sh(f"ip link set lo up; ip addr add {address}/24 dev wan0; ip link set wan0 up")
             install(one)
             one.sh("echo NSM_REGISTRY_URL=tcp://198.18.0.1:5002 >/etc/vwire/nsmgr.env")
+            # the same on every kernel, and the one that has processes of its own
+            one.sh("echo NSM_WIREGUARD=userspace >/etc/vwire/forwarder.env")
         east.sh(START)
         share_authority(east, west)
         west.sh(START.replace("vwire-registry", ""))

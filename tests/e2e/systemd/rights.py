@@ -14,6 +14,7 @@ PATIENCE = {
     "NSM_REQUEST_TIMEOUT": "1500ms",
     "NSM_MAX_TOKEN_LIFETIME": "15s",
 }
+BEFORE = ("near", "app", "sealed")  # the wires that are there when a forwarder starts
 # The program without what it asks itself at the start, so that what comes of it is seen.
 UNASKED = """
 from forwarder import rights
@@ -52,6 +53,7 @@ class Tried:
         self._ends = self._far_ends()
         self._client("near", "echo")
         self._client("app", "far")
+        self._client("sealed", "sealed")
         self._before = self._indices()
 
     def everything(self) -> dict[str, str]:
@@ -60,6 +62,7 @@ class Tried:
             self._holds("wires of before", self._adopt)
             self._holds("a wire on this node", self._local)
             self._holds("a wire between nodes", self._remote)
+            self._holds("an encrypted wire", self._encrypted)
             self._holds("a tunnel kept from who may misuse it", self._hop)
             self._holds("the end of a workload", self._death)
             self._holds("close", self._close)
@@ -67,7 +70,7 @@ class Tried:
 
     def clear(self) -> None:
         """Nobody is there any more who had wires; while the forwarder has all its rights."""
-        self._east.sh("systemctl stop app near extra more root 2>/dev/null || true")
+        self._east.sh("systemctl stop app near sealed extra more safe root 2>/dev/null || true")
         wait(lambda: self._far_ends() == self._ends, "all wires closed", bar=3)
 
     def _holds(self, what: str, attempt: Callable[[], None]) -> bool:
@@ -77,12 +80,14 @@ class Tried:
             self.failed[what] = str(failure)
         return what not in self.failed
 
-    def _far_ends(self) -> tuple[int, int]:
+    def _far_ends(self) -> tuple[int, int, int]:
         """How many wires end at each endpoint."""
-        return len(self._east.links("pong")), len(self._west.links("far"))
+        ends = ((self._east, "pong"), (self._west, "far"), (self._west, "vault"))
+        near, far, vault = (len(one.links(unit)) for one, unit in ends)
+        return near, far, vault
 
     def _indices(self) -> list[int]:
-        return [self._east.link(unit)["ifindex"] for unit in ("near", "app")]
+        return [self._east.link(unit)["ifindex"] for unit in BEFORE]
 
     def _client(self, unit: str, service: str, *properties: str) -> str:
         """A wire of that unit's, which answers; the kind of its device."""
@@ -97,9 +102,9 @@ class Tried:
 
     def _adopt(self) -> None:
         assert self._indices() == self._before, "a wire was made again"
-        assert all(self._east.pings(unit) for unit in ("near", "app")), "a wire has no answer"
+        assert all(self._east.pings(unit) for unit in BEFORE), "a wire has no answer"
         said = self._east.show(UNIT, "StatusText")
-        assert said.endswith("; wires 2"), said
+        assert said.endswith(f"; wires {len(BEFORE)}"), said
 
     def _local(self) -> None:
         kind = self._client("extra", "echo")
@@ -108,6 +113,10 @@ class Tried:
     def _remote(self) -> None:
         kind = self._client("more", "far")
         assert kind == "vxlan", f"a {kind}"
+
+    def _encrypted(self) -> None:
+        kind = self._client("safe", "sealed")
+        assert kind == "tun", f"a {kind}"
 
     def _hop(self) -> None:
         kind = self._client("root", "far", "DynamicUser=no")
