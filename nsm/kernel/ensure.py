@@ -197,11 +197,7 @@ def _look(reach: Reach, wire: Wire, fixed: State, journal: Journal) -> tuple[Sta
     observed: set[Item] = set()
     seen: list[tuple[Interface, Device | None]] = []
     for side, interface in wire.sides:
-        found = reach.device(interface.namespace, name=interface.name)
-        if found:
-            _ours(found, wire.connection, side, interface.namespace)
-            reach.index[interface.namespace, interface.name] = found.index
-        seen.append((interface, found))
+        seen.append((interface, _standing(reach, wire, side, interface.namespace, interface.name)))
     observed.update(_devices(reach, wire, seen))
     for interface, found in seen:
         if found:
@@ -231,13 +227,54 @@ def _no_setting(wire: Wire, namespace: Namespace, key: str) -> NsmError:
     )
 
 
-def _ours(found: Device, connection: str, side: str, where: Namespace) -> None:
+def _standing(reach: Reach, wire: Wire, side: str, where: Namespace, name: str) -> Device | None:
+    """The wire's device under that name; what somebody renamed is called so again.
+
+    Raises NameTakenError if the name is another's.
+    """
+    last = reach.last.get((where, name), 0)
+    found = reach.device(where, name=name)
+    if found is None and last:
+        found = _renamed(reach, wire, side, where, name)
+    if found is None:
+        return None
+    _ours(found, wire.connection, side, where, last)
+    reach.index[where, name] = found.index
+    return found
+
+
+def _renamed(reach: Reach, wire: Wire, side: str, where: Namespace, name: str) -> Device | None:
+    """A device keeps its number whatever it is called: ours gets its name back."""
+    last = reach.last[where, name]
+    found = reach.device(where, index=last)
+    if found is None or not _is_ours(found, wire.connection, side, last):
+        return None
+    command = f"ip link set {found.name} name {name}"
+    (refusal,) = reach.socket(where).do([messages.rename_link(last, name)])
+    if refusal and refusal.errno == errno.EBUSY:  # what goes with that is put back as it is seen
+        *_, refusal = reach.socket(where).do(
+            [messages.set_down(last), messages.rename_link(last, name)]
+        )
+    if refusal:
+        raise explain(refusal, command, where)
+    return reach.device(where, index=last)
+
+
+def _is_ours(found: Device, connection: str, side: str, last: int) -> bool:
+    """Whether a device is the wire's, by what is written on it and by the number it had."""
+    if not owner.is_ours(found.group):
+        return False
+    mark = owner.Mark.parse(found.alias)
+    if mark is None:  # somebody wrote over it; or an attempt of ours died before it wrote
+        return found.index == last or not found.alias
+    return (mark.connection, mark.side) == (connection, side)
+
+
+def _ours(found: Device, connection: str, side: str, where: Namespace, last: int) -> None:
     """Raise NameTakenError unless the device under the wire's name is the wire's."""
-    mark = owner.Mark.parse(found.alias) if owner.is_ours(found.group) else None
-    if mark and (mark.connection, mark.side) == (connection, side):
+    if _is_ours(found, connection, side, last):
         return
-    if not found.alias and owner.is_ours(found.group):
-        return  # an attempt of ours died between making it and naming it
+    mark = owner.Mark.parse(found.alias) if owner.is_ours(found.group) else None
     whose = f"is wire {mark.connection}" if mark else "is not a wire's"
     raise NameTakenError(
         f"wire {connection}: there is an interface {found.name} in {where} already, which {whose}",
@@ -264,11 +301,9 @@ def _devices(
 def _below(reach: Reach, wire: RemoteWire) -> Vxlan | Wireguard | Stub | None:
     """The wire's tunnel in the underlay, if there is one."""
     where, name = wire.below
-    found = reach.device(where, name=name)
+    found = _standing(reach, wire, wire.side, where, name)
     if found is None:
         return None
-    _ours(found, wire.connection, wire.side, where)
-    reach.index[where, name] = found.index
     return _single(reach, wire, replace(wire.end, namespace=where), found)
 
 

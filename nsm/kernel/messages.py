@@ -143,6 +143,16 @@ def move_link(index: int, fd: int, name: str, new_index: int) -> bytearray:
     return message(netlink.NEWLINK, 0, body + text(_IFNAME, name) + u32(_NEW_IFINDEX, new_index))
 
 
+def rename_link(index: int, name: str) -> bytearray:
+    """Call it so; a device that is up, only from Linux 6.2 on (EBUSY before)."""
+    return message(netlink.NEWLINK, 0, _LINK_BODY.pack(0, 0, 0, index, 0, 0) + text(_IFNAME, name))
+
+
+def set_down(index: int) -> bytearray:
+    """Take it down, in its own namespace."""
+    return message(netlink.NEWLINK, 0, _LINK_BODY.pack(0, 0, 0, index, 0, _UP))
+
+
 def create_macvlan(item: Macvlan, index: int, lower: int, fd: int) -> bytearray:
     """From the underlay, on the tunnel with that index, into the namespace behind fd.
 

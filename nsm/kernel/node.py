@@ -196,14 +196,18 @@ class Kernel:
         UnavailableError, InternalError.
         """
         journal = Journal()
+        last = dict(self._hints.get(wire.connection, {}))
         with _Borrowed(fds or {}) as kept:
 
             def work() -> tuple[tuple[Step, ...], dict[tuple[str, bool], tuple[Namespace, Place]]]:
                 with Reach(self._home, kept.fds, self._processes) as reach:
-                    steps = ensuring.ensure(reach, wire, self.group, journal)
                     seats = {(side, False): (end.namespace, end.name) for side, end in wire.sides}
                     if isinstance(wire, RemoteWire) and wire.hop:
                         seats[wire.side, True] = wire.below
+                    for key, seat in seats.items():
+                        if key in last and last[key][1].nsid == seat[0].nsid:
+                            reach.last[seat] = last[key][1].index
+                    steps = ensuring.ensure(reach, wire, self.group, journal)
                     return steps, {
                         key: (seat[0], Place(seat[0].nsid, reach.index[seat]))
                         for key, seat in seats.items()

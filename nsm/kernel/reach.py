@@ -43,6 +43,8 @@ class Reach:
         self._stack = ExitStack()
         self._settings: dict[tuple[Namespace, str], str] = {}
         self.index: dict[Seat, int] = {}
+        self.last: dict[Seat, int] = {}
+        """The numbers that the wire's devices had when it was last looked at."""
 
     def __enter__(self) -> Self:
         return self

@@ -64,7 +64,8 @@ def located(
                 continue
             device = messages.device(answer)
             mark = owner.Mark.parse(device.alias)
-            if device.group == group and mark and mark.connection == connection:
+            # without a mark somebody wrote over it: no other device of ours has had that number
+            if device.group == group and (mark is None or mark.connection == connection):
                 found.append(Found(place, mark, device))
     if hints:  # a device keeps its index whatever it is renamed to: not there means gone
         return tuple(found)

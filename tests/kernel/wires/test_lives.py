@@ -234,6 +234,24 @@ async def test_a_workload_that_renames_its_interface_does_not_escape_removal(
     assert client.links() == server.links() == set()
 
 
+async def test_a_workload_that_writes_over_a_mark_does_not_escape_removal(
+    kernel: Kernel, client: Space, server: Space
+) -> None:
+    here = await kernel.namespace(path=client.path, name="client")
+    there = await kernel.namespace(path=server.path, name="server")
+    await joined(kernel, here, there)
+    client.do("link", "set", "nsm-1", "alias", "mine", "down", "name", "mine")
+    server.do("link", "del", "nsm-2")
+    client.do(*"link add nsm-1 type veth peer name x".split())
+    assert await kernel.remove("id-1") == 0  # nothing of it is left, and these are not ours
+    assert client.links() == {"nsm-1", "x"}
+    client.do("link", "del", "nsm-1")
+    await joined(kernel, here, there)
+    client.do("link", "set", "nsm-1", "alias", "mine")
+    assert await kernel.remove("id-1") == 2
+    assert client.links() == server.links() == set()
+
+
 async def test_counters_count_and_a_gone_device_has_none(
     kernel: Kernel, client: Space, server: Space
 ) -> None:
