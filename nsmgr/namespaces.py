@@ -43,7 +43,8 @@ def _open(process: Credentials, whose: str) -> int:
     except OSError as refusal:
         raise PreconditionError(
             f"the network namespace of process {process.pid}, {whose}: {refusal.strerror}",
-            hint="is the process still alive, and does the manager see its /proc?",
+            hint="is it still alive, and in the manager's /proc? If another user runs it, the"
+            " manager needs CAP_SYS_PTRACE",
         ) from refusal
     if ended(process):
         os.close(fd)

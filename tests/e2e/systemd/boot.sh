@@ -36,8 +36,6 @@ if [ "$python" != /usr ]; then  # somebody's own, which may lie where nobody els
 fi
 "$python/bin/python3" -m venv --without-pip /opt/vwire
 printf '%s\n' /opt/source /opt/packages >"$(echo /opt/vwire/lib/python3*/site-packages)/vwire.pth"
-mkdir -p /opt/vwire/share/vwire/systemd
-mount --bind /opt/source/deploy/systemd /opt/vwire/share/vwire/systemd
 printf '#!/bin/sh\nexec /opt/vwire/bin/python -P -m nsmctl "$@"\n' >/opt/vwire/bin/nsmctl
 chmod 755 /opt/vwire/bin/nsmctl
 exec 3<&- 4<&- 5<&-

@@ -13,12 +13,13 @@ UNITS = ("vwire-issuer", "vwire-registry", "vwire-nsmgr", "vwire-forwarder")
 WORKLOADS = ("app", "near", "sealed", "root", "extra", "more", "safe", "pong", "far", "vault")
 STATE = "/var/lib/vwire/issuer"
 ELSEWHERE = ["python3 -m venv /opt/vwire", "/opt/vwire/bin/pip install vwire"]
+UPGRADE = "/opt/vwire/bin/pip install --upgrade vwire"
 START = "systemctl enable --now vwire-issuer vwire-registry vwire-nsmgr vwire-forwarder"
 
 
 def unit_file(name: str) -> dict[str, str]:
     """What a unit's file sets, the last word of each that is said again without being emptied."""
-    text = (ROOT / "deploy" / "systemd" / "system" / f"{name}.service").read_text()
+    text = (ROOT / "deploy" / "systemd" / f"{name}.service").read_text()
     return dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE))
 
 
@@ -27,6 +28,17 @@ def commands(section: str) -> list[str]:
     (part,) = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
     blocks = "".join(re.findall(r"^```console\n(.*?)^```", part, re.MULTILINE | re.DOTALL))
     return [line.removeprefix("$ ") for line in blocks.splitlines() if line.startswith("$ ")]
+
+
+def files(section: str) -> dict[str, str]:
+    """The files one part of the page shows, by the path in their first line."""
+    (part,) = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```(?:ini|sh)\n# (/\S+)\n(.*?)^```", part, re.MULTILINE | re.DOTALL)
+    return dict(blocks)
+
+
+def write(one: Machine, path: str, text: str) -> None:
+    one.sh(f"mkdir -p {path.rpartition('/')[0]}; cat >{path} <<'END'\n{text}END")
 
 
 def install(one: Machine) -> None:
@@ -44,7 +56,8 @@ def install(one: Machine) -> None:
 def share_authority(of: Machine, to: Machine) -> None:
     """Both issuers speak for the same trust domain."""
     pem = of.run("cat", f"{STATE}/authority.pem")
-    to.sh(f"install -D -m 600 /dev/stdin {STATE}/authority.pem <<'END'\n{pem}END")
+    (command,) = commands("Several machines")
+    to.sh(f"cd /run; cat >authority.pem <<'END'\n{pem}END\n{command}; rm authority.pem")
 
 
 @contextlib.contextmanager
@@ -60,7 +73,8 @@ def pair() -> Iterator[tuple[Machine, Machine]]:
         for one, address in ends:
             one.sh(f"ip link set lo up; ip addr add {address}/24 dev wan0; ip link set wan0 up")
             install(one)
-            one.sh("echo NSM_REGISTRY_URL=tcp://198.18.0.1:5002 >/etc/vwire/nsmgr.env")
+            for path, text in files("Several machines").items():
+                write(one, path, text)
             # the same on every kernel, and the one that has processes of its own
             one.sh("echo NSM_WIREGUARD=userspace >/etc/vwire/forwarder.env")
         east.sh(START)

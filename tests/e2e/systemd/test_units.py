@@ -12,7 +12,7 @@ from nsm.process.config import parse, strangers
 from tests.e2e.systemd.machine import Machine, wait
 from tests.e2e.systemd.mesh import CLIENT, ROOT, UNITS, unit_file
 
-FOLDER = ROOT / "deploy" / "systemd" / "system"
+FOLDER = ROOT / "deploy" / "systemd"
 # `systemd-analyze security` of systemd 252: 0 is a service that may nothing, 10 one that may all
 EXPOSURE = {
     "vwire-issuer": 1.0,
@@ -56,7 +56,7 @@ def no_packet_lost(one: Machine) -> Iterator[None]:
 
 def test_what_is_installed_is_well_formed_for_systemd(east):
     assert east.sh("systemd-analyze verify --man=no /etc/systemd/system/vwire-*.service") == ""
-    assert {path.stem for path in FOLDER.iterdir()} == set(UNITS)
+    assert {path.stem for path in FOLDER.glob("*.service")} == set(UNITS)
 
 
 @pytest.mark.parametrize("unit", UNITS)

@@ -25,6 +25,8 @@ VERBS = [
         "path",
         "run",
         "doctor",
+        "systemd install",
+        "systemd uninstall",
     ),
 ]
 BECOMES_ANOTHER = ("lab exec", "run")  # whose output is its own
@@ -58,8 +60,9 @@ def test_every_verb_has_help_with_an_example(verb):
 
 def test_no_verb_is_missing_here():
     group = typer.main.get_command(app)
-    verbs = {name for name in group.commands if name != "lab"}
-    verbs |= {f"lab {name}" for name in group.commands["lab"].commands}
+    rooms = ("lab", "systemd")
+    verbs = {name for name in group.commands if name not in rooms}
+    verbs |= {f"{room} {name}" for room in rooms for name in group.commands[room].commands}
     assert verbs == set(VERBS)
 
 

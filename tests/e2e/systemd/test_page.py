@@ -1,0 +1,219 @@
+"""docs/systemd.md, every command and file of it, as a person types them; and `nsmctl systemd`."""
+
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.systemd.machine import Machine, machine, wait
+from tests.e2e.systemd.mesh import (
+    ELSEWHERE,
+    PAGE,
+    ROOT,
+    START,
+    UNITS,
+    UPGRADE,
+    commands,
+    files,
+    install,
+    write,
+)
+
+# An SVID as files, as something else may keep them; then the example, as nobody with rights.
+STOCK = """
+import asyncio, os, sys
+from pathlib import Path
+from cryptography.hazmat.primitives.serialization import Encoding
+from nsm.identity.workload import workload_source
+
+async def main():
+    async with workload_source(os.environ["SPIFFE_ENDPOINT_SOCKET"], patience=10) as source:
+        identity = source.identity
+    bundle = b"".join(c.public_bytes(Encoding.PEM) for c in identity.bundles["example.org"])
+    for name, pem in (("cert", identity.svid.chain_pem()), ("key", identity.svid.key_pem()),
+                      ("bundle", bundle)):
+        Path(f"{name}.pem").write_bytes(pem)
+
+asyncio.run(main())
+os.execv(sys.executable, [
+    sys.executable, "-P", "/opt/source/examples/stock_grpcio_client.py", "echo", "nsm-1",
+    "unix:///var/lib/networkservicemesh/nsm.io.sock", "spiffe://example.org/nsmgr", "nsmgr",
+    "cert.pem", "key.pem", "bundle.pem"])
+"""
+
+
+@pytest.fixture(scope="module")
+def one() -> Iterator[Machine]:
+    with machine("page") as made:
+        yield made
+
+
+def test_the_page_from_install_to_uninstall(one):
+    lines = commands("Install")
+    assert lines[:2] == ELSEWHERE
+    said = {line: one.sh(line) for line in lines[2:]}
+    assert [line.split()[0] for line in said[lines[2]].splitlines()] == ["wrote"] * 7 + ["look"]
+    assert f"then: {START}\n" in said[lines[2]]
+    assert START in said
+    assert "Active: active (running)" in said["systemctl status vwire-forwarder"]
+    assert 'Status: "forwarder forwarder-page' in said["systemctl status vwire-forwarder"]
+    assert "forwarder-page" in said["journalctl --unit vwire-forwarder"]
+    assert one.active(*UNITS)
+
+    for path, text in files("A service with a wire").items():
+        write(one, path, text)
+    *lines, last = commands("A service with a wire")
+    for line in lines:
+        one.sh(line)
+    assert "1 packets transmitted, 1 received" in one.sh(last)
+
+    upgrade, *lines = commands("Restart and upgrade")
+    assert upgrade == UPGRADE
+    settings = one.run("cat", "/etc/vwire/entries.yaml")
+    again, restart = (one.sh(line) for line in lines)
+    assert "kept /etc/vwire/entries.yaml\nkept /etc/vwire/issuer.env\n" in again
+    assert one.run("cat", "/etc/vwire/entries.yaml") == settings
+    assert restart == ""
+    assert one.active(*UNITS)
+    one.run("systemctl", "start", "app")  # over the wire of before
+
+    one.stop("wire", "pong")
+    one.sh("rm /etc/systemd/system/{pong,wire,app}.service; systemctl daemon-reload")
+    uninstall, remove = commands("Uninstall")
+    assert remove == "rm -r /opt/vwire"
+    one.sh(uninstall)
+    left = one.sh("find /etc /run /var -name '*vwire*' -o -name networkservicemesh; systemctl")
+    assert "vwire" not in left
+    assert "vwire" not in one.run("cat", "/etc/passwd", "/etc/group", "/etc/shadow")
+
+
+def test_every_command_of_the_page_is_known_to_a_test():
+    """What is not typed above is typed where machines are made for other tests."""
+    blocks = re.findall(r"^```console\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    here = ("Install", "A service with a wire", "Several machines", "Restart and upgrade")
+    known = [line for section in (*here, "Uninstall") for line in commands(section)]
+    assert "".join(blocks).splitlines() == [f"$ {line}" for line in known]
+    titles = re.findall(r"^## (.*)$", PAGE, re.MULTILINE)
+    shown = [path for title in titles for path in files(title)]
+    assert len(shown) == len(set(shown)) == PAGE.count("```ini\n") + PAGE.count("```sh\n")
+
+
+def test_the_page_shows_other_managers_of_links_what_is_shipped_for_them():
+    shown = files("Other managers of links")
+    for path, text in shown.items():
+        folder, name = path.split("/")[2 if "NetworkManager" in path else 3], path.split("/")[-1]
+        shipped = {"network": "networkd"}.get(folder, folder)
+        file = (ROOT / "deploy" / shipped / name).read_text()
+        assert text == "".join(line for line in file.splitlines(True) if not line.startswith("#"))
+    assert len(shown) == 2
+
+
+@pytest.fixture
+def installed(one: Machine) -> Iterator[Machine]:
+    install(one)
+    one.sh(START)
+    yield one
+    one.sh("nsmctl systemd uninstall --purge")
+
+
+def test_stock_clients_of_other_users_need_the_drop_in_of_the_page(installed):
+    (path,) = (one for one in files("What each may do") if "nsmgr" in one)
+    installed.start(
+        "pong",
+        "endpoints.responder",
+        NSM_SERVICE_NAMES="echo",
+        NSM_CIDR_PREFIX="172.16.1.0/24",
+    )
+    write(installed, "/opt/stock.py", STOCK)
+    try:
+        run = (
+            "systemd-run --quiet --unit=extra --property=DynamicUser=yes"
+            " --property=PrivateNetwork=yes --property=RuntimeDirectory=extra"
+            " --property=WorkingDirectory=/run/extra"
+            " --setenv=SPIFFE_ENDPOINT_SOCKET=unix:///run/vwire/issuer/agent.sock"
+            " /opt/vwire/bin/python -P /opt/stock.py"
+        )
+        installed.sh(run)
+        hint = "If another user runs it, the manager needs CAP_SYS_PTRACE"
+        wait(lambda: hint in installed.journal("extra"), "the refusal", bar=3)
+        wait(lambda: installed.show("extra", "ActiveState") == "failed", "the end of it")
+        write(installed, path, files("What each may do")[path])
+        installed.sh("systemctl daemon-reload; systemctl restart vwire-nsmgr")
+        installed.sh(f"systemctl reset-failed extra; {run}")
+        wait(lambda: "nsm-1 172.16.1.1/32\n" in installed.journal("extra"), "a wire", bar=3)
+        assert installed.pings("extra")
+    finally:
+        installed.sh("systemctl stop extra pong; systemctl reset-failed")
+
+
+def test_entries_that_say_netns_need_the_drop_in_of_the_page(installed):
+    (path,) = (one for one in files("What each may do") if "issuer" in one)
+    place = "- {id: spiffe://example.org/inside, netns: /run/netns/named}\n"
+    installed.sh(f"ip netns add named; printf -- '{place}' >>/etc/vwire/entries.yaml")
+    asks = (
+        "import asyncio, os, sys\n"
+        "from nsm.identity.workload import workload_source\n"
+        "async def main():\n"
+        "    at = 'unix:///run/vwire/issuer/agent.sock'\n"
+        "    async with workload_source(at, patience=5) as source:\n"
+        "        print(source.identity.svid.id)\n"
+        "asyncio.run(main())\n"
+    )
+    write(installed, "/opt/asks.py", asks)
+    ask = "ip netns exec named setpriv --reuid=4711 --regid=4711 --clear-groups"
+    ask += " /opt/vwire/bin/python -P /opt/asks.py"
+    try:
+        assert "network namespace one that cannot be read" in installed.sh(ask, wrong=True)
+        write(installed, path, files("What each may do")[path])
+        installed.sh("systemctl daemon-reload; systemctl restart vwire-issuer")
+        assert installed.sh(ask) == "spiffe://example.org/inside\n"
+    finally:
+        installed.run("ip", "netns", "del", "named")
+
+
+# --- nsmctl systemd --------------------------------------------------------------------------
+
+
+def test_the_verb_tells_scripts_what_it_wrote_kept_and_removed(one):
+    first = json.loads(one.sh("nsmctl systemd install --json"))
+    assert first["python"] == "/opt/vwire/bin/python"
+    assert first["kept"] == []
+    assert len(first["wrote"]) == 7
+    second = json.loads(one.sh("nsmctl systemd install --json"))
+    assert second["kept"] == ["/etc/vwire/entries.yaml", "/etc/vwire/issuer.env"]
+    units = json.loads(one.sh("nsmctl systemd uninstall --json"))["removed"]
+    assert sorted([*units, *second["kept"]]) == sorted(first["wrote"])
+    assert one.run("ls", "/etc/vwire") == "entries.yaml\nissuer.env\n"
+    rest = json.loads(one.sh("nsmctl systemd uninstall --purge --json"))["removed"]
+    assert rest == ["/etc/vwire", *(f"user {unit}" for unit in UNITS)]
+
+
+def test_units_name_the_python_that_installs_them(one):
+    one.sh('"$(readlink -f /opt/vwire/bin/python)" -m venv --without-pip /opt/other')
+    one.sh("cp /opt/vwire/lib/python3*/site-packages/vwire.pth /opt/other/lib/python3*/site-*/")
+    try:
+        one.sh("/opt/other/bin/python -P -m nsmctl systemd install")
+        unit = one.run("cat", "/etc/systemd/system/vwire-nsmgr.service")
+        assert "ExecStart=/opt/other/bin/python -P -m nsmgr\n" in unit
+    finally:
+        one.sh("nsmctl systemd uninstall --purge; rm -r /opt/other")
+
+
+def test_a_python_that_the_units_users_cannot_reach_is_refused_with_what_to_do(one):
+    one.sh("mkdir -m 700 /opt/own; cp -a /opt/vwire /opt/own/vwire")
+    try:
+        said = one.sh("/opt/own/vwire/bin/python -P -m nsmctl systemd install", wrong=True)
+        assert "users cannot reach /opt/own/vwire/bin/python: /opt/own is closed to them" in said
+        assert "python3 -m venv /opt/vwire && /opt/vwire/bin/pip install vwire" in said
+        assert one.run("ls", "/etc/systemd/system").split() == []
+    finally:
+        one.sh("rm -r /opt/own")
+
+
+def test_who_is_not_root_is_told_what_to_type(one):
+    nobody = "setpriv --reuid=65534 --regid=65534 --clear-groups"
+    said = one.sh(f"code=0; {nobody} nsmctl systemd install || code=$?; echo exit $code")
+    assert "sudo /opt/vwire/bin/python -P -m nsmctl systemd install" in said
+    assert said.endswith("exit 3\n")
+    one.sh(f"{nobody} nsmctl systemd --help")
