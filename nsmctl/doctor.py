@@ -34,6 +34,7 @@ def doctor(json_: Json = False) -> None:
     """
     if sys.platform != "linux":
         raise show.MachineCannotError("this asks a Linux machine", hint="run it in a Linux VM")
+    from labs.units import count
     from nsmctl.machine import asking, questions
     from nsmctl.machine.asking import Level
 
@@ -62,8 +63,8 @@ def doctor(json_: Json = False) -> None:
         )
     else:
         _print(lines)
-        told = "everything needed is here" if not bad else f"{bad} needed, not here"
-        show.line(f"{told}; {notes} optional, not here" if notes else told)
+        told = f"{bad} bad" if bad else "everything needed is here"
+        show.line(f"{told}, {count(notes, 'note')}" if notes else told)
     show.finish(show.FAILED if bad else show.OK)
 
 

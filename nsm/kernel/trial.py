@@ -101,7 +101,7 @@ def _name(path: str) -> str:
     return path.removeprefix("/proc/sys/").replace("/", ".")
 
 
-def veth(name: str = "try-a") -> None:
+def veth(name: str = "try-veth") -> None:
     """A veth pair."""
     peer = _LINK_BODY.pack(0, 0, 0, 0, 0, 0) + text(_IFNAME, f"{name}2")
     _make(name, "veth", attr(_VETH_PEER, peer))

@@ -7,6 +7,7 @@ import platform
 import re
 import struct
 import time
+import uuid
 from collections.abc import Iterator
 from importlib import metadata
 from typing import Final
@@ -139,7 +140,7 @@ def cgroup() -> Answer:
     place = _own_cgroup()
     if place is None:
         return note("no cgroup v2: what a service starts ends with it", "boot with cgroup v2")
-    made = os.path.join(place, f"vwire-doctor-{os.getpid()}")
+    made = os.path.join(place, f"vwire-doctor-{uuid.uuid4()}")
     try:
         os.mkdir(made)
     except OSError as failure:

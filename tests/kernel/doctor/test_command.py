@@ -13,7 +13,7 @@ from tests.kernel.doctor.world import HERE, NSMCTL, doctor, inside
 
 SLOW = "#!/bin/sh\nexec sleep 600\n"
 SNAPSHOT = (
-    "ip -d link; ip netns; ip netns list-id; ls /run /run/* /tmp /var/lib;"
+    "ip -d link; ip netns; ip netns list-id; ls /run /run/* /var/lib;"
     " grep -v ^nsfs /proc/mounts;"  # those of the host go when it takes them away
     " cat /proc/net/ip_tables_names; nft list ruleset; ls -R /sys/fs/cgroup | grep vwire-doctor;"
     " grep -r . /proc/sys/net/ipv4/conf /proc/sys/net/ipv6/conf; ls -d /proc/[0-9]* | wc -l"
@@ -47,7 +47,7 @@ def test_a_machine_that_can_is_exit_code_0_and_one_that_cannot_is_1():
     told = inside(f"mount -t tmpfs -o size=1m none /var/lib; exec {NSMCTL} doctor")
     assert told.code == 1
     assert re.search(r"^bad +/var/lib/vwire .* fix: make room", told.out, re.MULTILINE)
-    assert "\n1 needed, not here; " in told.out
+    assert re.search(r"^1 bad, \d notes?$", told.out, re.MULTILINE)
 
 
 def test_lines_fit_into_80_columns_and_hold_no_escape_codes_in_a_pipe():
@@ -70,10 +70,11 @@ def test_a_terminal_gets_colours_unless_it_is_asked_not_to(colour):
 
 def test_nothing_it_tries_stays():
     told = inside(
-        f"set +e; mount -t tmpfs none /mnt; mount -t tmpfs none /tmp;"
+        f"set +e; mount -t tmpfs none /mnt;"
         f" shot() {{ {SNAPSHOT}; }}; shot >/mnt/before 2>&1;"
         f" {NSMCTL} doctor --json; shot >/mnt/after 2>&1;"
-        " diff /mnt/before /mnt/after >&2 && wc -l </mnt/before >&2"
+        " diff /mnt/before /mnt/after >&2 && wc -l </mnt/before >&2",
+        TMPDIR="/run",
     )
     assert told.whole["ready"]
     assert int(told.err) > 50  # it looked

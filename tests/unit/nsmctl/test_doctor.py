@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from nsm.errors import RightsError
 from nsmctl import doctor, show
 from nsmctl.machine import asking, questions
 from nsmctl.machine.asking import Level, Line, Question, ask, ok
+from tests.support.wait import until
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "doctor.md").read_text()
@@ -108,6 +110,24 @@ def test_what_a_question_prints_is_not_heard(capfd):
 
     assert ask([Question("a", "a", loud)])[0].found == "said"
     assert capfd.readouterr() == ("", "")
+
+
+async def test_questions_end_with_whoever_asks_them(tmp_path):
+    told = tmp_path / "pid"
+    code = (
+        "import os, time; from pathlib import Path; from nsmctl.machine.asking import *\n"
+        f"def hangs():\n Path('{told}.new').write_text(str(os.getpid()))\n"
+        f" os.rename('{told}.new', '{told}'); time.sleep(600)\n"
+        "ask([Question('a', 'a', hangs)], patience=600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as asking_:
+        await until(told.exists, "a question is being asked", bar=1.0)
+        asked = os.pidfd_open(int(told.read_text()))
+        asking_.kill()
+    try:
+        await until(lambda: select.select([asked], [], [], 0)[0], "it ends", bar=0.1)
+    finally:
+        os.close(asked)
 
 
 # --- what is printed -------------------------------------------------------------------------
