@@ -2,10 +2,14 @@
 
 import json
 import re
+import shutil
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.e2e.install.conftest import NOT_SOURCE, build
 from tests.e2e.systemd.machine import Machine, machine, wait
 from tests.e2e.systemd.mesh import (
     ELSEWHERE,
@@ -170,6 +174,24 @@ def test_entries_that_say_netns_need_the_drop_in_of_the_page(installed):
         assert installed.sh(ask) == "spiffe://example.org/inside\n"
     finally:
         installed.run("ip", "netns", "del", "named")
+
+
+def test_the_wheel_alone_brings_all_that_is_installed(one, tmp_path):
+    source = shutil.copytree(ROOT, tmp_path / "vwire", ignore=NOT_SOURCE)
+    made = build(source, "make", "-o", "setup", "wheel", f"BIN={Path(sys.executable).parent}")
+    shutil.copy(made, f"/proc/{one.pid}/root/opt/vwire.whl")
+    site = one.sh("echo /opt/vwire/lib/python3*/site-packages").strip()
+    one.sh(f"cp -a /opt/vwire /opt/before; echo /opt/packages >{site}/vwire.pth")
+    try:
+        one.sh(f"/opt/vwire/bin/python -m zipfile -e /opt/vwire.whl {site}")
+        install(one)
+        one.sh(START)
+        assert one.active(*UNITS)
+        where = "import forwarder, nsm; print(forwarder.__file__, nsm.__file__)"
+        told = one.run("/opt/vwire/bin/python", "-P", "-c", where).split()
+        assert all(path.startswith(site) for path in told)
+    finally:
+        one.sh("nsmctl systemd uninstall --purge; rm -r /opt/vwire; mv /opt/before /opt/vwire")
 
 
 # --- nsmctl systemd --------------------------------------------------------------------------

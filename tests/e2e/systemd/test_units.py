@@ -1,6 +1,7 @@
 """deploy/systemd on machines with a real systemd: starts, stops, deaths, and what wires notice."""
 
 import contextlib
+import platform
 import re
 import signal
 from collections.abc import Iterator
@@ -206,6 +207,22 @@ def test_all_of_it_stops_from_the_forwarder_to_the_issuer_and_wires_stay(machine
         east.run("systemctl", "start", *UNITS)
         wait(lambda: east.pings("near"), "an answer")
     assert {one: east.link(one)["ifindex"] for one in wires} == wires
+
+
+HANDLE = """
+import os
+from nsm.kernel import namespaces
+handle = namespaces._handle(os.open("/proc/self/ns/net", os.O_RDONLY))
+print("found by its handle" if namespaces._by_handle(handle) else "not found")
+"""
+
+
+def test_a_namespace_is_found_again_by_its_file_handle_in_the_forwarders_sandbox(east):
+    if tuple(map(int, re.findall(r"\d+", platform.release())[:2])) < (6, 18):
+        pytest.skip("kernel lacks file handles of namespaces that need no mount")
+    east.sh(f"cat >/opt/handle.py <<'END'{HANDLE}END")
+    with dropin(east, "vwire-forwarder", "ExecStartPre=/opt/vwire/bin/python -P /opt/handle.py"):
+        assert "found by its handle" in east.journal("vwire-forwarder")
 
 
 def test_a_wrong_setting_is_in_the_journal_and_once_it_is_right_the_unit_comes_up(east):
