@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 
-from nsm.errors import InternalError, NsmError, TakenError, UnsupportedError
+from nsm.errors import InternalError, NsmError, UnsupportedError
 from nsm.kernel import messages, netlink, owner, tunnels, wireguard
 from nsm.kernel.messages import Device
 from nsm.kernel.netlink import (
@@ -523,14 +523,8 @@ def _shared(reach: Reach, item: Route) -> bool:
 
 
 def _explained(reach: Reach, step: Step, refusal: Refusal, where: Namespace) -> NsmError:
-    if refusal.errno == errno.EADDRINUSE and isinstance(step.item, Wireguard):
-        return tunnels.port_taken(reach, step.item)
-    if refusal.errno == errno.EADDRINUSE and isinstance(step.item, Vxlan):
-        tunnel = step.item  # a tunnel takes its port as it comes up
-        return TakenError(
-            f"`{step}` in {tunnel.underlay}: UDP port {tunnel.port} is held by another program",
-            hint=f"ss -lunp sport = {tunnel.port}; stop it, or set another VXLAN port",
-        )
+    if refusal.errno == errno.EADDRINUSE and isinstance(step.item, Vxlan | Wireguard):
+        return tunnels.port_taken(reach, step.item)  # a tunnel takes its port as it comes up
     if refusal.errno == errno.EEXIST and isinstance(step.item, Route):
         return RouteTakenError(
             f"`{step}` in {where}: there is a route to {step.item.to} already that is not a wire's",

@@ -29,6 +29,7 @@ from nsm.kernel.state import (
     EngineName,
     Namespace,
     RemoteWire,
+    Vxlan,
     Wireguard,
     WireguardTunnel,
     endpoint,
@@ -102,13 +103,15 @@ def change(reach: Reach, item: Wireguard, wanted: Change) -> None:
         raise explain(refusal, command, item.end.namespace) from refusal
 
 
-def port_taken(reach: Reach, item: Wireguard) -> PortTakenError:
+def port_taken(reach: Reach, item: Vxlan | Wireguard) -> PortTakenError:
     """Who has the port the tunnel was to have, as far as it can be told."""
     with reach.inside(item.underlay):
         holder = ports.holder(item.port)
     return PortTakenError(
         f"UDP port {item.port} in {item.underlay} is held by {holder or 'somebody who just left'}",
-        hint="the next one will do; NSM_WIREGUARD_PORT says which is the first of a node's",
+        hint="the next one will do; NSM_WIREGUARD_PORT says which is the first of a node's"
+        if isinstance(item, Wireguard)
+        else "stop it, or set NSM_VXLAN_PORT, the same on every node",
     )
 
 
