@@ -1,0 +1,55 @@
+"""`nsmctl doctor` in another kernel: what the host's cannot show, or must not be made to."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nsmctl.machine import host
+
+ROOT = Path(__file__).parents[2]
+NSMCTL = f"{sys.executable} -P -m nsmctl"
+pytestmark = pytest.mark.needs_lane
+
+ASKED_THREE_TIMES = f"""
+export PYTHONPATH={ROOT}
+{NSMCTL} doctor --json >$LANE_OUT/first
+echo $? >$LANE_OUT/code
+{sys.executable} -c '
+import ctypes, struct
+steady = bytearray({host._TIMEX})  # no status bit, no error: as ntpd says it
+struct.pack_into("=I", steady, 0, 0x1C)
+ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(bytes(steady), len(steady)))
+'
+{NSMCTL} doctor --json >$LANE_OUT/second
+date -s @$(($(stat -c %Y {host.__file__}) - 9000)) >/dev/null
+{NSMCTL} doctor --json >$LANE_OUT/third
+"""
+
+
+def test_a_kernel_without_ipv6_and_clocks_right_and_wrong(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.lane", "-b", "ipv6.disable=1", "-o", str(tmp_path),
+         "sh", "-c", ASKED_THREE_TIMES],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=200,
+    )  # fmt: skip
+    assert (tmp_path / "third").exists(), f"{done.stdout}{done.stderr}"
+
+    def line(ask: str, name: str) -> Any:
+        lines = json.loads((tmp_path / ask).read_text())["lines"]
+        (found,) = (one for one in lines if one["name"] == name)
+        return found["level"], found["found"], found["fix"]
+
+    assert line("first", "ipv6") == (
+        "note", "the kernel has none: IPv4 wires only", "boot without ipv6.disable=1"
+    )  # fmt: skip
+    assert line("first", "wireguard") == ("ok", "in the kernel", "")
+    assert line("first", "netem")[0] == "ok"
+    assert (tmp_path / "code").read_text() == "0\n", (tmp_path / "first").read_text()
+    assert line("second", "clock") == ("ok", "kept right", "")
+    level, found, _ = line("third", "clock")
+    assert level == "bad"
+    assert found == f"behind by 2 h or more: {host.__file__} was written later"
