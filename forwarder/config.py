@@ -36,7 +36,8 @@ class Config(Common):
     """This node's end of tunnels; empty is the address of the device of the default route."""
 
     vxlan_port: Port = 0
-    """The UDP port of VXLAN tunnels; 0 is 4789."""
+    """The UDP port of VXLAN tunnels. 0 is 4789, or where another program has that, a free one
+    above it, which both nodes then use."""
 
     wireguard: Literal["auto", "kernel", "userspace"] = "auto"
     """Whose WireGuard carries payload IP between nodes: the kernel's, or the program

@@ -40,11 +40,12 @@ class Recovery:
         found = self._before.get(connection, ())
         return any(one.mark and one.mark.hop for one in found) if found else None
 
-    def vni(self, connection: str) -> int:
-        """The network identifier of a connection's tunnel of before; 0 if it had none."""
-        return next(
-            (one.device.vni for one in self._before.get(connection, ()) if one.device.vni), 0
-        )
+    def vxlan(self, connection: str) -> tuple[int, int]:
+        """Network identifier and UDP port of a connection's VXLAN of before; zeros without one."""
+        for one in self._before.get(connection, ()):
+            if one.device.vni:
+                return one.device.vni, one.device.port
+        return 0, 0
 
     def settled(self, connection: str) -> None:
         """The connection was refreshed or closed: what stands is known again."""

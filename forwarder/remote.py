@@ -10,14 +10,17 @@ two forwarders may share an underlay.
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import structlog
+
 from forwarder.mechanisms import ends, vxlan, wireguard
 from forwarder.ports import Ports
 from forwarder.recovery import Recovery
 from forwarder.tunnels import Tunnels
 from nsm import mechanisms
-from nsm.errors import ExhaustedError, UnsupportedError
+from nsm.errors import ExhaustedError, TakenError, UnsupportedError
 from nsm.kernel import owner
 from nsm.kernel.keys import Key
+from nsm.kernel.netlink import PortTakenError
 from nsm.kernel.node import Kernel
 from nsm.kernel.state import (
     VXLAN_PORT,
@@ -33,7 +36,8 @@ from nsm.model import Mechanism
 from nsm.undo import Undo
 
 Seat = tuple[Namespace, str]
-TRIES = 16  # network identifiers to ask the kernel about; one in 16 million is taken a wire
+TRIES = 16  # identifiers or ports to ask the kernel about: one in 16 million is taken a wire
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +67,8 @@ class Half(Protocol):
     def tunnel(self, agreed: Mechanism) -> VxlanTunnel | WireguardTunnel:
         """The tunnel that both sides' words mean; raises on what cannot be."""
 
-    async def redraw(self, agreed: Mechanism) -> None:
-        """Draw anew what the kernel says is somebody else's."""
+    async def redraw(self, agreed: Mechanism, taken: TakenError) -> None:
+        """Draw anew what the kernel says is somebody else's; raises taken if that cannot be."""
 
 
 class Remote(Protocol):
@@ -99,15 +103,20 @@ class Remote(Protocol):
 
 
 class Vxlan:
-    """For frames: all tunnels of a node share a UDP port, and differ by network identifier."""
+    """For frames: a node's tunnels share a UDP port, and differ by network identifier.
+
+    The port is the protocol's own, if no other is set. While a program has that, tunnels take
+    another, which both sides then have to use: one kernel device has one for both directions.
+    """
 
     type = mechanisms.VXLAN
     payload = mechanisms.ETHERNET
 
     def __init__(self, kernel: Kernel, tunnels: Tunnels, recovery: Recovery, port: int) -> None:
-        """port 0 is the protocol's own."""
+        """port 0 is the protocol's own, or another where that is taken."""
         self.kernel = kernel
-        self.port = port or VXLAN_PORT
+        self.fixed = port
+        self._other = 0
         self._tunnels = tunnels
         self._recovery = recovery
 
@@ -122,50 +131,91 @@ class Vxlan:
     ) -> "VxlanHalf":
         # Who answers keeps what is proposed, if it is free there too: so there is nothing to
         # agree on afterwards. What stands since before a restart is proposed again.
-        held = self._held(span, known)
-        half = VxlanHalf(self, span, (mechanisms.vni(asked) if asked else 0) or held)
+        held = vni, port = self._held(span, known)
+        if asked:
+            vni = mechanisms.vni(asked) or vni
+            port = vxlan.port_in(asked, mechanisms.SRC_PORT) or port
+        half = VxlanHalf(self, span, vni, self.fixed or port or await self._port())
         said = half.answer(asked) if asked else half.offer()
         said = said.with_(**{mechanisms.DST_IP: said.get(mechanisms.DST_IP) or str(span.remote)})
-        if not half.vni or (half.vni != held and not await half.is_free(said)):
-            await half.redraw(said)
+        if not half.vni or ((half.vni, half.port) != held and not await half.is_free(said)):
+            await half.draw_vni(said)
         return half
 
     def gone(self, _: str) -> None:
         """Identifiers are the kernel's alone to know."""
 
-    def _held(self, span: Span, known: Wire | None) -> int:
-        """The network identifier this connection has now, be it from before a restart; or 0."""
+    def _held(self, span: Span, known: Wire | None) -> tuple[int, int]:
+        """The identifier and port this connection has, be it from before a restart; or zeros."""
         if known is None:
-            return self._recovery.vni(span.connection)
+            return self._recovery.vxlan(span.connection)
         tunnel = known.tunnel if isinstance(known, RemoteWire) else None
-        same = isinstance(tunnel, VxlanTunnel) and tunnel.remote == span.remote
-        return tunnel.vni if same else 0  # type: ignore[union-attr] # same says it
+        if isinstance(tunnel, VxlanTunnel) and tunnel.remote == span.remote:
+            return tunnel.vni, tunnel.port
+        return 0, 0
+
+    async def _port(self) -> int:
+        """The port for a tunnel that does not stand yet."""
+        if self._other and await self.kernel.port_free(VXLAN_PORT):
+            self._other = 0  # who had it has left
+        return self._other or VXLAN_PORT
+
+    async def another_port(self, taken: int, why: TakenError) -> int:
+        """A port instead of the one that is taken, from now on for all tunnels that are made."""
+        if self._other in (0, taken):
+            self._other = await self._free_port(taken)
+            log.warning("VXLAN tunnels take another UDP port", port=self._other, why=why.message)
+        return self._other
+
+    async def _free_port(self, taken: int) -> int:
+        for port in range(VXLAN_PORT + 1, VXLAN_PORT + 1 + TRIES):
+            if port != taken and await self.kernel.port_free(port):
+                return port
+        raise ExhaustedError(
+            f"UDP ports {VXLAN_PORT} to {VXLAN_PORT + TRIES} are all taken",
+            hint="see `ss -lun` for who holds them, or set NSM_VXLAN_PORT, the same on every node",
+        )
 
 
 class VxlanHalf:
-    """Our half of a VXLAN: what is drawn is its network identifier."""
+    """Our half of a VXLAN: what is drawn is its network identifier, and its port if need be."""
 
-    def __init__(self, of: Vxlan, span: Span, vni: int) -> None:
+    def __init__(self, of: Vxlan, span: Span, vni: int, port: int) -> None:
         self._of = of
         self._span = span
         self.vni = vni
+        self.port = port
 
     def offer(self) -> Mechanism:
-        return vxlan.offer(self._span.local, self._of.port, self._span.mtu, self.vni)
+        any_port = not self._of.fixed
+        return vxlan.offer(self._span.local, self.port, self._span.mtu, self.vni, any_port=any_port)
 
     def answer(self, asked: Mechanism) -> Mechanism:
-        return vxlan.answer(asked, self._span.local, self._of.port, self._span.mtu, self.vni)
+        return vxlan.answer(asked, self._span.local, self.port, self._span.mtu, self.vni)
 
     def tunnel(self, agreed: Mechanism) -> VxlanTunnel:
-        return vxlan.tunnel(agreed, self._span.side, self._of.port, self._of.kernel.own)
+        if self._span.side == "src" and not self._of.fixed:
+            self.port = vxlan.port_in(agreed, mechanisms.DST_PORT) or self.port
+        return vxlan.tunnel(agreed, self._span.side, self.port, self._of.kernel.own)
 
-    async def redraw(self, agreed: Mechanism) -> None:
+    async def redraw(self, agreed: Mechanism, taken: TakenError) -> None:
+        if isinstance(taken, PortTakenError):
+            # upstream's forwarders listen on their own port whatever we name
+            if self._of.fixed or (self._span.side == "dst" and not vxlan.takes_any_port(agreed)):
+                raise taken
+            self.port = await self._of.another_port(self.port, taken)
+            if await self.is_free(agreed):
+                return
+        await self.draw_vni(agreed)
+
+    async def draw_vni(self, agreed: Mechanism) -> None:
+        """Another identifier, one that is free here."""
         for _ in range(TRIES):
             self.vni = mechanisms.draw_vni(agreed, ())
             if await self.is_free(agreed):
                 return
         raise ExhaustedError(
-            f"{TRIES} network identifiers in a row are taken on UDP port {self._of.port}",
+            f"{TRIES} network identifiers in a row are taken on UDP port {self.port}",
             hint="see `ip -d link show type vxlan` for who holds them",
         )
 
@@ -173,7 +223,7 @@ class VxlanHalf:
         """Whether the kernel could make a tunnel with our identifier now."""
         src, dst = (ends.address(agreed, key) for key in (mechanisms.SRC_IP, mechanisms.DST_IP))
         local, remote = (src, dst) if self._span.side == "src" else (dst, src)
-        return await self._of.kernel.vni_free(self.vni, local, remote, port=self._of.port)
+        return await self._of.kernel.vni_free(self.vni, local, remote, port=self.port)
 
 
 # --- WireGuard -------------------------------------------------------------------------------
@@ -250,7 +300,6 @@ class WireguardHalf:
     def tunnel(self, agreed: Mechanism) -> WireguardTunnel:
         return wireguard.tunnel(agreed, self._own)
 
-    async def redraw(self, _: Mechanism) -> None:
-        taken = self._own.port
-        port = await self._of.ports.draw(self._span.connection, above=taken)
+    async def redraw(self, _: Mechanism, __: TakenError) -> None:
+        port = await self._of.ports.draw(self._span.connection, above=self._own.port)
         self._own = replace(self._own, port=port)

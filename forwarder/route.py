@@ -370,13 +370,13 @@ class ForwarderRoute:
             try:
                 kernel = await self._ensure(wire, target.known, entries, attempt)
                 break
-            except TAKEN:
+            except TAKEN as taken:
                 # Upstream keeps identifiers apart only at the responder: two of them may
                 # give us the same. So we say which one, or which port, is free here.
                 if turn == ROUNDS - 1:
                     raise
                 await self._close(target.url, made)
-                await half.redraw(agreed)
+                await half.redraw(agreed, taken)
                 target = replace(target, known=None, stands=False)
         proven = await self._proven(wire, entries, caller)
         return path.took(made, kernel_ms=kernel, **proven), wire
@@ -415,10 +415,10 @@ class ForwarderRoute:
                 entries = {far: door}
                 kernel = await self._ensure(wire, target.known, entries, attempt)
                 break
-            except TAKEN:
+            except TAKEN as taken:
                 if turn == ROUNDS - 1:
                     raise
-                await half.redraw(agreed)
+                await half.redraw(agreed, taken)
         return Near(agreed, None), path.took(made, kernel_ms=kernel), wire
 
     async def _proven(

@@ -41,6 +41,7 @@ SRC_PORT = "src_port"
 DST_PORT = "dst_port"
 ORIG_SRC_IP = "orig_src_ip"  # before translation at a domain's border
 ORIG_DST_IP = "orig_dst_ip"
+ANY_PORT = "any_port"  # ours: who asks takes whatever port the answer names as dst_port
 VNI = "vni"
 KERNEL_VLAN = "vlan"
 SUPPORTS_VLAN = "supportsVlan"

@@ -3,7 +3,7 @@
 The requester offers its address, port and what fits through; the responder adds
 its own, picks the network identifier (VNI), and lowers the MTU to the smaller of
 both. One kernel device has one port for both directions, so both sides must use
-the same.
+the same: a requester that says so takes whatever port the responder names.
 """
 
 from forwarder.mechanisms import ends
@@ -19,8 +19,10 @@ _KEYS = {  # by our side of the wire: our address, theirs, their port
 }
 
 
-def offer(local: IPAddress, port: int, mtu: int, vni: int = 0) -> Mechanism:
-    """What a requester says; vni 0 leaves the choice to the responder."""
+def offer(
+    local: IPAddress, port: int, mtu: int, vni: int = 0, *, any_port: bool = False
+) -> Mechanism:
+    """What a requester says; vni 0 leaves the choice to the responder, any_port the port's."""
     asked = Mechanism(
         mechanisms.REMOTE,
         mechanisms.VXLAN,
@@ -30,6 +32,8 @@ def offer(local: IPAddress, port: int, mtu: int, vni: int = 0) -> Mechanism:
             mechanisms.MTU: str(mtu),
         },
     )
+    if any_port:
+        asked = asked.with_(**{mechanisms.ANY_PORT: "true"})
     return asked.with_(**{mechanisms.VNI: str(vni)}) if vni else asked
 
 
@@ -46,11 +50,21 @@ def answer(asked: Mechanism, local: IPAddress, port: int, mtu: int, vni: int) ->
     )
 
 
+def port_in(mechanism: Mechanism, key: str) -> int:
+    """The UDP port under key; 0 if there is none."""
+    return mechanisms.number(mechanism.get(key), limit=1 << 16)
+
+
+def takes_any_port(asked: Mechanism) -> bool:
+    """Whether who asks said that it will use the port we name."""
+    return asked.get(mechanisms.ANY_PORT) == "true"
+
+
 def tunnel(agreed: Mechanism, side: owner.SideName, port: int, underlay: Namespace) -> VxlanTunnel:
     """The half of what was agreed that is ours: the requester's (src) or the responder's (dst)."""
     own, far, far_port = _KEYS[side]
-    theirs = mechanisms.number(agreed.get(far_port), limit=1 << 16)
-    if theirs not in (0, port):
+    theirs = port_in(agreed, far_port)
+    if theirs not in (0, port) and not (side == "dst" and takes_any_port(agreed)):
         raise UnsupportedError(
             f"VXLAN: the other node uses UDP port {theirs} and this one {port}",
             hint="set NSM_VXLAN_PORT to the same on both",

@@ -6,6 +6,7 @@ taken there, and they give up after three rounds. What was agreed is read from t
 kernel's devices.
 """
 
+import os
 import socket
 import subprocess
 import time
@@ -179,7 +180,7 @@ def test_a_tunnel_port_held_by_a_program_is_told_with_the_port(mesh, alice, far)
         return held
 
     far.have("tunnels", name="far-1", service="one", listen="tcp://198.18.0.2:6001", vnis=[])
-    words = "UDP port 4789 is held by another program", "set another VXLAN port"
+    words = "UDP port 4789", "is held by python", f"(pid {os.getpid()})", "NSM_VXLAN_PORT"
     with ThreadPoolExecutor(1) as there, there.submit(hold).result():
         before = mesh.kernel()
         answer = alice.ask("connect", url="kernel://one/nsm-1")
