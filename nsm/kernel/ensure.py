@@ -19,7 +19,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 
 from nsm.errors import InternalError, NsmError, UnsupportedError
-from nsm.kernel import messages, netlink, owner, tunnels, wireguard
+from nsm.kernel import messages, netlink, owner, splice, tunnels, wireguard
 from nsm.kernel.messages import Device
 from nsm.kernel.netlink import (
     NamespaceGoneError,
@@ -46,6 +46,7 @@ from nsm.kernel.state import (
     RemoteWire,
     Route,
     Rule,
+    Splice,
     State,
     Stub,
     Sysctl,
@@ -293,9 +294,17 @@ def _devices(
     below = _below(reach, wire) if isinstance(wire, RemoteWire) else None
     if below:
         yield below
+    lead = _lead(reach, wire, below) if isinstance(wire, RemoteWire) else None
     for interface, found in seen:
-        if found:
+        if not found:
+            continue
+        if lead and (spliced := _spliced(reach, interface, found, below, lead)):
+            lead = None
+            yield spliced
+        else:
             yield _on(reach, interface, found, below) or _single(reach, wire, interface, found)
+    if lead:
+        yield Stub(lead, "veth")
 
 
 def _below(reach: Reach, wire: RemoteWire) -> Vxlan | Wireguard | Stub | None:
@@ -305,6 +314,32 @@ def _below(reach: Reach, wire: RemoteWire) -> Vxlan | Wireguard | Stub | None:
     if found is None:
         return None
     return _single(reach, wire, replace(wire.end, namespace=where), found)
+
+
+def _lead(reach: Reach, wire: RemoteWire, below: Link | None) -> End | None:
+    """The end of what leads to the wire's encrypted tunnel in the underlay, if there is one."""
+    if not (isinstance(below, Wireguard) or isinstance(wire.tunnel, WireguardTunnel)):
+        return None
+    where, name = wire.lead
+    found = _standing(reach, wire, wire.side, where, name)
+    return found.end(where) if found else None
+
+
+def _spliced(
+    reach: Reach, interface: Interface, found: Device, below: Link | None, lead: End
+) -> Splice | None:
+    """The workload's device as one that leads to the tunnel below, both ways."""
+    if not isinstance(below, Wireguard) or (found.kind, found.peer) != (
+        "veth",
+        reach.index[lead.seat],
+    ):
+        return None
+    sock = reach.socket(lead.namespace)
+    near, tunnel = reach.index[lead.seat], reach.index[below.end.seat]
+    for at, name in ((near, splice.name(tunnel)), (tunnel, splice.name(near, found.mac))):
+        if splice.seen(sock.dump(splice.dump(at))) != [name]:
+            return None
+    return Splice(found.end(interface.namespace), lead, below.end.seat, below.core)
 
 
 def _on(
@@ -458,7 +493,7 @@ class _Waiting:
             results = self._reach.socket(where).do([message for _, message in batch])
             refused: list[tuple[Step, Refusal]] = []
             for (step, message), refusal in zip(batch, results, strict=True):
-                if refusal is None or self._forgiven(where, step, refusal):
+                if refusal is None or self._forgiven(where, step, message, refusal):
                     continue
                 refused.append((step, refusal))
                 if step.verb == "add" and (_creates(message) or not _is_link(step)):
@@ -477,15 +512,17 @@ class _Waiting:
             return IndexTakenError()
         return _not_created(self._reach, item, step, refusal)
 
-    def _forgiven(self, where: Namespace, step: Step, refusal: Refusal) -> bool:
+    def _forgiven(self, where: Namespace, step: Step, message: bytearray, refusal: Refusal) -> bool:
         """Whether the refusal means that it is so already, or that the step works another way."""
         item = step.item
         if step.verb == "del" and refusal.errno in ABSENT:
             return True
-        if refusal.errno == errno.EAFNOSUPPORT and isinstance(item, Vxlan | Wireguard):
+        if refusal.errno == errno.EAFNOSUPPORT and isinstance(item, Vxlan | Wireguard | Splice):
             return True  # nothing to silence: this kernel has no IPv6, or this device none
         if refusal.errno != errno.EEXIST or step.verb != "add":
             return False
+        if splice.is_place(message):
+            return True  # of one that led to this tunnel before
         if isinstance(item, Address):
             _drop(self._journal.steps, step)  # somebody was quicker; it is not ours to take back
             return True
@@ -503,8 +540,8 @@ def _is_link(step: Step) -> bool:
 
 
 def _creates(message: bytearray) -> bool:
-    (flags,) = struct.unpack_from("=H", message, 6)
-    return bool(flags & netlink.CREATE)
+    kind, flags = struct.unpack_from("=HH", message, 4)
+    return kind == netlink.NEWLINK and bool(flags & netlink.CREATE)
 
 
 def _drop(steps: list[Step], step: Step) -> None:
@@ -525,6 +562,8 @@ def _shared(reach: Reach, item: Route) -> bool:
 def _explained(reach: Reach, step: Step, refusal: Refusal, where: Namespace) -> NsmError:
     if refusal.errno == errno.EADDRINUSE and isinstance(step.item, Vxlan | Wireguard):
         return tunnels.port_taken(reach, step.item)  # a tunnel takes its port as it comes up
+    if isinstance(step.item, Splice) and refusal.errno in (errno.ENOENT, errno.EOPNOTSUPP):
+        return splice.cannot(refusal)
     if refusal.errno == errno.EEXIST and isinstance(step.item, Route):
         return RouteTakenError(
             f"`{step}` in {where}: there is a route to {step.item.to} already that is not a wire's",
@@ -597,13 +636,16 @@ def _create(reach: Reach, item: Made, step: Step, journal: Journal, waiting: _Wa
         waiting.add(where, step, made)
     elif isinstance(item, Wireguard):
         _create_encrypted(reach, item, step, journal, waiting)
+    elif isinstance(item, Splice):
+        _create_splice(reach, item, step, waiting)
     else:
         made = messages.create_vxlan(item, indexes[0], reach.fd(item.end.namespace))
         waiting.add(item.underlay, step, made)
         if (mark := owner.Mark.parse(item.end.alias)) and mark.hop:
             waiting.add(item.underlay, step, messages.silence(indexes[0]))
     for end, index in zip(item.ends, indexes, strict=True):
-        born = End(end.namespace, end.name, end.mac, end.mtu, end.group, "", up=False)
+        quiet = isinstance(item, Wireguard)  # as it is by nature
+        born = replace(end, alias="", up=False, quiet=quiet)
         waiting.add(end.namespace, step, messages.set_link(index, born, end))
 
 
@@ -628,11 +670,32 @@ def _create_encrypted(
     waiting.add(item.end.namespace, step, messages.silence(index))
 
 
+def _create_splice(reach: Reach, item: Splice, step: Step, waiting: _Waiting) -> None:
+    """Queue a veth pair into the workload, and what joins its end here with the tunnel."""
+    where, mac = item.near.namespace, item.end.mac
+    inside, near = (reach.index[end.seat] for end in item.ends)
+    tunnel = reach.index_of(*item.lower)
+    out, back = (
+        reach.keep(splice.load(program))
+        for program in (splice.outward(tunnel), splice.inward(near, mac))
+    )
+    for message in (
+        messages.create_veth(item.near, near, item.end, inside, reach.fd(item.end.namespace)),
+        messages.silence(near),
+        splice.place(near),
+        splice.attach(near, out, splice.name(tunnel)),
+        splice.place(tunnel),
+        splice.attach(tunnel, back, splice.name(near, mac)),
+    ):
+        waiting.add(where, step, message)
+    waiting.add(item.end.namespace, step, messages.silence(inside))
+
+
 def _not_created(reach: Reach, item: Made, step: Step, refusal: Refusal) -> NsmError:
     where = item.ends[0].namespace
     if isinstance(item, Vxlan | Wireguard):
         where = item.underlay
-    elif isinstance(item, Macvlan):
+    elif isinstance(item, Macvlan | Splice):
         where = item.lower[0]
     if refusal.errno == errno.EEXIST:
         for end in item.ends:

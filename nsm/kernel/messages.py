@@ -42,7 +42,7 @@ _OF_INTEREST = frozenset(
     (_ADDRESS, _IFNAME, _MTU, _LINK, _LINKINFO, _IFALIAS, _GROUP, _LINK_NETNSID)
 )
 _SKIP_STATS = 8
-_UP = 1
+_UP, _NOARP = 1, 0x80
 _FAMILY = {4: 2, 6: 10}
 _VERSION = {2: 4, 10: 6}
 _LINK_BODY = struct.Struct("=BBHiII")  # family, pad, type, index, flags, change
@@ -72,10 +72,20 @@ class Device:
     port: int = 0
     local: IPAddress | None = None
     remote: IPAddress | None = None
+    quiet: bool = False  # NOARP: nobody is asked for MACs
 
     def end(self, namespace: Namespace) -> End:
         """What of it is a wire's end."""
-        return End(namespace, self.name, self.mac, self.mtu, self.group, self.alias, self.up)
+        return End(
+            namespace,
+            self.name,
+            self.mac,
+            self.mtu,
+            self.group,
+            self.alias,
+            self.up,
+            self.quiet,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +210,8 @@ def set_link(
         attributes += u32(_GROUP, after.group)
     if before is None or before.up != after.up:
         flags, change = (_UP if after.up else 0), _UP
+    if before and before.quiet != after.quiet:
+        flags, change = flags | (_NOARP if after.quiet else 0), change | _NOARP
     if tunnel:
         attributes += _vxlan_info(tunnel, new=False)
     if not (attributes or change):
@@ -267,6 +279,7 @@ def device(body: memoryview) -> Device:
         port=port,
         local=local,
         remote=remote,
+        quiet=bool(flags & _NOARP),
     )
 
 

@@ -45,6 +45,7 @@ from nsm.kernel.tunnels import Engine, StandingWireguard
 from nsm.kernel.wireguard_go import Processes, Running
 from nsm.undo import Undo
 
+Role = tuple[str, str]  # a side of a wire, and which of its devices: see `owner.Mark.role`
 P = ParamSpec("P")
 T = TypeVar("T")
 _CHUNK = 24  # answers that surely fit into a socket's buffer
@@ -84,7 +85,7 @@ class Kernel:
         self._open = False
         self._creating = ThreadPoolExecutor(creating, "kernel-create")
         self._deleting = ThreadPoolExecutor(deleting, "kernel-delete")
-        self._hints: dict[str, dict[tuple[str, bool], tuple[Namespace, Place]]] = {}
+        self._hints: dict[str, dict[Role, tuple[Namespace, Place]]] = {}
 
     async def __aenter__(self) -> Self:
         await asyncio.to_thread(self._home.__enter__)
@@ -199,11 +200,11 @@ class Kernel:
         last = dict(self._hints.get(wire.connection, {}))
         with _Borrowed(fds or {}) as kept:
 
-            def work() -> tuple[tuple[Step, ...], dict[tuple[str, bool], tuple[Namespace, Place]]]:
+            def work() -> tuple[tuple[Step, ...], dict[Role, tuple[Namespace, Place]]]:
                 with Reach(self._home, kept.fds, self._processes) as reach:
-                    seats = {(side, False): (end.namespace, end.name) for side, end in wire.sides}
-                    if isinstance(wire, RemoteWire) and wire.hop:
-                        seats[wire.side, True] = wire.below
+                    seats = {(side, ""): (end.namespace, end.name) for side, end in wire.sides}
+                    if isinstance(wire, RemoteWire) and wire.apart:
+                        seats |= {(wire.side, "hop"): wire.below, (wire.side, "lead"): wire.lead}
                     for key, seat in seats.items():
                         if key in last and last[key][1].nsid == seat[0].nsid:
                             reach.last[seat] = last[key][1].index
@@ -211,13 +212,14 @@ class Kernel:
                     return steps, {
                         key: (seat[0], Place(seat[0].nsid, reach.index[seat]))
                         for key, seat in seats.items()
+                        if seat in reach.index
                     }
 
             running = self._submit(self._creating, kept, work)
             undo.add(f"take back wire {wire.connection}", self._take_back, wire, running, journal)
             steps, found = await asyncio.wrap_future(running)
         self._hints.setdefault(wire.connection, {}).update(found)
-        return Ensured(steps, {side: found[side, False][1] for side, _ in wire.sides})
+        return Ensured(steps, {side: found[side, ""][1] for side, _ in wire.sides})
 
     async def _take_back(self, wire: Wire, running: "Future[T]", journal: Journal) -> None:
         # cancelling a coroutine does not stop its thread: let it come to its end first
@@ -245,7 +247,7 @@ class Kernel:
         for item in found:
             if item.mark:
                 hints = self._hints.setdefault(item.mark.connection, {})
-                key = (item.mark.side, item.mark.hop)
+                key = (item.mark.side, item.mark.role)
                 known = hints.get(key)
                 space = known[0] if known else Namespace(0, item.place.nsid)
                 hints[key] = (space, item.place)
@@ -373,15 +375,21 @@ class Kernel:
         hints = list(self._hints.get(connection, {}).values())
 
         def work() -> StandingWireguard | None:
-            for item in sweep.located(self.group, connection, hints):
+            found = sweep.located(self.group, connection, hints)
+            for item in found:
                 mark, kind = item.mark, item.device.kind
                 if mark and side in (None, mark.side) and kind in tunnels.KINDS:
-                    return self._standing(item, tunnels.KINDS[kind])
+                    ends = (
+                        one
+                        for one in found
+                        if one.mark and (one.mark.side, one.mark.role) == (mark.side, "")
+                    )
+                    return self._standing(item, tunnels.KINDS[kind], next(ends, item))
             return None
 
         return await self._run(self._creating, None, work)
 
-    def _standing(self, item: Found, engine: EngineName) -> StandingWireguard | None:
+    def _standing(self, item: Found, engine: EngineName, end: Found) -> StandingWireguard | None:
         where = self.own
         if engine == "kernel" and item.place.nsid != OWN:  # it is asked where it is
             fd = self._home.find_number(item.place.nsid)
@@ -394,7 +402,7 @@ class Kernel:
         if held is None or held.key is None or not held.port:
             return None
         peer = held.peers[0].public if held.peers else ""
-        place, name = item.place, item.device.name
+        place, name = end.place, end.device.name
         return StandingWireguard(held.key, held.port, engine, peer, place.nsid, name)
 
     async def handshake(

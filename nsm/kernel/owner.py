@@ -54,7 +54,8 @@ class Mark:
 
     rules says that policy routing rules hang on the device. They outlive it, so
     whoever removes the device must know without having it any more. hop says that it is
-    the tunnel below a workload's device, which outlives the workload.
+    the tunnel below a workload's device, which outlives the workload; lead, that it is what
+    is between those two.
 
     A WireGuard device does not show where its socket is, nor where its far end said it
     is once packets came from elsewhere. So that is written here: the cookie of the
@@ -67,12 +68,14 @@ class Mark:
     hop: bool = False
     underlay: int = 0
     far: str = ""
+    lead: bool = False
 
     def __str__(self) -> str:
         return (
             f"nsm:{quote(self.connection, safe='')}:{self.side}"
             + (":rules" if self.rules else "")
             + (":hop" if self.hop else "")
+            + (":lead" if self.lead else "")
             + (f":on={self.underlay}" if self.underlay else "")
             + (f":to={quote(self.far, safe='')}" if self.far else "")
         )
@@ -93,7 +96,13 @@ class Mark:
             "hop" in more,
             int(on) if _DECIMAL.fullmatch(on) else 0,
             unquote(said.get("to", "")),
+            "lead" in more,
         )
+
+    @property
+    def role(self) -> str:
+        """Which of a side's devices it is on."""
+        return "lead" if self.lead else "hop" if self.hop else ""
 
 
 def mark(
@@ -104,9 +113,10 @@ def mark(
     hop: bool = False,
     underlay: int = 0,
     far: str = "",
+    lead: bool = False,
 ) -> Mark:
     """The mark of one end; InvalidError where the id does not fit into an alias."""
-    made = Mark(connection, side, rules, hop, underlay, far)
+    made = Mark(connection, side, rules, hop, underlay, far, lead)
     if not connection or len(str(made).encode()) > _LONGEST:
         raise InvalidError(
             f"connection id {connection[:40]!r}… does not fit into a link alias of {_LONGEST} bytes"
@@ -131,3 +141,8 @@ def mac(connection: str, side: SideName) -> str:
 def tunnel_name(connection: str, side: SideName) -> str:
     """What a tunnel is called while it is in the underlay: 15 bytes, one on the whole machine."""
     return "nsm" + hashlib.sha256(f"{side} {connection}".encode()).hexdigest()[:12]
+
+
+def lead_name(connection: str, side: SideName) -> str:
+    """What is called, in the underlay, what leads from a workload to its tunnel there."""
+    return "nsl" + tunnel_name(connection, side)[3:]

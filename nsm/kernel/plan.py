@@ -18,8 +18,10 @@ from nsm.kernel.state import (
     Made,
     Namespace,
     Neighbour,
+    OnTop,
     Route,
     Rule,
+    Splice,
     State,
     Stub,
     Sysctl,
@@ -35,6 +37,7 @@ _ORDER = (
     Vxlan,
     Wireguard,
     Macvlan,
+    Splice,
     Stub,
     Sysctl,
     Address,
@@ -67,6 +70,8 @@ class Step:
         command = f"ip {family}{kind} {self.verb} {rest}"
         if isinstance(self.item, Wireguard):
             return "; ".join(_encrypted(self.item, command))
+        if isinstance(self.item, Splice):
+            return "; ".join(_joined(self.item, command))
         return command
 
     @property
@@ -99,7 +104,7 @@ def plan(desired: State, observed: State) -> tuple[Step, ...]:
     blocking += [  # it would go with the tunnel it stands on, and all on it too
         link
         for link in gone
-        if isinstance(link, Macvlan) and link.on in falling and link not in blocking
+        if isinstance(link, OnTop) and link.on in falling and link not in blocking
     ]
     leaving = [link for link in gone if link not in blocking]
 
@@ -109,9 +114,9 @@ def plan(desired: State, observed: State) -> tuple[Step, ...]:
     left = observed - first - last
 
     adding = [Step("add", link) for link in sorted(fresh, key=_rank)]
-    steps += [step for step in adding if not isinstance(step.item, Macvlan)]
+    steps += [step for step in adding if not isinstance(step.item, OnTop)]
     steps += [Step("set", new, old) for old, new in changed if old != new]
-    steps += [step for step in adding if isinstance(step.item, Macvlan)]  # no larger than below it
+    steps += [step for step in adding if isinstance(step.item, OnTop)]  # no larger than below it
     settings = {(item.namespace, item.key): item for item in left if isinstance(item, Sysctl)}
     rest = [item for item in desired - left if not isinstance(item, Link)]
     for item in sorted(rest, key=_rank):
@@ -189,6 +194,13 @@ def _encrypted(new: Wireguard, command: str) -> Iterable[str]:
         )
 
 
+def _joined(new: Splice, command: str) -> Iterable[str]:
+    yield command
+    for one, other in ((new.near.name, new.lower[1]), (new.lower[1], new.near.name)):
+        yield f"tc qdisc add dev {one} ingress"
+        yield f"tc filter add dev {one} ingress bpf direct-action, redirecting to {other}"
+
+
 def _differences(after: End, before: End) -> Iterable[tuple[str, object]]:
     for word, attribute in (
         ("address", "mac"),
@@ -198,5 +210,7 @@ def _differences(after: End, before: End) -> Iterable[tuple[str, object]]:
     ):
         if getattr(after, attribute) != getattr(before, attribute):
             yield word, getattr(after, attribute)
+    if after.quiet != before.quiet:
+        yield "arp", "off" if after.quiet else "on"
     if after.up != before.up:
         yield ("up" if after.up else "down"), ""

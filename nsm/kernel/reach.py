@@ -88,6 +88,11 @@ class Reach:
             self._sockets[namespace] = self._stack.enter_context(made)
         return self._sockets[namespace]
 
+    def keep(self, fd: int) -> int:
+        """Close that descriptor with the batch; returns it."""
+        self._stack.callback(os.close, fd)
+        return fd
+
     def generic(self, namespace: Namespace) -> Socket:
         """The batch's socket of generic netlink in that namespace."""
         if namespace not in self._generic:

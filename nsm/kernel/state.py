@@ -21,7 +21,7 @@ from ipaddress import (
 )
 from typing import Literal
 
-from nsm.errors import InvalidError, UnsupportedError
+from nsm.errors import InvalidError
 from nsm.kernel import owner
 from nsm.kernel.keys import Key, check_public
 
@@ -71,7 +71,10 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """One device: where it stands, and what of it can be changed while it lives."""
+    """One device: where it stands, and what of it can be changed while it lives.
+
+    quiet: nobody is asked for MACs on it, because all it leads to is one far end.
+    """
 
     namespace: Namespace
     name: str
@@ -80,6 +83,7 @@ class End:
     group: int
     alias: str
     up: bool = True
+    quiet: bool = False
 
     @property
     def seat(self) -> tuple[Namespace, str]:
@@ -179,7 +183,7 @@ class Wireguard:
 
     @property
     def called(self) -> str:
-        """What `wg` calls it: wireguard-go's keeps the name it was made under."""
+        """What `wg` calls it: wireguard-go's device keeps the name it was made under."""
         mark = owner.Mark.parse(self.end.alias)
         if self.engine == "kernel" or mark is None:
             return self.end.name
@@ -214,6 +218,35 @@ class Macvlan:
         return (
             f"link {self.end} netns {self.end.namespace} link {self.lower[1]}"
             " type macvlan mode passthru"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Splice:
+    """A workload's only way to an encrypted tunnel that stands in the underlay.
+
+    A veth pair whose end there, near, is joined with the tunnel: what goes in at the one comes
+    out at the other (`nsm.kernel.splice`). lower is the tunnel's seat, on is the tunnel's core.
+    """
+
+    end: End
+    near: End
+    lower: tuple[Namespace, str]
+    on: tuple[object, ...]
+
+    @property
+    def ends(self) -> tuple[End, ...]:
+        return (self.end, self.near)
+
+    @property
+    def core(self) -> tuple[object, ...]:
+        """What cannot be changed without making it anew: what joins them knows the MAC."""
+        return ("splice", self.end.seat, self.near.seat, self.end.mac, self.on)
+
+    def __str__(self) -> str:
+        return (
+            f"link {self.end} netns {self.end.namespace} type veth peer {self.near}"
+            f" netns {self.near.namespace}"
         )
 
 
@@ -332,7 +365,8 @@ class Rule:
         )
 
 
-Made = Veth | Vxlan | Wireguard | Macvlan
+OnTop = Macvlan | Splice
+Made = Veth | Vxlan | Wireguard | Macvlan | Splice
 Link = Made | Stub
 Member = Address | Route | Neighbour | Rule
 Item = Link | Sysctl | Member
@@ -451,8 +485,9 @@ class RemoteWire:
     """One node's half of a wire between two nodes: one tunnel device in the workload.
 
     hop: the tunnel device stands in the underlay and the workload gets one on top of it,
-    because whoever may configure a tunnel can lead it elsewhere, or send from the node's
-    address under other identifiers.
+    because whoever may configure a tunnel can lead it elsewhere, send from the node's
+    address under other identifiers, or read its key. A wireguard-go's device is none of that:
+    socket and key are the process's, so it is in the workload either way.
     """
 
     connection: str
@@ -466,9 +501,22 @@ class RemoteWire:
         return ((self.side, self.end),)
 
     @property
+    def apart(self) -> bool:
+        """Whether the tunnel's device stands in the underlay."""
+        tunnel = self.tunnel
+        return self.hop and not (
+            isinstance(tunnel, WireguardTunnel) and tunnel.engine == "userspace"
+        )
+
+    @property
     def below(self) -> tuple[Namespace, str]:
         """Where the tunnel stands if it is not in the workload."""
         return (self.tunnel.underlay, owner.tunnel_name(self.connection, self.side))
+
+    @property
+    def lead(self) -> tuple[Namespace, str]:
+        """Where what leads to an encrypted tunnel that is not in the workload has its end."""
+        return (self.tunnel.underlay, owner.lead_name(self.connection, self.side))
 
 
 Wire = LocalWire | RemoteWire
@@ -490,8 +538,8 @@ def items(wire: Wire, group: int) -> State:
             )
         found.add(Veth(ends[0], ends[1]))
     elif isinstance(wire.tunnel, WireguardTunnel):
-        found.add(_wireguard(wire, wire.tunnel, ends[0]))
-    elif wire.hop:
+        found.update(_encrypted(wire, wire.tunnel, ends[0]))
+    elif wire.apart:
         where, name = wire.below
         alias = str(owner.mark(wire.connection, wire.side, hop=True))
         end = replace(ends[0], namespace=where, name=name, alias=alias)
@@ -528,7 +576,23 @@ def _vxlan(wire: RemoteWire, tunnel: VxlanTunnel, end: End) -> Vxlan:
     return Vxlan(end, tunnel.vni, tunnel.local, tunnel.remote, tunnel.port, tunnel.underlay)
 
 
-def _wireguard(wire: RemoteWire, tunnel: WireguardTunnel, end: End) -> Wireguard:
+def _encrypted(wire: RemoteWire, tunnel: WireguardTunnel, end: End) -> Iterator[Link]:
+    mark = owner.Mark.parse(end.alias)
+    assert mark is not None
+    if not wire.apart:
+        yield _wireguard(wire, tunnel, end, mark)
+        return
+    where, name = wire.below
+    mark = owner.mark(wire.connection, wire.side, hop=True)
+    below = _wireguard(wire, tunnel, replace(end, namespace=where, name=name), mark)
+    yield below
+    where, name = wire.lead
+    alias = str(owner.mark(wire.connection, wire.side, hop=True, lead=True))
+    near = replace(end, namespace=where, name=name, alias=alias)
+    yield Splice(replace(end, quiet=True), near, wire.below, below.core)
+
+
+def _wireguard(wire: RemoteWire, tunnel: WireguardTunnel, end: End, mark: owner.Mark) -> Wireguard:
     _check_outside(wire, tunnel)
     _check_port(wire, tunnel.remote_port)
     peer = check_public(tunnel.peer, f"wire {wire.connection}: the far end's key")
@@ -538,20 +602,17 @@ def _wireguard(wire: RemoteWire, tunnel: WireguardTunnel, end: End) -> Wireguard
         raise InvalidError(
             f"wire {wire.connection}: a keepalive of {tunnel.keepalive} s is not within 0 and 65535"
         )
-    if wire.hop:
-        raise UnsupportedError(
-            f"wire {wire.connection}: a WireGuard tunnel cannot stand on the node and be used from"
-            f" {end.namespace}",
-            hint="set NSM_ISOLATION=in-place if whoever is in there may know the wire's key",
-        )
     far = endpoint(tunnel.remote, tunnel.remote_port)
-    said = owner.Mark.parse(end.alias)
-    assert said is not None
     mark = owner.mark(
-        wire.connection, wire.side, rules=said.rules, underlay=tunnel.underlay.cookie, far=far
+        wire.connection,
+        wire.side,
+        rules=mark.rules,
+        hop=mark.hop,
+        underlay=tunnel.underlay.cookie,
+        far=far,
     )
     return Wireguard(
-        replace(end, mac="", alias=str(mark)),
+        replace(end, mac="", alias=str(mark), quiet=True),
         tunnel.engine,
         tunnel.underlay,
         tunnel.key,

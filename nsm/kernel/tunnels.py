@@ -107,11 +107,12 @@ def port_taken(reach: Reach, item: Vxlan | Wireguard) -> PortTakenError:
     """Who has the port the tunnel was to have, as far as it can be told."""
     with reach.inside(item.underlay):
         holder = ports.holder(item.port)
+    hint = "the next one will do; NSM_WIREGUARD_PORT says which is the first of a node's"
+    if isinstance(item, Vxlan):
+        hint = "stop it, or set NSM_VXLAN_PORT, the same on every node"
     return PortTakenError(
         f"UDP port {item.port} in {item.underlay} is held by {holder or 'somebody who just left'}",
-        hint="the next one will do; NSM_WIREGUARD_PORT says which is the first of a node's"
-        if isinstance(item, Wireguard)
-        else "stop it, or set NSM_VXLAN_PORT, the same on every node",
+        hint=hint,
     )
 
 
@@ -204,7 +205,8 @@ def _of(wire: RemoteWire) -> tuple[WireguardTunnel, Wireguard]:
     if not isinstance(tunnel, WireguardTunnel):
         raise InvalidError(f"wire {wire.connection} has no WireGuard tunnel")
     mark = owner.mark(wire.connection, wire.side)
-    end = End(wire.end.namespace, wire.end.name, "", wire.end.mtu, 0, str(mark))
+    where, name = wire.below if wire.apart else (wire.end.namespace, wire.end.name)
+    end = End(where, name, "", wire.end.mtu, 0, str(mark))
     far = endpoint(tunnel.remote, tunnel.remote_port)
     return tunnel, Wireguard(
         end, tunnel.engine, tunnel.underlay, tunnel.key, tunnel.port, tunnel.peer, far

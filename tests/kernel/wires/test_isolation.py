@@ -184,18 +184,18 @@ async def test_a_refused_hop_leaves_nothing_and_a_later_failure_takes_it_back(
     kernel: Kernel, nodes: Nodes
 ) -> None:
     near, _ = await nodes.wires(kernel)
-    before = kernel_state(nodes.client, nodes.near)
+    before = (nodes.near.links(), kernel_state(nodes.client))
     nodes.client.do("link", "add", "nsm-1", "type", "bridge")
     with pytest.raises(NameTakenError, match="there is an interface nsm-1 in src already"):
         await ensured(kernel, near)
     nodes.client.do("link", "del", "nsm-1")
-    assert kernel_state(nodes.client, nodes.near) == before
+    assert (nodes.near.links(), kernel_state(nodes.client)) == before
     with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the block is the matter
         async with Undo() as undo:
             await kernel.ensure(near, undo)
             assert nodes.near.links() == {"eth0", BELOW}
             raise ZeroDivisionError
-    assert kernel_state(nodes.client, nodes.near) == before
+    assert (nodes.near.links(), kernel_state(nodes.client)) == before
 
 
 async def test_a_workload_that_dies_leaves_a_tunnel_that_is_found_and_removed(

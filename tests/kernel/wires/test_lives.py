@@ -242,7 +242,7 @@ async def test_a_workload_that_writes_over_a_mark_does_not_escape_removal(
     await joined(kernel, here, there)
     client.do("link", "set", "nsm-1", "alias", "mine", "down", "name", "mine")
     server.do("link", "del", "nsm-2")
-    client.do(*"link add nsm-1 type veth peer name x".split())
+    client.do(*["link", "add", "nsm-1", "type", "veth", "peer", "name", "x"])
     assert await kernel.remove("id-1") == 0  # nothing of it is left, and these are not ours
     assert client.links() == {"nsm-1", "x"}
     client.do("link", "del", "nsm-1")

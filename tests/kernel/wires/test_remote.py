@@ -147,16 +147,16 @@ async def test_a_vni_in_use_is_said_beforehand_and_refused_clearly_and_leaves_no
     assert await kernel.vni_free(44, here, there, underlay=near)
     server = await kernel.namespace(path=nodes.server.path, name="server")
     other = replace(left, connection="id-2", end=replace(left.end, namespace=server))
-    before = kernel_state(nodes.near, nodes.client, nodes.server)
+    before = (nodes.near.links(), kernel_state(nodes.client, nodes.server))
     with pytest.raises(VniTakenError) as refused:
         await ensured(kernel, other)
     assert str(refused.value) == "VNI 42 is in use on UDP port 4789 in near; agree on another VNI"
-    assert kernel_state(nodes.near, nodes.client, nodes.server) == before
+    assert (nodes.near.links(), kernel_state(nodes.client, nodes.server)) == before
     async with Undo() as undo:  # agreeing on another one happens within one attempt
         taken = replace(other, end=replace(other.end, policies=()))
         with pytest.raises(VniTakenError):
             await kernel.ensure(taken, undo)
-        assert kernel_state(nodes.near, nodes.client, nodes.server) == before
+        assert (nodes.near.links(), kernel_state(nodes.client, nodes.server)) == before
         agreed = replace(taken, tunnel=replace(taken.tunnel, vni=46))
         await kernel.ensure(agreed, undo)
     assert nodes.server.links() == {"nsm-1"}
@@ -178,10 +178,10 @@ async def test_a_udp_port_held_by_a_program_is_named(kernel: Kernel, nodes: Node
         return held
 
     with await kernel.within(left.tunnel.underlay, hold):
-        before = kernel_state(nodes.near, nodes.client)
-        with pytest.raises(TakenError, match="UDP port 4789 is held by another program"):
+        before = (nodes.near.links(), kernel_state(nodes.client))
+        with pytest.raises(TakenError, match=r"UDP port 4789 in near is held by \S+ \(pid \d+\)"):
             await ensured(kernel, left)
-        assert kernel_state(nodes.near, nodes.client) == before
+        assert (nodes.near.links(), kernel_state(nodes.client)) == before
 
 
 async def test_the_underlay_tells_its_address_and_mtu(kernel: Kernel, nodes: Nodes) -> None:

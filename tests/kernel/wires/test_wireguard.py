@@ -3,13 +3,12 @@
 import asyncio
 import statistics
 import time
-from dataclasses import replace
 
 import pytest
 from scapy.layers.inet import IP, UDP
 from scapy.layers.inet6 import IPv6ExtHdrFragment
 
-from nsm.errors import UnavailableError, UnsupportedError
+from nsm.errors import UnavailableError
 from nsm.kernel import owner
 from nsm.kernel.node import Kernel
 from tests.e2e.wires.capture import Capture, capture
@@ -224,12 +223,3 @@ async def test_no_bring_up_is_slower_than_ten_times_the_others(
     write(f"{what}: the slowest / the middle one", slowest / middle, 10)
     assert slowest < 4
     assert slowest / middle < 100
-
-
-async def test_an_isolated_workload_gets_none_and_is_told(
-    encrypting: Kernel, encrypted: Nodes
-) -> None:
-    near, _ = await encrypted.wires(encrypting)
-    with pytest.raises(UnsupportedError, match="NSM_ISOLATION=in-place"):
-        await ensured(encrypting, replace(near, hop=True))
-    assert encrypted.client.links() == set()

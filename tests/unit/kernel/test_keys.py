@@ -32,6 +32,12 @@ def test_what_is_stored_and_read_back_is_the_same_key(raw: bytes) -> None:
     assert Key(key.secret).public == key.public
 
 
+def test_what_is_stored_is_clamped_so_that_it_is_read_back_as_it_was() -> None:
+    stored = bytes([0xF8]) + b"\xff" * 30 + bytes([0x7F])  # says wg show private-key
+    assert Key(b"\xff" * 32).secret == stored
+    assert Key(bytes([1, *bytes(31)])) == Key(bytes([0, *bytes(30), 0x40]))
+
+
 def test_no_two_are_drawn_alike() -> None:
     drawn = {Key.generate() for _ in range(50)}
     assert len({key.public for key in drawn}) == 50

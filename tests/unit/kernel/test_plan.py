@@ -20,11 +20,13 @@ from nsm.kernel.state import (
     Macvlan,
     Namespace,
     Neighbour,
+    OnTop,
     Policy,
     RemoteWire,
     Route,
     Rule,
     Selector,
+    Splice,
     State,
     Stub,
     Sysctl,
@@ -46,7 +48,7 @@ CLIENT, SERVER, UNDERLAY = (
     for cookie, name in ((1, "client"), (2, "server"), (3, "underlay"))
 )
 GROUP = owner.group("test")
-LINKS = (Veth, Vxlan, Wireguard, Macvlan, Stub)
+LINKS = (Veth, Vxlan, Wireguard, Macvlan, Splice, Stub)
 
 
 class Model:
@@ -70,7 +72,7 @@ class Model:
             if isinstance(item, LINKS):
                 seats = {end.seat for end in item.ends}
                 on_it = [other for other in self.state if member_of(other) in seats]
-                on_it += [o for o in self.state if isinstance(o, Macvlan) and o.lower in seats]
+                on_it += [o for o in self.state if isinstance(o, OnTop) and o.lower in seats]
                 assert not on_it, f"{step} takes {on_it} away, and nobody could bring it back"
             self.state.remove(item)
         tables = {(i.namespace, i.table) for i in self.state if isinstance(i, Route)}
@@ -90,8 +92,8 @@ class Model:
             if isinstance(item, Wireguard):
                 ports = {i.claim for i in self.state if isinstance(i, Wireguard)}
                 assert item.claim not in ports, f"{step}: the port is taken"
-            if isinstance(item, Macvlan):
-                cores = {i.core for i in self.state if isinstance(i, Vxlan)}
+            if isinstance(item, OnTop):
+                cores = {i.core for i in self.state if isinstance(i, Vxlan | Wireguard)}
                 assert item.on in cores, f"{step}: there is no such tunnel"
         elif member_of(item):
             assert member_of(item) in self.seats(), f"{step}: no such device"
@@ -170,7 +172,9 @@ WIRES = st.one_of(
     st.builds(
         RemoteWire, st.just("id"), st.just("src"), interfaces(CLIENT), TUNNELS, st.booleans()
     ),
-    st.builds(RemoteWire, st.just("id"), st.just("src"), interfaces(CLIENT), ENCRYPTED),
+    st.builds(
+        RemoteWire, st.just("id"), st.just("src"), interfaces(CLIENT), ENCRYPTED, st.booleans()
+    ),
 )
 
 
@@ -203,7 +207,7 @@ def observed(draw: st.DrawFn, wire: Wire) -> State:
     for item in sorted(state, key=str):
         if item not in state or isinstance(item, Route) or not draw(st.booleans()):
             continue
-        if isinstance(item, Macvlan):
+        if isinstance(item, OnTop):
             state.discard(item)  # somebody deleted it
             state -= {other for other in state if member_of(other) == item.end.seat}
         elif isinstance(item, Veth | Vxlan | Wireguard):
@@ -220,7 +224,7 @@ def observed(draw: st.DrawFn, wire: Wire) -> State:
                 case "half":
                     state.add(Stub(end, "veth"))
                     seats.remove(end.seat)
-            on_top = {o for o in state if isinstance(o, Macvlan) and o.lower == end.seat}
+            on_top = {o for o in state if isinstance(o, OnTop) and o.lower == end.seat}
             state -= on_top
             seats |= {one.end.seat for one in on_top}
             state -= {other for other in state if member_of(other) in seats}
@@ -391,6 +395,40 @@ def test_an_encrypted_tunnel_reads_as_ip_and_wg_commands_and_its_key_is_not_show
             assert key.secret.hex() not in said
             assert repr(key.secret) not in said
             assert base64.b64encode(key.secret).decode() not in said
+
+
+def test_an_encrypted_tunnel_on_the_node_is_made_before_what_leads_to_it_and_goes_after() -> None:
+    end = Interface(CLIENT, "nsm-1", addresses=(ip_interface("10.0.0.1/32"),), ping=False)
+    tunnel = WireguardTunnel(
+        KEYS[0], FAR[0], *map(ip_address, ("192.0.2.1", "192.0.2.2")), 51820, UNDERLAY, 51820,
+        "kernel",
+    )  # fmt: skip
+    plain, apart = (
+        items(RemoteWire("id", "src", end, tunnel, hop), GROUP) for hop in (False, True)
+    )
+    assert [(step.verb, type(step.item).__name__) for step in plan(apart, plain)] == [
+        ("del", "Address"),
+        ("del", "Wireguard"),
+        ("add", "Wireguard"),
+        ("add", "Splice"),
+        ("add", "Address"),
+    ]
+    assert [(step.verb, type(step.item).__name__) for step in plan(plain, apart)] == [
+        ("del", "Address"),
+        ("del", "Splice"),
+        ("del", "Wireguard"),
+        ("add", "Wireguard"),
+        ("add", "Address"),
+    ]
+    below, lead = owner.tunnel_name("id", "src"), owner.lead_name("id", "src")
+    commands = str(plan(apart, frozenset())[1]).split("; ")
+    assert commands[0].startswith("ip link add nsm-1 address ")
+    assert commands[0].endswith(f"group {GROUP} netns underlay")
+    assert f"tc filter add dev {lead} ingress bpf direct-action, redirecting to {below}" in commands
+    assert f"tc filter add dev {below} ingress bpf direct-action, redirecting to {lead}" in commands
+    userspace = replace(tunnel, engine="userspace")
+    there = {items(RemoteWire("id", "src", end, userspace, hop), GROUP) for hop in (False, True)}
+    assert len(there) == 1  # its device is none that could be misused
 
 
 def test_what_is_the_same_about_a_far_end_is_not_told_again() -> None:

@@ -132,11 +132,18 @@ def test_policies_take_the_lowest_free_table_and_keep_the_one_they_have() -> Non
     st.booleans(),
     st.integers(0, (1 << 64) - 1),
     st.text(max_size=8),
+    st.booleans(),
 )
 def test_a_mark_read_back_is_the_mark_written(
-    connection: str, side: owner.SideName, rules: bool, hop: bool, underlay: int, far: str
+    connection: str,
+    side: owner.SideName,
+    rules: bool,
+    hop: bool,
+    underlay: int,
+    far: str,
+    lead: bool,
 ) -> None:
-    made = owner.mark(connection, side, rules=rules, hop=hop, underlay=underlay, far=far)
+    made = owner.mark(connection, side, rules=rules, hop=hop, underlay=underlay, far=far, lead=lead)
     assert owner.Mark.parse(str(made)) == made
     assert str(made).isascii()
 
