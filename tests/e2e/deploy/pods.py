@@ -6,6 +6,7 @@ seen through an overlay that goes with it; the image's command is that of this c
 a container runtime adds to that, seccomp and cgroups, is not here.
 """
 
+import asyncio
 import os
 import re
 import signal
@@ -16,8 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy.kubernetes.check import VARIABLE, Object, containers, pod_of
+from tests.support.wait import until
 
 ROOT = Path(__file__).parents[3]
+UP = 5.0  # seconds for a process to serve, while all others of two nodes start too
 ENTRYPOINT = ["nsmctl", "run"]  # the image's, which tests/unit/deploy holds to it
 PATH = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -53,6 +56,16 @@ class Container:
     def probe(self, which: str) -> bool:
         """Whether the probe of that name is content."""
         return self.run(*self.spec[which]["exec"]["command"]).returncode == 0
+
+    async def ready(self) -> None:
+        """Wait until its own probe says that it is ready."""
+        probe = next((one for one in ("startupProbe", "readinessProbe") if one in self.spec), "")
+        if not probe:
+            return
+        try:
+            await until(lambda: self.probe(probe), f"{self.name} is ready", bar=UP)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it says:\n{self.said()[-3000:]}") from None
 
     def signal(self, number: signal.Signals) -> None:
         """Send its first process a signal."""
@@ -118,7 +131,8 @@ class Cluster:
     ) -> Pod:
         """Start a pod of an object on a node; netns and address are its own, without host network.
 
-        Containers start in their order, and those that only prepare have ended before the next.
+        Containers start in their order: those that only prepare have ended before the next, and
+        those that stay beside the others have started up.
         """
         spec = pod_of(self._objects[kind, owner])
         assert spec is not None
@@ -139,9 +153,11 @@ class Cluster:
             subprocess.run(["ip", "netns", "exec", where, *setting], check=True)
         for each in containers(spec):
             container = self._start(each, pod, told, volumes, where, own)
-            stays = each in spec["containers"] or each.get("restartPolicy") == "Always"
-            if stays:
+            if each in spec["containers"]:
                 pod.running[each["name"]] = container
+            elif each.get("restartPolicy") == "Always":
+                pod.running[each["name"]] = container
+                asyncio.run(container.ready())
             elif code := container.process.wait(30):
                 raise AssertionError(f"{name}/{each['name']} ended with {code}: {container.said()}")
         return pod

@@ -9,18 +9,18 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from deploy.kubernetes import check
 from nsm.identity.authority import Authority
-from tests.e2e.deploy.pods import Cluster, Container, Node, Pod
+from tests.e2e.deploy.pods import UP, Cluster, Container, Node, Pod
 from tests.support.spaces import Space, space
 from tests.support.wait import until
 
 REGISTRY = "10.77.0.100"
-UP = 5.0  # seconds: a mesh of nine processes on a small machine
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Mesh:
 
     async def ready(self) -> None:
         for one in self.containers:
-            await ready(one)
+            await one.ready()
 
     def roll(self, program: str, node: str, name: str) -> Container:
         """Replace a program's pod by one of another name, as an update does."""
@@ -128,15 +128,6 @@ def fresh(tmp_path: Path) -> Iterator[Mesh]:
         yield made
 
 
-async def ready(one: Container) -> None:
-    """Wait until the container's own probe says that it is ready."""
-    probe = next((name for name in ("startupProbe", "readinessProbe") if name in one.spec), "")
-    try:
-        await until(lambda: not probe or one.probe(probe), f"{one.name} is ready", bar=UP)
-    except AssertionError as error:
-        raise AssertionError(f"{error}; {one.name} says:\n{one.said()[-3000:]}") from None
-
-
 def pinging(mesh: Mesh, *options: str) -> "subprocess.Popen[str]":
     command = ["ip", "netns", "exec", mesh.workload.name, "ping", "-n", *options, "172.16.1.0"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -180,18 +171,21 @@ def mask(*names: str) -> int:
 
 
 async def test_a_program_that_hangs_is_told_by_its_liveness_probe(mesh: Mesh) -> None:
-    for one in mesh.containers:
-        if "livenessProbe" not in one.spec:
-            continue
-        assert one.probe("livenessProbe")
+    watched = [one for one in mesh.containers if "livenessProbe" in one.spec]
+    assert {one.name for one in watched} == {"issuer", "nsmgr", "forwarder", "registry"}
+    assert all(one.probe("livenessProbe") for one in watched)
+    for one in watched:
         one.signal(signal.SIGSTOP)
-        try:
-            hung = time.time() - 31
+    try:
+        hung = time.time() - 31
+        for one in watched:
             os.utime(f"/proc/{one.pid}/root/run/vwire/health", (hung, hung))
-            assert not one.probe("livenessProbe")
-        finally:
+        assert [one.name for one in watched if one.probe("livenessProbe")] == []
+    finally:
+        for one in watched:
             one.signal(signal.SIGCONT)
-        await until(lambda: one.probe("livenessProbe"), "the loop turns", bar=3.0)  # noqa: B023
+    for one in watched:
+        await until(partial(one.probe, "livenessProbe"), f"{one.name}'s loop turns", bar=UP)
 
 
 async def test_an_update_of_every_program_loses_no_packet(fresh: Mesh) -> None:
@@ -200,10 +194,10 @@ async def test_an_update_of_every_program_loses_no_packet(fresh: Mesh) -> None:
     try:
         for program in ("forwarder", "nsmgr"):
             for node in fresh.nodes:
-                await ready(fresh.roll(program, node, f"{program}-{node}b"))
+                await fresh.roll(program, node, f"{program}-{node}b").ready()
         for node in fresh.nodes:
             (forwarder,) = fresh.daemons["forwarder", node].running.values()
-            await until(lambda: refreshed(forwarder), "the wire is refreshed", bar=UP)  # noqa: B023
+            await until(partial(refreshed, forwarder), "the wire is refreshed", bar=UP)
     finally:
         pings.send_signal(signal.SIGINT)
         said, _ = pings.communicate(timeout=30)

@@ -53,6 +53,11 @@ def test_the_image_starts_our_programs_as_nobody_in_particular(
     assert "PATH=/opt/vwire/bin:" in last["ENV"]
 
 
+def test_ping_asks_for_no_capability_that_pods_do_not_have(steps: list[tuple[str, str]]) -> None:
+    (installs,) = [value for _, value in steps if "iputils-ping" in value]
+    assert "&& setcap -r /usr/bin/ping" in installs
+
+
 def test_all_that_the_wheel_is_made_of_is_copied(steps: list[tuple[str, str]]) -> None:
     sources = set()
     for instruction, value in steps:
