@@ -56,8 +56,8 @@ lock: setup  ## requirements.lock and the image's part of it, newest versions th
 bars:  ## how the times the last test run waited compare with their bars
 	@$(BIN)/python tests/support/bars.py out/times.json
 
-bench: setup  ## what a wire costs, against the floors of its stages; exit code 1 above a bar
-	@$(BIN)/python -m bench.wire --bars
+bench: setup  ## what wires cost, against the same by hand and against floors; QUICK=1: in a minute
+	@$(BIN)/python -m bench $(if $(QUICK),--quick)
 
 clean:  ## remove .venv, caches and what tests wrote
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,9 +1,10 @@
-"""Ask for a wire again and again, from inside a lab: what `bench.wire` runs there.
+"""Ask for a wire again and again, from inside a mesh: what `bench.requests` runs there.
 
-    python -m bench.asking 50
+    python -m bench.asking URL SHAPE ROUNDS
 
-Prints one JSON object: milliseconds of each request and close, the stages of each
-request, and the floors of its calls and of a token.
+SHAPE is which bare calls are its floor, of `bench.bare`. Prints one JSON object:
+milliseconds of each request and close, the stages of each request, and the floors of the
+calls of both and of a token.
 """
 
 import asyncio
@@ -22,24 +23,24 @@ from nsm.process.config import parse
 from nsm.process.workload import Surroundings
 from nsm.rpc.wire import to_pb
 
-URL = "kernel://icmp-responder/b-1"
 TOKENS = 300
 
 
-async def main(rounds: int) -> None:
+async def main(url: str, shape: str, rounds: int) -> None:
     """Measure and print."""
     told = parse(Surroundings, dict(os.environ))  # noqa: TID251
     async with (
         workload_source(told.spiffe_endpoint_socket, patience=10) as source,
-        bare.asking() as ask,
+        bare.asking(shape) as floor,
         nsm.Client(
             "bench", source=source, manager=told.connect_to, settings=nsm.Settings()
         ) as client,
     ):
-        requests, closes, stages, calls = [], [], [], []
+        requests, closes, stages = [], [], []
+        bare_requests, bare_closes = [], []
         for turn in range(rounds + 3):
             start = time.perf_counter()
-            async with client.connect(URL) as wire:
+            async with client.connect(url, patience=10) as wire:
                 took = time.perf_counter() - start
                 made = wire.made
                 start = time.perf_counter()
@@ -47,9 +48,13 @@ async def main(rounds: int) -> None:
             # by turns, because a machine is not as fast now as a second ago
             message = to_pb(Request(made, (made.mechanism,)))
             start = time.perf_counter()
-            await ask(message)
+            await floor.Request(message)
+            asked = time.perf_counter() - start
+            start = time.perf_counter()
+            await floor.Close(message.connection)
             if turn >= 3:  # the first dial connections, and import what is imported late
-                calls.append((time.perf_counter() - start) * 1000)
+                bare_closes.append((time.perf_counter() - start) * 1000)
+                bare_requests.append(asked * 1000)
                 requests.append(took * 1000)
                 closes.append(closed * 1000)
                 stages.append(dict(wire.stages))
@@ -60,7 +65,8 @@ async def main(rounds: int) -> None:
                 "request_ms": requests,
                 "close_ms": closes,
                 "stages": stages,
-                "calls_ms": statistics.median(calls),
+                "calls_ms": bare_requests,
+                "close_calls_ms": bare_closes,
                 "token_ms": token_floor(own),
             }
         )
@@ -81,4 +87,4 @@ def token_floor(own) -> float:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1])))
+    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))

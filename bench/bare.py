@@ -1,17 +1,20 @@
 """The calls of a request with nothing of ours in them: stock grpclib and ssl, a process each.
 
-The same messages go the same way, over unix sockets and mutual TLS: client, manager,
-forwarder, which asks the manager twice, which asks the registry once; endpoint; back.
+The same messages go the same way, over unix sockets and mutual TLS. On one node: client,
+manager, forwarder, which asks the manager twice, which asks the registry once; endpoint;
+back. Between two, the far manager and forwarder are in between, which asks its manager once.
+A close goes the same way, and nobody is asked anything.
 
     python -m bench.bare DIRECTORY NAME [NEXT [ASKED]]     be one of them, until input ends
 
-NEXT is whom it passes a Request on to, ASKED whom it asks before.
+NEXT is whom it passes a call on to, ASKED whom it asks before it passes a Request on.
 """
 
 import asyncio
 import ssl
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -26,12 +29,23 @@ from nsm.identity.spiffe import SpiffeId
 from nsm.proto.connection_pb2 import Connection
 from nsm.proto.networkservice_grpc import NetworkServiceBase, NetworkServiceStub
 
-CHAIN = (  # who passes a Request on to whom, and asks whom before
-    ("registry",),
-    ("endpoint",),
-    ("manager", "forwarder", "registry"),
-    ("forwarder", "endpoint", "manager"),
-)
+SHAPES = {  # who passes a call on to whom, and asks whom before
+    "one node": (
+        ("registry",),
+        ("endpoint",),
+        ("manager", "forwarder", "registry"),
+        ("forwarder", "endpoint", "manager"),
+    ),
+    "two nodes": (
+        ("registry",),
+        ("endpoint",),
+        ("manager", "forwarder", "registry"),
+        ("forwarder", "far-manager", "manager"),
+        ("far-manager", "far-forwarder"),
+        ("far-forwarder", "endpoint", "far-manager"),
+    ),
+}
+FINDS = {"forwarder": 2, "far-forwarder": 1}
 LITTLE = (Connection(id="service"), Connection(id="endpoints"))
 
 
@@ -44,16 +58,18 @@ class Hop(NetworkServiceBase):
     async def Request(self, stream) -> None:  # noqa: N802 - gRPC's name
         """Asked for a wire."""
         message = await stream.recv_message()
-        if self._name == "forwarder":
-            await asyncio.gather(*map(self._asked.Close, LITTLE))
+        if finds := FINDS.get(self._name):
+            await asyncio.gather(*map(self._asked.Close, LITTLE[:finds]))
         made = await self._onward.Request(message) if self._onward else message.connection
         await stream.send_message(made)
 
     async def Close(self, stream) -> None:  # noqa: N802 - gRPC's name
-        """Asked something little; stands for a Find."""
+        """Asked to close; or something little, which stands for a Find."""
         message = await stream.recv_message()
-        if self._name == "manager" and message == LITTLE[1]:
+        if message == LITTLE[1] and self._asked:
             await self._asked.Close(message)
+        elif message not in LITTLE and self._onward:
+            await self._onward.Close(message)
         await stream.send_message(Empty())
 
 
@@ -72,13 +88,13 @@ async def serve(directory: str, name: str, *others: str) -> None:
 
 
 @asynccontextmanager
-async def asking():
-    """A function that asks the manager for a wire that nobody makes; the others run meanwhile."""
+async def asking(shape: str):
+    """A stub that asks the manager for a wire that nobody makes; the others run meanwhile."""
     with tempfile.TemporaryDirectory() as directory:
         Path(f"{directory}/pem").write_bytes(_credentials())  # noqa: ASYNC240 - alone here
-        async with _others(directory):
+        async with _others(directory, SHAPES[shape]):
             channel = _channel(directory, "manager")
-            yield NetworkServiceStub(channel).Request
+            yield NetworkServiceStub(channel)
             channel.close()
 
 
@@ -89,14 +105,14 @@ def _channel(directory: str, name: str) -> Channel:
 
 
 @asynccontextmanager
-async def _others(directory: str):
+async def _others(directory: str, chain: Sequence[Sequence[str]]):
     started = []
     try:
-        for words in CHAIN:
+        for words in chain:
             command = [sys.executable, "-m", "bench.bare", directory, *words]
             spawned = asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE)
             started.append(await spawned)
-        missing = [Path(directory, name) for name, *_ in CHAIN]
+        missing = [Path(directory, name) for name, *_ in chain]
         while missing := [path for path in missing if not path.exists()]:
             if any(process.returncode is not None for process in started):
                 raise RuntimeError("one of the bare processes ended")

@@ -6,16 +6,20 @@ of closing is one message: delete, and how long it takes until the devices are n
 """
 
 import asyncio
+import base64
 import os
+import socket
 import statistics
 import struct
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_interface
 
+from bench.wires import Kind, Stage
 from nsm.kernel import messages, netlink, owner, wireguard, wireguard_netlink
 from nsm.kernel.ensure import Journal, ensure
 from nsm.kernel.keys import Key
@@ -40,6 +44,7 @@ from nsm.kernel.state import (
     WireguardTunnel,
     items,
 )
+from nsm.kernel.wireguard_go import Processes
 from nsm.undo import Undo
 
 Paths = Mapping[Namespace, str]
@@ -68,7 +73,7 @@ def wire(client: Namespace, server: Namespace, n: int) -> LocalWire:
     )
 
 
-def half(kind: str, client: Namespace, underlay: Namespace, n: int) -> RemoteWire:
+def half(kind: Kind, client: Namespace, underlay: Namespace, n: int) -> RemoteWire:
     """What a node makes of a wire to another one, where both ends are to have the same."""
     local, remote = ip_address("192.0.2.1"), ip_address("192.0.2.2")
     tunnel: VxlanTunnel | WireguardTunnel = VxlanTunnel(1000 + n, local, remote, underlay)
@@ -84,7 +89,6 @@ class Raw:
     """wanted as prepared messages, to be sent in the namespaces at paths."""
 
     def __init__(self, home: Home, paths: Paths, wanted: Wire) -> None:
-        """Not for wireguard-go, which is a process and no message."""
         self._home = home
         self._paths = paths
         made = items(wanted, owner.group("raw"))
@@ -104,7 +108,7 @@ class Raw:
                     index = self._indexes[item.namespace, item.link]
                     self._batches[item.namespace].append(_member(item, index))
         self._told: bytearray | None = None
-        if isinstance(link, Wireguard):
+        if isinstance(link, Wireguard) and link.engine == "kernel":
             self._told = _heard(link, self._indexes[link.end.seat])
 
     def _creation(self, link: Veth | Vxlan | Wireguard) -> tuple[bytearray, Namespace, Namespace]:
@@ -161,6 +165,71 @@ class Raw:
         return took
 
 
+class RawGo(Raw):
+    """The same with wireguard-go: it is started, told once, and its device moved."""
+
+    def __init__(self, home: Home, paths: Paths, wanted: Wire) -> None:
+        super().__init__(home, paths, wanted)
+        (link,) = (item for item in items(wanted, 0) if isinstance(item, Wireguard))
+        assert link.key is not None
+        self._name = f"raw{os.getpid() % 100000}"
+        self._end = link.end
+        peer = {
+            "public_key": base64.b64decode(link.peer).hex(),
+            "endpoint": link.far,
+            "allowed_ip": "0.0.0.0/0\nallowed_ip=::/0",
+        }
+        settings = {"private_key": link.key.secret.hex(), "listen_port": link.port, **peer}
+        self._words = "".join(f"{key}={value}\n" for key, value in settings.items())
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> float:
+        """Make the wire; how many seconds that took."""
+        start = time.perf_counter()
+        space, index = self._into, self._indexes[self._end.seat]
+        near, into = (os.open(self._paths[one], os.O_RDONLY) for one in (self._from, space))
+        with self._home.inside(near):
+            quiet = subprocess.DEVNULL
+            self._process = subprocess.Popen(["wireguard-go", "-f", self._name], stderr=quiet)
+        with self._home.socket(near) as below, self._home.socket(into) as above:
+            while not self._tell():
+                time.sleep(0.0005)
+            seen = messages.device(below.ask(messages.get_link(name=self._name)))
+            move = messages.move_link(seen.index, into, self._end.name, index)
+            refused = [*below.do([move]), *above.do(self._batches[space])]
+        os.close(near)
+        os.close(into)
+        if any(refused):
+            raise RuntimeError(f"the raw batch was refused: {refused}")
+        return time.perf_counter() - start
+
+    def _tell(self) -> bool:
+        """Everything it is to have, once it hears."""
+        with socket.socket(socket.AF_UNIX) as channel, suppress(OSError):
+            channel.connect(f"/var/run/wireguard/{self._name}.sock")
+            channel.sendall(f"set=1\n{self._words}\n".encode())
+            return channel.recv(64) == b"errno=0\n\n"
+        return False
+
+    def away(self) -> float:
+        """End the process; seconds until its device is gone too."""
+        assert self._process is not None
+        start = time.perf_counter()
+        self._process.kill()
+        self._process.wait()
+        took = time.perf_counter() - start
+        with suppress(FileNotFoundError):
+            os.unlink(f"/var/run/wireguard/{self._name}.sock")
+        return took
+
+
+def raw_of(home: Home, paths: Paths, wanted: Wire) -> Raw:
+    """What would be sent, and nothing else done, to have that wire."""
+    tunnel = wanted.tunnel if isinstance(wanted, RemoteWire) else None
+    goes = isinstance(tunnel, WireguardTunnel) and tunnel.engine == "userspace"
+    return (RawGo if goes else Raw)(home, paths, wanted)
+
+
 def _member(item: Address | Route | Neighbour, index: int) -> bytearray:
     match item:
         case Address():
@@ -211,6 +280,25 @@ class Times:
         return (ours / raw for raw, ours in zip(self.raw, self.ours, strict=True))
 
 
+async def measured(kind: Kind, rounds: int, where: Stage) -> "Measured":
+    """Turns of wires of that kind, or of a node's half of them, on a stage."""
+    async with Kernel("bench") as kernel:
+        spaces = {
+            await kernel.namespace(path=f"/run/netns/{name}"): f"/run/netns/{name}"
+            for name in (where.client, where.server, where.near)
+        }
+        client, server, near = spaces
+
+        def wanted(n: int) -> Wire:
+            return wire(client, server, n) if kind == "veth" else half(kind, client, near, n)
+
+        with Home() as home:
+            turns = Measured(kernel, home, spaces, wanted)
+            for n in range(rounds):
+                await turns.turn(n)
+    return turns
+
+
 class Measured:
     """Raw batches and ensures by turns, in the same thread, with nothing else between them."""
 
@@ -222,12 +310,14 @@ class Measured:
         self._home = home
         self._paths = paths
         self._wanted = wanted
+        self._processes = Processes(kernel.group)
+        self._processes.at(home.namespace.cookie)
         self.making = Times()
         self.closing = Times()
 
     async def turn(self, n: int) -> None:
         """Make one wire either way, and take both away to the very end."""
-        raw, mine = Raw(self._home, self._paths, self._wanted(200)), self._wanted(n)
+        raw, mine = raw_of(self._home, self._paths, self._wanted(200)), self._wanted(n)
         with ExitStack() as stack:
             fds = {}
             for space, path in self._paths.items():
@@ -252,9 +342,10 @@ class Measured:
                 self.making.raw.append(raw.run())
                 continue
             start = time.perf_counter()
-            with Reach(self._home, fds) as reach:
+            with Reach(self._home, fds, self._processes) as reach:
                 ensure(reach, mine, self._kernel.group, Journal())
             self.making.ours.append(time.perf_counter() - start)
+        self._processes.close()  # the kernel's owner finds them as those of an earlier life
 
 
 def _idle() -> None:

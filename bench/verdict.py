@@ -1,16 +1,17 @@
 """When a bar holds. Pure.
 
-A ratio that is taken pair by pair is known as well as its pairs agree: the interval holds the
-median of 95 of 100 runs like this one (percentile bootstrap over the pairs).
+A ratio of what is taken pair by pair is known as well as its pairs agree: of 100 runs like
+this one, 95 would have it within the interval (percentile bootstrap over the pairs).
 """
 
 import random
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal, TypeVar
 
-RESAMPLES: Final = 4000
+T = TypeVar("T")
+RESAMPLES: Final = 2000
 LEVEL: Final = 0.95
 Holds = Literal["holds", "unclear", "does not hold"]
 
@@ -37,17 +38,29 @@ class Judged:
             else "does not hold"
         )
 
+    def words(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        told = {"figure": self.figure, "demand": self.demand, "verdict": self.verdict}
+        return {**asdict(self), **told}
+
     def _within(self, value: float) -> bool:
         return value <= self.bar if self.most else value >= self.bar
 
     def __str__(self) -> str:
-        told = f"{self.value:.3g}" if self.unit else f"{self.value:.3f}"
-        unit = f" {self.unit}" if self.unit else ""
-        sure = ""
-        if self.interval:
-            sure = f" ({self.interval[0]:.3f} to {self.interval[1]:.3f})"
-        sign = "≤" if self.most else "≥"
-        return f"{self.what:<48} {told}{unit}{sure}  bar {sign} {self.bar:g}{unit}  {self.verdict}"
+        return f"{self.what:<46} {self.figure:<26} {self.demand:<16} {self.verdict}"
+
+    @property
+    def figure(self) -> str:
+        """With its unit and its interval."""
+        if not self.interval:
+            return f"{self.value:.3g} {self.unit}".rstrip()
+        low, high = self.interval
+        return f"{self.value:.3f} ({low:.3f} to {high:.3f})"
+
+    @property
+    def demand(self) -> str:
+        """Its bar."""
+        return f"{'at most' if self.most else 'at least'} {self.bar:g} {self.unit}".rstrip()
 
 
 def median_of(what: str, ratios: Sequence[float], bar: float, *, most: bool) -> Judged:
@@ -55,11 +68,24 @@ def median_of(what: str, ratios: Sequence[float], bar: float, *, most: bool) -> 
     return Judged(what, statistics.median(ratios), bar, most, interval(ratios))
 
 
-def interval(values: Sequence[float], resamples: int = RESAMPLES) -> tuple[float, float]:
-    """Between what the median of such values lies; the same for the same values."""
+def of_medians(what: str, ours: Sequence[float], floors: Sequence[float], bar: float) -> Judged:
+    """The ratio of both medians, taken by turns: for short times, of which some are very long."""
+    turns = list(zip(ours, floors, strict=True))
+    return Judged(what, _ratio(turns), bar, most=True, interval=interval(turns, _ratio))
+
+
+def _ratio(turns: Sequence[tuple[float, float]]) -> float:
+    ours, floors = zip(*turns, strict=True)
+    return statistics.median(ours) / statistics.median(floors)
+
+
+def interval(
+    values: Sequence[T],
+    figure: Callable[[Sequence[T]], float] = statistics.median,
+    resamples: int = RESAMPLES,
+) -> tuple[float, float]:
+    """Between what that figure of such values lies; the same for the same values."""
     draw = random.Random(0)
-    medians = sorted(
-        statistics.median(draw.choices(values, k=len(values))) for _ in range(resamples)
-    )
+    figures = sorted(figure(draw.choices(values, k=len(values))) for _ in range(resamples))
     beyond = round(resamples * (1 - LEVEL) / 2)
-    return medians[beyond], medians[-1 - beyond]
+    return figures[beyond], figures[-1 - beyond]

@@ -18,18 +18,14 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from bench.raw import Measured, wire
-from labs import engine, processes
+from bench.mesh import mesh
+from bench.raw import measured
+from bench.requests import TOKENS, Requests, asked
+from bench.wires import stage
 from nsm.kernel import namespaces
-from nsm.kernel.namespaces import Home
-from nsm.kernel.node import Kernel
 
 KERNEL_BAR = 2.0
 REQUEST_BAR = 3.0
-# Tokens that a first request for a wire on one node must have: of the client, the manager and the
-# forwarder for each of their calls, and of each hop for the one before it.
-TOKENS = 9
-STAGES = ("calling", "manager", "find", "forwarder", "kernel", "endpoint")
 
 
 def main() -> int:
@@ -38,37 +34,19 @@ def main() -> int:
     options.add_argument("--quick", action="store_true", help="fewer rounds")
     options.add_argument("--bars", action="store_true", help="exit code 1 if a bar does not hold")
     options.add_argument("--json", action="store_true", help="one JSON object")
-    asked = options.parse_args()
-    rounds = 15 if asked.quick else 60
-    raw, ours = asyncio.run(kernel_figures(rounds))
-    told = request_figures(rounds)
-    figures = judged(raw, ours, told, documented_figure(rounds // 3))
-    if asked.json:
+    told = options.parse_args()
+    rounds = 15 if told.quick else 60
+    with stage() as where:
+        turns = asyncio.run(measured("veth", rounds, where))
+    raw, ours = (seconds * 1000 for seconds in turns.making.medians)
+    with mesh() as there:
+        requests = asked(there, "veth", rounds)
+    figures = judged(raw, ours, requests, documented_figure(rounds // 3))
+    if told.json:
         print(json.dumps(figures, indent=2))
     else:
         print("\n".join(lines(figures)))
-    return 0 if figures["holds"] or not asked.bars else 1
-
-
-async def kernel_figures(rounds: int) -> tuple[float, float]:
-    """Median ms of one wire: as a raw batch, and as we make it (look, plan, do, look again)."""
-    names = [f"bench-{os.getpid()}-{end}" for end in ("a", "b")]
-    try:
-        for name in names:
-            namespaces.create_named(name)
-        async with Kernel("bench") as kernel:
-            paths = [f"{namespaces.NAMED}/{name}" for name in names]
-            here, there = [await kernel.namespace(path=path) for path in paths]
-            with Home() as home:
-                known = {here: paths[0], there: paths[1]}
-                measured = Measured(kernel, home, known, lambda n: wire(here, there, n))
-                for n in range(rounds):
-                    await measured.turn(n)
-    finally:
-        for name in names:
-            namespaces.delete_named(name)
-    raw, ours = measured.making.medians
-    return raw * 1000, ours * 1000
+    return 0 if figures["holds"] or not told.bars else 1
 
 
 def documented_figure(rounds: int) -> float | None:
@@ -89,43 +67,10 @@ def documented_figure(rounds: int) -> float | None:
     return told
 
 
-def request_figures(rounds: int) -> dict[str, Any]:
-    """What a client in a lab of this machine measured."""
-    name = f"bench-{os.getpid() % 100000}"
-    nsmctl = [sys.executable, "-P", "-m", "nsmctl", "lab"]
-    try:
-        up = [*nsmctl, "up", "one-node", "--name", name]
-        made = subprocess.run(up, check=False, capture_output=True, text=True)
-        if made.returncode:
-            sys.exit(f"{made.stderr}there is no lab to measure in")
-        lab, paths = engine.running(name)
-        mine = [e for e in processes.plan(lab, paths).entries if e.spiffe_id.endswith("/outsider")]
-        asking = [sys.executable, "-m", "bench.asking", str(rounds)]
-        done = subprocess.run(
-            ["ip", "netns", "exec", paths.namespace("outsider"), *asking],
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-            group=mine[0].gid,
-            extra_groups=[],
-            env={
-                "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-                "NSM_CONNECT_TO": f"unix://{paths.node('node-1', 'nsm.io.sock')}",
-                "SPIFFE_ENDPOINT_SOCKET": f"unix://{paths.cluster('home', 'spiffe.sock')}",
-            },
-        )
-    finally:
-        subprocess.run([*nsmctl, "down", name], check=False, capture_output=True)
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
-
-
-def judged(
-    raw: float, ours: float, told: Mapping[str, Any], documented: float | None
-) -> dict[str, Any]:
+def judged(raw: float, ours: float, requests: Requests, documented: float | None) -> dict[str, Any]:
     """The figures in ms, their ratios and bars, and whether these hold."""
-    floor = told["calls_ms"] + TOKENS * told["token_ms"] + raw
-    request = statistics.median(told["request_ms"])
+    floor, request = requests.floor(raw), requests.request
+    tokens, _ = TOKENS[requests.shape]
     ratios = {
         "kernel": {"ratio": ours / raw, "bar": KERNEL_BAR},
         "request": {"ratio": request / floor, "bar": REQUEST_BAR},
@@ -133,14 +78,14 @@ def judged(
     return {
         "ms": {
             "request": request,
-            "close": statistics.median(told["close_ms"]),
-            **{stage: statistics.median(one[stage] for one in told["stages"]) for stage in STAGES},
+            "close": requests.close,
+            **requests.stages,
         },
         "floors_ms": {
-            "its calls, bare": told["calls_ms"],
-            "one token": told["token_ms"],
+            "its calls, bare": statistics.median(requests.told["calls_ms"]),
+            "one token": requests.told["token_ms"],
             "raw netlink batch": raw,
-            f"calls, {TOKENS} tokens, one batch": floor,
+            f"calls, {tokens} tokens, one batch": floor,
         },
         "kernel_ms": ours,
         "pyroute2_ms": documented,

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from bench.verdict import Judged, interval, median_of
+from bench.verdict import Judged, interval, median_of, of_medians
 
 pytestmark = pytest.mark.unit
 
@@ -52,5 +52,18 @@ def test_the_interval_covers_the_true_median_about_as_often_as_it_says():
 
 def test_a_judged_ratio_is_told_with_its_interval_and_bar():
     told = str(median_of("veth: throughput ÷ by hand", [0.99, 1.0, 1.01], 0.97, most=False))
+    assert told.split("  ")[-1].strip() == "holds"
     assert "1.000 (0.990 to 1.010)" in told
-    assert told.endswith("bar ≥ 0.97  holds")
+    assert "at least 0.97" in told
+    assert str(Judged("at rest", 70.7123, 90, unit="MB")).split()[-6:] == (
+        ["MB", "at", "most", "90", "MB", "holds"]
+    )
+
+
+def test_a_ratio_of_medians_does_not_mind_a_few_very_long_times():
+    ours, floors = [2.0] * 20, [1.0] * 20
+    ours[3] = 500.0
+    floors[11] = 500.0
+    judged = of_medians("x", ours, floors, 2.5)
+    assert judged.value == 2.0
+    assert judged.interval == (2.0, 2.0)

@@ -1,0 +1,150 @@
+"""What wires cost: against the same made by hand, against floors, against our own bars.
+
+    make bench              everything, some ten minutes
+    make bench QUICK=1      few samples, and nothing in the lane: a minute
+    python -m bench [--quick] [--only PART,...] [--kinds KIND,...] [--out DIR] [--no-lane]
+
+Writes bench.json (every sample) and bench.png into out/bench, and prints each figure beside
+its bar. Exit code: 0 all bars hold, 1 one does not, 2 asked wrongly, 3 one is unclear because
+this machine was too busy, or something could not be measured here. docs/bench.md has more.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from bench import lane, machine, parts, picture
+from bench.bars import judged
+from bench.verdict import Judged
+from bench.wires import KINDS, Kind
+
+OUT: Final = Path(__file__).parents[1] / "out" / "bench"
+
+
+def main() -> int:
+    """Measure, write, print, judge."""
+    told = options()
+    if os.geteuid() != 0:
+        sys.stderr.write("bench: it makes network namespaces, so it needs root: sudo make bench\n")
+        return 3
+    say = reporter()
+    began = time.monotonic()
+    before = machine.facts()
+    settings = parts.QUICK if told.quick else parts.FULL
+    here, in_lane, missing = where(told.kinds, use_lane=told.lane)
+    say(f"{', '.join(here)} here{', wireguard in the lane' * in_lane}; {told.takes} to go")
+    samples = asyncio.run(parts.measured(here, told.only, settings, say))
+    merge(samples, parts.in_a_mesh(here, told.only, settings, say))
+    if in_lane:
+        try:
+            merge(
+                samples, lane.samples([p for p in told.only if p in parts.ALONE], quick=told.quick)
+            )
+        except lane.NoLaneError as no:
+            missing.append(f"wireguard: {no}")
+    bars = judged(samples)
+    results = {
+        "machine": before, "load_after": os.getloadavg(), "settings": asdict(settings),
+        "seconds": round(time.monotonic() - began, 1), "missing": missing,
+        "bars": [bar.words() for bar in bars], "samples": samples,
+    }  # fmt: skip
+    told.out.mkdir(parents=True, exist_ok=True)
+    (told.out / "bench.json").write_text(json.dumps(results) + "\n")
+    picture.draw(results, told.out / "bench.png")
+    print("\n".join([*lines(bars), *(f"not measured: {one}" for one in missing)]))
+    print(f"{told.out}/bench.json, {told.out}/bench.png")
+    return status(bars, missing)
+
+
+def options() -> argparse.Namespace:
+    """What is asked for."""
+    options = argparse.ArgumentParser(
+        prog="python -m bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    options.add_argument("--quick", action="store_true", help="few samples, nothing in the lane")
+    options.add_argument("--only", type=some_of(parts.PARTS), default=parts.PARTS, metavar="PART,…")
+    options.add_argument("--kinds", type=some_of(KINDS), default=KINDS, metavar="KIND,…")
+    options.add_argument("--out", type=Path, default=OUT, metavar="DIR")
+    options.add_argument("--no-lane", dest="lane", action="store_false")
+    told = options.parse_args()
+    told.lane = told.lane and not told.quick
+    told.takes = "a minute" if told.quick else "some ten minutes"
+    return told
+
+
+def some_of(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """Reads a list of them."""
+
+    def read(text: str) -> list[str]:
+        wanted = text.split(",")
+        if wrong := [one for one in wanted if one not in known]:
+            raise argparse.ArgumentTypeError(f"{wrong[0]!r} is none of {', '.join(known)}")
+        return wanted
+
+    return read
+
+
+def where(wanted: Sequence[Kind], *, use_lane: bool) -> tuple[list[Kind], bool, list[str]]:
+    """Kinds that are measured here, whether the lane is needed, and what there is nobody for."""
+    here, missing = list(wanted), []
+    kernel, userspace = machine.engines()
+    if "wireguard-go" in here and not userspace.name:
+        here.remove("wireguard-go")
+        missing.append(f"wireguard-go: {userspace.why}")
+    if "wireguard" not in here or kernel.name:
+        return here, False, missing
+    here.remove("wireguard")
+    return here, use_lane, missing
+
+
+def merge(into: parts.Samples, more: parts.Samples) -> None:
+    """Add samples of other kinds, or of other parts."""
+    for part, kinds in more.items():
+        into.setdefault(part, {}).update(kinds)
+
+
+def reporter() -> Callable[[str], None]:
+    """Tells on stderr what goes on: on a terminal in one line, else in a line for each step."""
+    began = time.monotonic()
+    step = [""]
+
+    def say(what: str) -> None:
+        line = f"{time.monotonic() - began:6.1f} s  {what}"
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r\033[K{line}")
+        elif what.rpartition(" ")[0].rstrip("0123456789 of") != step[0]:
+            step[0] = what.rpartition(" ")[0].rstrip("0123456789 of")
+            sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+
+    return say
+
+
+def lines(bars: Sequence[Judged]) -> list[str]:
+    """A line for each bar, and one that sums them up."""
+    counts = dict.fromkeys(("holds", "unclear", "does not hold"), 0)
+    for bar in bars:
+        counts[bar.verdict] += 1
+    total = ", ".join(f"{number} {verdict}" for verdict, number in counts.items())
+    return [*map(str, bars), f"{len(bars)} bars: {total}"]
+
+
+def status(bars: Sequence[Judged], missing: Sequence[Any]) -> int:
+    """The exit code."""
+    verdicts = {bar.verdict for bar in bars}
+    if "does not hold" in verdicts:
+        return 1
+    return 3 if "unclear" in verdicts or missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""The wires of a kernel with WireGuard, measured in the lane where this machine's has none.
+
+Ours and those by hand are both measured in there. What a second of that kernel is worth is
+its own matter: its ratios count, its rates do not.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.parts import Samples
+
+ROOT = Path(__file__).parents[1]
+LIMIT = 1500  # seconds
+
+
+class NoLaneError(Exception):
+    """The lane gave no samples, and why."""
+
+
+def samples(parts: Sequence[str], *, quick: bool) -> Samples:
+    """Run this very bench in there. Raises NoLaneError."""
+    with tempfile.TemporaryDirectory(prefix="vwire-bench-") as share:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.lane", "-o", share, "-t", str(LIMIT), "--",
+             sys.executable, "-m", "bench", "--kinds", "wireguard", "--only", ",".join(parts),
+             "--out", share, *["--quick"] * quick],
+            check=False, cwd=ROOT, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        told = Path(share, "bench.json")
+        if not told.exists():
+            raise NoLaneError(f"the lane ended with {done.returncode}, and without figures")
+        found: Samples = json.loads(told.read_text())["samples"]
+    return found
