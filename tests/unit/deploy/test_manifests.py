@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -16,6 +18,7 @@ from deploy.kubernetes import check
 from deploy.kubernetes.check import VARIABLE, Object, containers, pod_of
 from forwarder import rights
 from nsm.identity import entries
+from nsm.identity.authority import open_authority
 from nsm.identity.spiffe import SpiffeId
 from nsm.process import health, run, workload
 from nsm.process.config import parse, rows, strangers
@@ -355,3 +358,28 @@ def test_the_definitions_are_those_the_protocol_names() -> None:
                 }
             },
         }
+
+
+PAGE = (ROOT / "deploy" / "kubernetes" / "README.md").read_text()
+
+
+def test_the_page_applies_what_is_there() -> None:
+    applied = re.findall(r"kubectl apply -k deploy/kubernetes/(\S+)", PAGE)
+    assert set(applied) == set(check.ENTRIES) - {"crds", "crds/examples"}
+    told = set(re.findall(r"^\| `(\S+)` \|", PAGE, re.MULTILINE))
+    assert told == {"base", "crds", *applied, *check.COMPONENTS}
+    (version,) = {
+        each["image"] for one in EVERY if (pod := pod_of(one)) for each in containers(pod)
+    }
+    assert f"--tag {version} ." in PAGE
+
+
+def test_the_pages_line_makes_an_authority_that_the_issuer_takes(tmp_path: Path) -> None:
+    (line,) = re.findall(r"^    (python -P -c .*authority.*)$", PAGE, re.MULTILINE)
+    environ = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    subprocess.run(["sh", "-c", line], cwd=tmp_path, env=environ, check=True)
+    file = re.findall(r"--from-file=(\S+)", PAGE)[0]
+    settings = BY_PROGRAM[Program.issuer].settings()
+    assert (tmp_path / file).stat().st_mode & 0o777 == 0o600
+    found = open_authority((tmp_path / file).parent, settings.trust_domain)
+    assert found.trust_domain == settings.trust_domain
