@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nsmctl.machine import host
-from tests.kernel.doctor.world import ALL_USERS, AS_NOBODY, FENCE, doctor, inside
+from tests.kernel.doctor.world import ALL_USERS, AS_NOBODY, FENCE, ROOT, doctor, inside
 
 STATE = "mkdir /var/lib/vwire;"
 
@@ -25,7 +25,7 @@ def distribution(folder: Path, name: str, version: str, *lines: str) -> None:
 def test_a_package_of_another_version_is_told(tmp_path):
     distribution(tmp_path, "grpclib", "0.4.7")
     distribution(tmp_path, "rich", "12.6")
-    told = doctor(PYTHONPATH=f"{Path(host.__file__).parents[2]}:{tmp_path}")
+    told = doctor(PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert told.code == 1
     level, found, fix = told.line("python")
     assert level == "bad"
@@ -36,7 +36,7 @@ def test_a_package_of_another_version_is_told(tmp_path):
 def test_a_package_that_is_missing_is_told(tmp_path):
     needs = "Requires-Dist: no-such-thing>=1"
     distribution(tmp_path, "vwire", "0.0.1", needs, 'Requires-Dist: grpcio>=99; extra == "dev"')
-    told = doctor(PYTHONPATH=f"{Path(host.__file__).parents[2]}:{tmp_path}")
+    told = doctor(PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert told.line("python")[0] == "bad"
     assert told.line("python")[1].endswith(", but no-such-thing is missing")
 
