@@ -66,7 +66,7 @@ def status_of(guest: Guest, limit: float | None, *, verbose: bool) -> int:
         complain(f"stopped after {limit:g} s")
         return 124
     if status == NEVER_REPORTED:
-        complain(f"the kernel ended before the command did; it said last:\n{guest.console(20)}")
+        complain(f"the kernel ended before the command did; it said last:\n{guest.console(40)}")
     elif verbose:
         sys.stderr.write(guest.console())
     return status

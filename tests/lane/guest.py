@@ -6,6 +6,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,6 +72,8 @@ class Guest:
         (folder / "init").symlink_to(HERE / "init")
         (folder / "command").write_text(self._command)
         (folder / "shares").write_text(f"{self._share}\n" if self._share else "")
+        (folder / "needed").write_text("".join(f"{path}\n" for path in _needed()))
+        shutil.copy(self._kernel / "busybox", folder)
         output = os.dup(self._output)
         source = 0 if self._terminal else os.open(os.devnull, os.O_RDONLY)
         arguments = [
@@ -80,7 +83,7 @@ class Guest:
             f"ssl0={'fd:0' if self._terminal else 'null'},fd:{output}",
             f"lane={folder}", f"input={'/dev/ttyS0' if self._terminal else '/dev/null'}",
             *self._boot,
-            f"init={folder}/kernel/busybox", "--", "sh", f"{folder}/init",
+            f"init={folder}/busybox", "--", "sh", f"{folder}/init",
         ]  # fmt: skip
         try:
             with (folder / "console").open("wb") as console:
@@ -148,6 +151,13 @@ def _script(command: Sequence[str], environment: Mapping[str, str], share: Path 
             "",
         ]
     )
+
+
+def _needed() -> list[Path]:
+    """What must be there of the folders that are empty inside."""
+    wanted = {Path.cwd(), Path(sys.prefix)}
+    outer = [one for one in wanted if not any(other in one.parents for other in wanted)]
+    return [one for one in outer if one.is_relative_to("/tmp") or one.is_relative_to("/run")]
 
 
 def _room_for(memory: int) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lane import kernel
 from tests.support.wait import until, write
 
 ROOT = Path(__file__).parents[2]
@@ -96,6 +97,20 @@ def test_what_is_written_stays_inside_but_for_the_share(tmp_path: Path) -> None:
     assert {name: (ROOT / name).read_bytes() for name in before} == before
     assert (host / "kept").read_text() == "as it was"
     assert not any(map(os.path.exists, (new, "/usr/new", "/run/new")))
+
+
+def test_kernel_and_checkout_may_be_in_tmp(tmp_path: Path) -> None:
+    """Which is empty inside."""
+    standing = kernel.standing()
+    assert standing
+    shutil.copytree(standing, tmp_path / "cache" / standing.name)
+    checkout = tmp_path / "a checkout"
+    checkout.mkdir()
+    (checkout / "file").write_text("as it was")
+    program = "cat file; echo changed >file; ls .. | cat; ls ../.. | wc -l"
+    done = lane("sh", "-c", program, folder=checkout, KERNEL_LANE_DIR=str(tmp_path / "cache"))
+    assert (done.returncode, done.stdout) == (0, "as it wasa checkout\n1\n"), done.stderr
+    assert (checkout / "file").read_text() == "as it was"
 
 
 def test_the_hosts_network_is_not_the_guests() -> None:
@@ -193,7 +208,7 @@ def test_without_a_command_it_is_a_shell_on_the_terminal() -> None:
     typed = "tty\nexit 5\n"
     done = subprocess.run(
         ["script", "-qec", " ".join(command()), "/dev/null"], input=typed, cwd=ROOT,
-        env={**os.environ, "HOME": "/"},  # and no .bashrc of anybody's
+        env={**os.environ, "HOME": "/", "KERNEL_LANE_DIR": str(kernel.cache())},  # no .bashrc
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.returncode == 5, done.stdout
