@@ -138,7 +138,8 @@ class Processes:
                 why = words[-1] if words else "it did not say why"
                 raise PreconditionError(
                     f"{PROGRAM} ended as it started: {why}",
-                    hint="it needs /dev/net/tun and CAP_NET_ADMIN",
+                    hint="it needs /dev/net/tun, CAP_NET_ADMIN, and of inotify's instances one for"
+                    " each process (sysctl fs.inotify.max_user_instances)",
                 )
             if settings.port:
                 return
