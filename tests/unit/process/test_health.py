@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from nsm.errors import PreconditionError
+from nsm.process import health as health_file
 from nsm.process.health import Health, publish
 from tests.support.wait import until
 
@@ -78,7 +80,8 @@ async def test_the_health_file_stays_young_while_the_loop_turns(tmp_path: Path) 
 async def test_a_health_file_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "nowhere" / "health"
     with pytest.raises(PreconditionError, match=r"^NSM_HEALTH_FILE is ") as caught:
-        await publish(Health(), str(path))
+        async with asyncio.timeout(5):
+            await publish(Health(), str(path))
     assert str(path) in str(caught.value)
 
 
@@ -95,3 +98,24 @@ async def test_a_health_file_that_can_be_written_no_more_ends_nothing(tmp_path: 
         (tmp_path / "elsewhere").rename(room)
         health.ready("process")
         await until(lambda: said(path) == "serving\n", "it is written again")
+
+
+async def test_a_health_file_is_gone_even_if_it_was_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "health"
+    begun, go_on, written = threading.Event(), threading.Event(), threading.Event()
+    write = health_file._write
+
+    def slow(path: str, text: str) -> None:
+        begun.set()
+        go_on.wait(10)
+        write(path, text)
+        written.set()
+
+    monkeypatch.setattr(health_file, "_write", slow)
+    async with published(Health(), path, beat=3600):
+        await until(begun.is_set, "a writing begins")
+        asyncio.get_running_loop().call_later(0.02, go_on.set)
+    await until(written.is_set, "the writing ends")
+    assert not path.exists()
