@@ -20,6 +20,7 @@ from deploy.kubernetes.check import VARIABLE, Object, containers, pod_of
 from tests.support.wait import until
 
 ROOT = Path(__file__).parents[3]
+HERE = (ROOT, sys.base_prefix)  # what of this machine is ours: an overlay stops at other mounts
 UP = 5.0  # seconds for a process to serve, while all others of two nodes start too
 ENTRYPOINT = ["nsmctl", "run"]  # the image's, which tests/unit/deploy holds to it
 PATH = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -239,9 +240,9 @@ class Cluster:
             f"mount -t overlay -o lowerdir=/,upperdir=/mnt/up,workdir=/mnt/work none {root}",
             f"mount --rbind /dev {root}/dev",
             f"mount -t proc proc {root}/proc",
-            f"mount --bind {ROOT} {root}{ROOT}",
             # in an image everybody may reach Python; here it may be in somebody's home
             *(f"chmod a+x {root}{folder}" for folder in Path(sys.base_prefix).parents[:-1]),
+            *(f"mkdir -p {root}{one}; mount --bind {one} {root}{one}" for one in HERE),
             f"printf '{self._hosts}' >{root}/etc/hosts",
             f"mount --bind {root}/proc/sys {root}/proc/sys",
             f"mount -o remount,bind,ro {root}/proc/sys",
