@@ -10,7 +10,6 @@ this machine was too busy, or something could not be measured here. docs/bench.m
 """
 
 import argparse
-import asyncio
 import json
 import os
 import sys
@@ -40,15 +39,11 @@ def main() -> int:
     settings = parts.QUICK if told.quick else parts.FULL
     here, in_lane, missing = where(told.kinds, use_lane=told.lane)
     say(f"{', '.join(here)} here{', wireguard in the lane' * in_lane}; {told.takes} to go")
-    samples = asyncio.run(parts.measured(here, told.only, settings, say))
-    merge(samples, parts.in_a_mesh(here, told.only, settings, say))
+    found = parts.measure(here, told.only, settings, say)
     if in_lane:
-        try:
-            merge(
-                samples, lane.samples([p for p in told.only if p in parts.ALONE], quick=told.quick)
-            )
-        except lane.NoLaneError as no:
-            missing.append(f"wireguard: {no}")
+        lane.add(found, [part for part in told.only if part in parts.ALONE], quick=told.quick)
+    missing += found.missing
+    samples = found.samples
     bars = judged(samples)
     results = {
         "machine": before, "load_after": os.getloadavg(), "settings": asdict(settings),
@@ -104,12 +99,6 @@ def where(wanted: Sequence[Kind], *, use_lane: bool) -> tuple[list[Kind], bool, 
         return here, False, missing
     here.remove("wireguard")
     return here, use_lane, missing
-
-
-def merge(into: parts.Samples, more: parts.Samples) -> None:
-    """Add samples of other kinds, or of other parts."""
-    for part, kinds in more.items():
-        into.setdefault(part, {}).update(kinds)
 
 
 def reporter() -> Callable[[str], None]:

@@ -16,7 +16,9 @@ import time
 
 import nsm
 from bench import bare
+from nsm.errors import NsmError
 from nsm.identity import tokens
+from nsm.identity.source import Svid
 from nsm.identity.workload import workload_source
 from nsm.model import SECOND, Request
 from nsm.process.config import parse
@@ -42,7 +44,8 @@ async def main(url: str, shape: str, rounds: int) -> None:
             start = time.perf_counter()
             async with client.connect(url, patience=10) as wire:
                 took = time.perf_counter() - start
-                made = wire.made
+                made = wire.connection
+                assert made.mechanism is not None
                 start = time.perf_counter()
             closed = time.perf_counter() - start
             # by turns, because a machine is not as fast now as a second ago
@@ -73,7 +76,7 @@ async def main(url: str, shape: str, rounds: int) -> None:
     )
 
 
-def token_floor(own) -> float:
+def token_floor(own: Svid) -> float:
     """Making one token and checking its signature."""
     times = []
     for n in range(TOKENS):
@@ -87,4 +90,7 @@ def token_floor(own) -> float:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+    try:
+        asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+    except* NsmError as refused:
+        sys.exit(f"bench.asking: {refused.exceptions[0]}")

@@ -14,9 +14,10 @@ import asyncio
 import ssl
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from google.protobuf.empty_pb2 import Empty
@@ -52,10 +53,10 @@ LITTLE = (Connection(id="service"), Connection(id="endpoints"))
 class Hop(NetworkServiceBase):
     """Passes on, and answers with what came."""
 
-    def __init__(self, name: str, onward, asked) -> None:
+    def __init__(self, name: str, onward: Any, asked: Any) -> None:
         self._name, self._onward, self._asked = name, onward, asked
 
-    async def Request(self, stream) -> None:  # noqa: N802 - gRPC's name
+    async def Request(self, stream: Any) -> None:  # noqa: N802 - gRPC's name
         """Asked for a wire."""
         message = await stream.recv_message()
         if finds := FINDS.get(self._name):
@@ -63,7 +64,7 @@ class Hop(NetworkServiceBase):
         made = await self._onward.Request(message) if self._onward else message.connection
         await stream.send_message(made)
 
-    async def Close(self, stream) -> None:  # noqa: N802 - gRPC's name
+    async def Close(self, stream: Any) -> None:  # noqa: N802 - gRPC's name
         """Asked to close; or something little, which stands for a Find."""
         message = await stream.recv_message()
         if message == LITTLE[1] and self._asked:
@@ -88,7 +89,7 @@ async def serve(directory: str, name: str, *others: str) -> None:
 
 
 @asynccontextmanager
-async def asking(shape: str):
+async def asking(shape: str) -> AsyncIterator[NetworkServiceStub]:
     """A stub that asks the manager for a wire that nobody makes; the others run meanwhile."""
     with tempfile.TemporaryDirectory() as directory:
         Path(f"{directory}/pem").write_bytes(_credentials())  # noqa: ASYNC240 - alone here
@@ -105,7 +106,7 @@ def _channel(directory: str, name: str) -> Channel:
 
 
 @asynccontextmanager
-async def _others(directory: str, chain: Sequence[Sequence[str]]):
+async def _others(directory: str, chain: Sequence[Sequence[str]]) -> AsyncIterator[None]:
     started = []
     try:
         for words in chain:
@@ -120,6 +121,7 @@ async def _others(directory: str, chain: Sequence[Sequence[str]]):
         yield
     finally:
         for process in started:
+            assert process.stdin is not None
             process.stdin.close()
         for process in started:
             await process.wait()

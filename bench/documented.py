@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 try:
     from pyroute2 import IPRoute, NetNS
@@ -42,7 +43,7 @@ def _times(client: str, server: str, rounds: int) -> Iterator[float]:
             near.link("del", index=near.link_lookup(ifname="wire")[0])
 
 
-def _end(host, name: str, place: str, there, own: str, other: str) -> None:
+def _end(host: Any, name: str, place: str, there: Any, own: str, other: str) -> None:
     host.link("set", index=host.link_lookup(ifname=name)[0], net_ns_fd=place)
     index = there.link_lookup(ifname=name)[0]
     there.link("set", index=index, ifname="wire", state="up")

@@ -11,6 +11,7 @@ import sys
 from contextlib import AsyncExitStack
 
 import nsm
+from nsm.errors import NsmError
 from nsm.identity.workload import workload_source
 from nsm.process.config import parse
 from nsm.process.workload import Surroundings
@@ -46,4 +47,7 @@ async def main(service: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    try:
+        asyncio.run(main(*sys.argv[1:]))
+    except* NsmError as refused:
+        sys.exit(f"bench.holding: {refused.exceptions[0]}")

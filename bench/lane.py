@@ -11,18 +11,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.parts import Samples
+from bench.parts import Found
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 1500  # seconds
 
 
-class NoLaneError(Exception):
-    """The lane gave no samples, and why."""
-
-
-def samples(parts: Sequence[str], *, quick: bool) -> Samples:
-    """Run this very bench in there. Raises NoLaneError."""
+def add(found: Found, parts: Sequence[str], *, quick: bool) -> None:
+    """Run this very bench in there, and add what it found."""
     with tempfile.TemporaryDirectory(prefix="vwire-bench-") as share:
         done = subprocess.run(
             [sys.executable, "-m", "tests.lane", "-o", share, "-t", str(LIMIT), "--",
@@ -32,6 +28,9 @@ def samples(parts: Sequence[str], *, quick: bool) -> Samples:
         )  # fmt: skip
         told = Path(share, "bench.json")
         if not told.exists():
-            raise NoLaneError(f"the lane ended with {done.returncode}, and without figures")
-        found: Samples = json.loads(told.read_text())["samples"]
-    return found
+            found.missing.append(f"wireguard: the lane ended with {done.returncode}; see above")
+            return
+        results = json.loads(told.read_text())
+    for part, kinds in results["samples"].items():
+        found.samples.setdefault(part, {}).update(kinds)
+    found.missing += results["missing"]

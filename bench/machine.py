@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nsm.kernel.node import Engine, Kernel
+from nsm.kernel.node import Kernel
+from nsm.kernel.tunnels import Engine
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,18 +1,23 @@
-"""What is measured, one part after the other; every part gives samples that JSON can hold."""
+"""What is measured, one part after the other; every part gives samples that JSON can hold.
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+What cannot be measured costs the rest nothing: it is told with why.
+"""
+
+import asyncio
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from bench import bringups, memory, paths, raw, requests, same
 from bench.mesh import mesh
 from bench.wires import Kind, stage
+from nsm.errors import NsmError
 
 PARTS: Final = ("same", "paths", "setup", "requests", "memory", "bringups")
 ALONE: Final = ("same", "paths", "setup", "bringups")  # without a mesh
+HELPERS: Final = 30  # wires whose wireguard-go, two each, a machine's inotify instances suffice for
 Report = Callable[[str], None]
-Samples = dict[str, dict[str, Any]]
-"""By part, by kind of wire."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,51 +36,65 @@ FULL: Final = Settings(30, 60, 60, 100, 100, all_kinds=True)
 QUICK: Final = Settings(4, 12, 12, 40, 10, all_kinds=False)
 
 
-async def measured(
+@dataclass(slots=True)
+class Found:
+    """Samples by part, and by kind of wire; and what there are none of."""
+
+    samples: dict[str, dict[str, Any]] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+    def put(self, part: str, kind: str, what: Any) -> None:
+        """Samples of a part."""
+        self.samples.setdefault(part, {})[kind] = what
+
+    @contextmanager
+    def trying(self, what: str) -> Iterator[None]:
+        """The block may fail to measure."""
+        try:
+            yield
+        except (RuntimeError, NsmError, OSError) as why:
+            self.missing.append(f"{what}: {why}")
+
+
+def measure(
     kinds: Sequence[Kind], wanted: Collection[str], settings: Settings, report: Report
-) -> Samples:
-    """Everything wanted that needs no mesh."""
-    samples: Samples = {}
+) -> Found:
+    """Everything wanted."""
+    found = Found()
     for kind in kinds:
-        if "same" in wanted:
+        for part in (one for one in ALONE if one in wanted):
+            with found.trying(f"{part} of {kind}"):
+                asyncio.run(_alone(found, part, kind, settings, report))
+    if "requests" in wanted:
+        with found.trying("requests"), mesh() as there:
+            for kind in kinds:
+                report(f"{kind}: {settings.requests} requests and closes")
+                with found.trying(f"requests of {kind}"):
+                    told = requests.asked(there, kind, settings.requests)
+                    found.put("requests", kind, asdict(told))
+    for kind in kinds if settings.all_kinds else kinds[:1]:
+        if "memory" not in wanted:
+            break
+        wires = min(settings.wires, HELPERS if kind == "wireguard-go" else settings.wires)
+        report(f"{kind}: the memory of {wires} wires")
+        # one mesh for each, because memory that was once used is not given back
+        with found.trying(f"memory of {kind}"), mesh() as there:
+            found.put("memory", kind, asdict(memory.measure(there, kind, wires)))
+    return found
+
+
+async def _alone(found: Found, part: str, kind: Kind, settings: Settings, report: Report) -> None:
+    match part:
+        case "same":
             report(f"{kind}: the objects, ours and by hand")
-            _put(samples, "same", kind, await same.differences(kind))
-        if "setup" in wanted:
+            found.put(part, kind, await same.differences(kind))
+        case "paths":
+            found.put(part, kind, asdict(await paths.measure(kind, settings.pairs, report)))
+        case "setup":
             report(f"{kind}: making and closing, {settings.turns} times")
             with stage() as where:
                 turns = await raw.measured(kind, settings.turns, where)
             both = {"making": asdict(turns.making), "closing": asdict(turns.closing)}
-            _put(samples, "setup", kind, both)
-        if "paths" in wanted:
-            _put(samples, "paths", kind, asdict(await paths.measure(kind, settings.pairs, report)))
-        if "bringups" in wanted and kind.startswith("wireguard"):
-            times = await bringups.measure(kind, settings.bringups, report)
-            _put(samples, "bringups", kind, times)
-    return samples
-
-
-def in_a_mesh(
-    kinds: Sequence[Kind], wanted: Collection[str], settings: Settings, report: Report
-) -> Samples:
-    """What is asked of a whole mesh. Its WireGuard is the kernel's or wireguard-go, not both."""
-    samples: Samples = {}
-    if "requests" in wanted:
-        with mesh() as there:
-            for kind in kinds:
-                report(f"{kind}: {settings.requests} requests and closes")
-                _put(
-                    samples,
-                    "requests",
-                    kind,
-                    asdict(requests.asked(there, kind, settings.requests)),
-                )
-    if "memory" in wanted:
-        for kind in kinds if settings.all_kinds else kinds[:1]:
-            report(f"{kind}: the memory of {settings.wires} wires")
-            with mesh() as there:  # because memory that was once used is not given back
-                _put(samples, "memory", kind, asdict(memory.measure(there, kind, settings.wires)))
-    return samples
-
-
-def _put(samples: Samples, part: str, kind: Kind, what: Any) -> None:
-    samples.setdefault(part, {})[kind] = what
+            found.put(part, kind, both)
+        case "bringups" if kind.startswith("wireguard"):
+            found.put(part, kind, await bringups.measure(kind, settings.bringups, report))

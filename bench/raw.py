@@ -29,6 +29,7 @@ from nsm.kernel.node import Kernel
 from nsm.kernel.reach import Reach
 from nsm.kernel.state import (
     Address,
+    EngineName,
     Hop,
     Interface,
     LocalWire,
@@ -78,7 +79,7 @@ def half(kind: Kind, client: Namespace, underlay: Namespace, n: int) -> RemoteWi
     local, remote = ip_address("192.0.2.1"), ip_address("192.0.2.2")
     tunnel: VxlanTunnel | WireguardTunnel = VxlanTunnel(1000 + n, local, remote, underlay)
     if kind != "vxlan":
-        engine = "kernel" if kind == "wireguard" else "userspace"
+        engine: EngineName = "kernel" if kind == "wireguard" else "userspace"
         key, peer, port = Key.generate(), Key.generate().public, 40000 + n
         tunnel = WireguardTunnel(key, peer, local, remote, port, underlay, port, engine)
     same = wire(client, client, n)

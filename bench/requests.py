@@ -49,12 +49,12 @@ class Requests:
     @property
     def request(self) -> float:
         """Median ms."""
-        return statistics.median(self.told["request_ms"])
+        return float(statistics.median(self.told["request_ms"]))
 
     @property
     def close(self) -> float:
         """Median ms."""
-        return statistics.median(self.told["close_ms"])
+        return float(statistics.median(self.told["close_ms"]))
 
     @property
     def stages(self) -> dict[str, float]:

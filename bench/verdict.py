@@ -65,7 +65,7 @@ class Judged:
 
 def median_of(what: str, ratios: Sequence[float], bar: float, *, most: bool) -> Judged:
     """The median of ratios taken pair by pair, and how well it is known."""
-    return Judged(what, statistics.median(ratios), bar, most, interval(ratios))
+    return Judged(what, _median(ratios), bar, most, interval(ratios))
 
 
 def of_medians(what: str, ours: Sequence[float], floors: Sequence[float], bar: float) -> Judged:
@@ -75,13 +75,17 @@ def of_medians(what: str, ours: Sequence[float], floors: Sequence[float], bar: f
 
 
 def _ratio(turns: Sequence[tuple[float, float]]) -> float:
-    ours, floors = zip(*turns, strict=True)
-    return statistics.median(ours) / statistics.median(floors)
+    ours, floors = (statistics.median(turn[which] for turn in turns) for which in (0, 1))
+    return ours / floors
+
+
+def _median(values: Sequence[float]) -> float:
+    return statistics.median(values)
 
 
 def interval(
     values: Sequence[T],
-    figure: Callable[[Sequence[T]], float] = statistics.median,
+    figure: Callable[[Sequence[T]], float] = _median,  # type: ignore[assignment]
     resamples: int = RESAMPLES,
 ) -> tuple[float, float]:
     """Between what that figure of such values lies; the same for the same values."""

@@ -20,6 +20,7 @@ from nsm.kernel import owner
 from nsm.kernel.keys import Key
 from nsm.kernel.node import Kernel
 from nsm.kernel.state import (
+    EngineName,
     Hop,
     Interface,
     LocalWire,
@@ -176,7 +177,7 @@ class Ours:
         tunnel: VxlanTunnel | WireguardTunnel = VxlanTunnel(plan.vni, own, other, node)
         if plan.kind != "vxlan":
             key, peer = plan.keys[side], plan.keys[1 - side].public
-            engine = "kernel" if plan.kind == "wireguard" else "userspace"
+            engine: EngineName = "kernel" if plan.kind == "wireguard" else "userspace"
             port = plan.port
             tunnel = WireguardTunnel(key, peer, own, other, port, node, port, engine)
         return RemoteWire(plan.connection, "dst" if side else "src", self._end(plan, side), tunnel)
