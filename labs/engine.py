@@ -44,6 +44,8 @@ IPV6: Final = "/proc/sys/net/ipv6"  # not there where the kernel was booted with
 CARRIER: Final = 5.0  # seconds until cables pass packets; some milliseconds in fact
 TELLING: Final = 0.5  # seconds a client may take from being ready to having written it
 POLITE: Final = 5.0  # seconds a process may take to end
+# A slow machine's manager and forwarder may need longer than upstream's to hear one another.
+_HANDED_ON: Final = dict.fromkeys((Stage.MANAGER, Stage.FORWARDER), ("NSM_DIAL_TIMEOUT",))
 _STAGES: Final = {
     Stage.ISSUER: "issuers",
     Stage.REGISTRY: "registries",
@@ -190,7 +192,10 @@ def _made(
                 replace(
                     p,
                     module=modules[stage] if p.module else "",
-                    environment={**config.for_children(), **p.environment},
+                    environment={
+                        **config.for_children(also=_HANDED_ON.get(stage, ())),
+                        **p.environment,
+                    },
                 )
                 for p in plan.of(stage)
             ]

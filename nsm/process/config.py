@@ -195,13 +195,16 @@ def parse(kind: type[C], environ: Mapping[str, str] | None = None) -> C:
         raise ConfigError([str(error)]) from error
 
 
-def for_children(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+def for_children(
+    environ: Mapping[str, str] | None = None, *, also: Sequence[str] = ()
+) -> dict[str, str]:
     """What a program hands on to processes of ours that it gives an environment of their own.
 
-    That is what watches over all of a test's processes, however deep they were started.
+    That is what watches over all of a test's processes, however deep they were started, and
+    of the names in also those that are set.
     """
     environ = os.environ if environ is None else environ
-    return {name: environ[name] for name in ("NSM_LOOP_GUARD",) if name in environ}
+    return {name: environ[name] for name in ("NSM_LOOP_GUARD", *also) if name in environ}
 
 
 def strangers(kind: type[Any], environ: Mapping[str, str] | None = None) -> tuple[str, ...]:

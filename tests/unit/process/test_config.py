@@ -264,10 +264,14 @@ def test_variables_nobody_reads_are_named_with_the_nearest_that_is() -> None:
     )
 
 
-def test_the_guard_of_a_test_is_handed_on_and_nothing_else() -> None:
+def test_the_guard_of_a_test_is_handed_on_and_nothing_else_unasked() -> None:
     environ = {"NSM_LOOP_GUARD": "/tmp/guard", "NSM_NAME": "x", "HOME": "/root"}
     assert config.for_children(environ) == {"NSM_LOOP_GUARD": "/tmp/guard"}
     assert config.for_children({}) == {}
+    also = ("NSM_DIAL_TIMEOUT", "NSM_ABSENT")
+    assert config.for_children({**environ, "NSM_DIAL_TIMEOUT": "5s"}, also=also) == {
+        "NSM_LOOP_GUARD": "/tmp/guard", "NSM_DIAL_TIMEOUT": "5s",
+    }  # fmt: skip
 
 
 def test_check_shows_every_value_and_where_it_comes_from(
