@@ -131,7 +131,7 @@ class Vxlan:
     ) -> "VxlanHalf":
         # Who answers keeps what is proposed, if it is free there too: so there is nothing to
         # agree on afterwards. What stands since before a restart is proposed again.
-        held = vni, port = self._held(span, known)
+        held = vni, port = self._held(span.connection, known)
         if asked:
             vni = mechanisms.vni(asked) or vni
             port = vxlan.port_in(asked, mechanisms.SRC_PORT) or port
@@ -145,14 +145,16 @@ class Vxlan:
     def gone(self, _: str) -> None:
         """Identifiers are the kernel's alone to know."""
 
-    def _held(self, span: Span, known: Wire | None) -> tuple[int, int]:
-        """The identifier and port this connection has, be it from before a restart; or zeros."""
+    def _held(self, connection: str, known: Wire | None) -> tuple[int, int]:
+        """The identifier and port this connection has, be it from before a restart; or zeros.
+
+        Wherever it led: a far node's manager and its tunnels may have different addresses, and
+        the latter is not known before that node has answered.
+        """
         if known is None:
-            return self._recovery.vxlan(span.connection)
+            return self._recovery.vxlan(connection)
         tunnel = known.tunnel if isinstance(known, RemoteWire) else None
-        if isinstance(tunnel, VxlanTunnel) and tunnel.remote == span.remote:
-            return tunnel.vni, tunnel.port
-        return 0, 0
+        return (tunnel.vni, tunnel.port) if isinstance(tunnel, VxlanTunnel) else (0, 0)
 
     async def _port(self) -> int:
         """The port for a tunnel that does not stand yet."""

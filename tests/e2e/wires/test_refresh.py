@@ -72,6 +72,33 @@ async def test_a_hundred_refreshes_change_nothing_lose_nothing_and_leak_nothing(
     assert app.end() == 0
 
 
+async def test_a_tunnel_that_ends_elsewhere_than_the_far_manager_stays_what_it_is(nodes, places):
+    """As where managers listen on a pod's address and tunnels end at the node's."""
+    client, endpoint = places
+    node = nodes.space("two")
+    node.do("addr", "add", "198.18.0.200/24", "dev", "eth0")
+    nodes.now["two/forwarder"].end()
+    nodes.start("two/forwarder", NSM_TUNNEL_IP="198.18.0.200").ready()
+    try:
+        app = nodes.client("app", "kernel://echo/nsm-1", **SHORT)
+
+        def ends() -> tuple[object, ...]:
+            near, far = link(client, "nsm-1"), far_end(client, "nsm-1", endpoint)
+            return identity(near), identity(far)
+
+        before, granted = ends(), requests(nodes)
+        assert link(client, "nsm-1")["linkinfo"]["info_data"]["remote"] == "198.18.0.200"
+        with flow(client, "172.16.1.0") as echoes:
+            await until(lambda: requests(nodes) >= granted + 3, "three refreshes", bar=4)
+            assert ends() == before
+        assert echoes.received == echoes.sent > 10
+        assert app.end() == 0
+    finally:
+        nodes.now["two/forwarder"].end()
+        node.do("addr", "del", "198.18.0.200/24", "dev", "eth0")
+        nodes.start("two/forwarder").ready()
+
+
 async def test_a_killed_clients_wire_lasts_as_long_as_its_lease_and_no_longer(nodes, places):
     client, _ = places
     app = nodes.client("app", "kernel://pair/nsm-1", **SHORT)
