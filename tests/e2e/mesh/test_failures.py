@@ -517,7 +517,8 @@ def test_a_port_that_is_taken_is_told_with_its_holder(mesh, tmp_path, module, li
     code, said = Started(mesh, module, like, NSM_LISTEN_ON=listen,
                          NSM_STORE=str(tmp_path / "store")).ends()  # fmt: skip
     assert code == 1, said
-    for word in (listen, str(mesh.pid(like)), "NSM_LISTEN_ON", f"port {port}"):
+    holder = f"process {mesh.pid(like)} (python -P -m {module} "
+    for word in (listen, holder, "NSM_LISTEN_ON", f"port {port}"):
         assert word in said
     assert "Traceback" not in said
 
