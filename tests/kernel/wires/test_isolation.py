@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
@@ -267,17 +266,3 @@ async def test_a_namespace_that_belongs_to_a_user_namespace_of_its_own_is_misusa
     finally:
         process.kill()
         await process.wait()
-
-
-@pytest.mark.parametrize(
-    ("dropped", "answer"), [((), "False"), (("setpriv", "--bounding-set", "-sys_ptrace"), "True")]
-)
-def test_who_cannot_be_looked_at_may_be_in_there(
-    client: Space, dropped: tuple[str, ...], answer: str
-) -> None:
-    """As where a security module refuses it: then the answer is the cautious one."""
-    look = "import os, sys; from nsm.kernel import isolation"
-    look += "; print(isolation.misusable(os.open(sys.argv[1], os.O_RDONLY)))"
-    command = [*dropped, sys.executable, "-c", look, client.path]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == answer
