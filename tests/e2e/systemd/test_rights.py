@@ -80,6 +80,4 @@ def test_who_does_not_ask_who_is_in_a_workload_need_not_see_it(machines, tried):
     with dropped(east, ALL - {"CAP_SYS_PTRACE"}, asked=True):
         failed = tried.everything()
         east.sh("mv /run/forwarder.env /etc/vwire/")
-    # a hop for everybody, as it was told, which WireGuard has not yet
-    assert set(failed) == {"a wire between nodes", "an encrypted wire"}
-    assert failed["a wire between nodes"] == "a macvlan"
+    assert failed == {"a wire between nodes": "a macvlan"}  # a hop for everybody, as it was told
