@@ -71,7 +71,7 @@ def test_the_exit_code_is_the_commands(program: str, status: int) -> None:
 
 
 def test_all_of_the_output_comes_out() -> None:
-    done = lane("sh", "-c", "seq 50000; echo last >&2")
+    done = lane("sh", "-c", "sleep 99 & seq 50000; echo last >&2")
     assert done.stdout == "".join(f"{number}\n" for number in range(1, 50001)) + "last\n"
 
 
