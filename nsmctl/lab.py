@@ -276,10 +276,14 @@ def status(
         show.table(
             "",
             ("process", ">pid", "state", ">after ms"),
-            [(n, c.mark.pid, _state(c), c.ready or "") for n, c in children.items() if n in alive],
+            [(n, c.mark.pid, _state(c), _took(c)) for n, c in children.items() if n in alive],
         )
         _wire_table([(wire, None) for wire in there])
     show.finish(show.OK if all(alive.values()) else show.FAILED)
+
+
+def _took(child: Any) -> str:
+    return "" if child.ready is None else f"{1000 * child.seconds:.0f}"
 
 
 def _state(child: Any) -> str:

@@ -175,6 +175,11 @@ def test_the_verbs_tell_of_a_lab_that_is_up():
         assert len(set(ids)) == len(ids) == 4
         text = json.dumps(hops)
         assert "eyJ" not in text  # how every JWT begins
+        table = nsmctl("lab", "status", lab).stdout
+        assert re.search(r"^node-1/nsmgr +\d+ ready +\d+ *$", table, re.MULTILINE), table
+        for verb in ("services", "endpoints", "connections", f"path {wires[0]['id']}"):
+            table += nsmctl(*verb.split(), "--lab", lab).stdout
+        assert max(map(len, table.splitlines())) <= 80
         inside = nsmctl(
             "lab", "exec", "app", "--lab", lab, "--", "ip", "-j", "link", "show", "nsm-1"
         )
