@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scapy.layers.inet import IP, UDP
@@ -99,6 +100,12 @@ async def refreshed(nodes: Nodes, times: int = 1) -> None:
     await until(lambda: granted(nodes) >= seen + times, f"{times} refreshes", bar=2 * times * PACE)
 
 
+async def said(client: Program) -> dict[str, Any]:
+    """What a client told last of its wire: it may say so just after it is ready."""
+    await until(lambda: client.told, "what a client tells", bar=0.5, record=False)
+    return client.told[-1]
+
+
 def both(client: Space, endpoint: Space, device: str = "nsm-1") -> tuple[Sealed, Sealed]:
     """The two ends of a wire, as `wg` tells of them."""
     far = far_end(client, device, endpoint)["ifname"]
@@ -172,7 +179,7 @@ async def test_only_who_asked_begins_the_handshake_and_the_wire_is_up_after_it(
     ours, theirs = both(client, endpoint)
     assert ours.handshake > 0
     assert theirs.handshake > 0
-    assert "handshake" in app.told[-1]["stages"]
+    assert "handshake" in (await said(app))["stages"]
     assert app.end() == 0
 
 
@@ -266,7 +273,7 @@ async def test_a_client_whose_namespace_is_made_anew_gets_a_wire_that_works_at_o
     ends: list[Sealed] = []
     for _ in range(2):
         with nodes.alone("app", "reborn", NSM_NETWORK_SERVICES="kernel://v4/nsm-1") as app:
-            (far,) = (one.partition("/")[0] for one in app.told[-1]["dst"])
+            (far,) = (one.partition("/")[0] for one in (await said(app))["dst"])
             inside = ["nsenter", f"--net=/proc/{app.pid}/ns/net", "ping", "-n", "-c1", "-W5", far]
             began = time.monotonic()
             done = subprocess.run(inside, capture_output=True, text=True, check=False)
@@ -418,7 +425,7 @@ async def test_no_private_key_is_in_a_file_a_log_or_a_command_line(nodes: Nodes,
         files = [path for path in nodes.directory.rglob("*") if path.is_file()]
         files += [path for path in Path("/tmp").glob("vwire*") if path.is_file()]
         logs = [path for path in files if path.parent.name == "log"]
-        ours = app.told[-1]["path"][2]["id"].encode()
+        ours = (await said(app))["path"][2]["id"].encode()
         assert any(ours in path.read_bytes() for path in logs), "the logs are not of this wire"
         processes = [end.process for end in ends if end.process]
         processes += [program.pid for program in nodes.now.values()]
@@ -566,8 +573,7 @@ async def test_twenty_wires_one_after_the_other_all_come_up_in_about_the_same_ti
     for number in range(20):
         app = nodes.client("app", f"kernel://v4/w-{number}")
         assert await client.pings("172.16.1.0")
-        (told,) = await until(lambda app=app: app.told, "what it tells", bar=0.5, record=False)
-        times.append(told["ms"] / 1000)
+        times.append((await said(app))["ms"] / 1000)
         assert app.end() == 0
     median = statistics.median(times)
     write("one of 20 WireGuard wires, one after the other (median)", median, 0.1)
