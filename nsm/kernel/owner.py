@@ -144,5 +144,9 @@ def tunnel_name(connection: str, side: SideName) -> str:
 
 
 def lead_name(connection: str, side: SideName) -> str:
-    """What is called, in the underlay, what leads from a workload to its tunnel there."""
-    return "nsl" + tunnel_name(connection, side)[3:]
+    """What is called, in the underlay, what leads from a workload to its tunnel there.
+
+    It begins with nsm, because managers of links are told to leave that alone; no tunnel has
+    that name, because an l is no hexadecimal digit.
+    """
+    return "nsml" + tunnel_name(connection, side)[3:-1]

@@ -33,6 +33,7 @@ class Ours:
 OURS: Final = (
     Ours("nsm-1", "veth"),
     Ours(owner.tunnel_name("example", "src"), "vxlan"),
+    Ours(owner.lead_name("example", "src"), "veth"),
     Ours("nsm-1", "macvlan"),
     Ours("nsm-1", "wireguard", "wireguard"),
 )

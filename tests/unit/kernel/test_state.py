@@ -1,7 +1,9 @@
 """What is asked for is checked before the kernel is touched; marks survive being read back."""
 
 from dataclasses import replace
+from fnmatch import fnmatch
 from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -31,6 +33,8 @@ from nsm.kernel.state import (
 )
 
 pytestmark = pytest.mark.unit
+
+DEPLOY = Path(__file__).parents[3] / "deploy"
 
 HERE = Namespace(1, 1, 1, "client")
 END = Interface(HERE, "nsm-1")
@@ -209,3 +213,13 @@ def test_derived_macs_are_stable_local_and_differ_by_side() -> None:
     assert src == owner.mac("id", "src") != dst
     assert check_mac(src) == src
     assert int(src[:2], 16) & 3 == 2
+
+
+def test_names_of_the_underlays_devices_differ_and_are_what_managers_of_links_are_told() -> None:
+    pairs = [(name, side) for name in ("id", "another") for side in owner.SIDES]
+    names = {make(*pair) for make in (owner.tunnel_name, owner.lead_name) for pair in pairs}
+    assert len(names) == 2 * len(pairs)
+    for file in ("networkd/10-vwire.network", "NetworkManager/vwire.conf"):
+        assert "nsm*" in (DEPLOY / file).read_text()
+    assert {len(name) for name in names} == {15}
+    assert not [name for name in names if not fnmatch(name, "nsm*")]
