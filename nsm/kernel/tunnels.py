@@ -54,17 +54,11 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class StandingWireguard:
-    """What a tunnel has that stands, read back from it: a refresh and a restart keep that.
-
-    nsid and name are its device's place: one that is to stand elsewhere is another tunnel.
-    """
+    """What a tunnel has that stands, read back from it: a refresh and a restart keep that."""
 
     key: Key = field(repr=False)
     port: int
     engine: EngineName
-    peer: str
-    nsid: int
-    name: str
 
 
 class IndexTakenError(Exception):
@@ -128,10 +122,10 @@ def run(reach: Reach, item: Wireguard, index: int) -> None:
     if found is None:
         raise InternalError(f"wireguard-go made no device {name} in {item.underlay}")
     seen = found.end(item.underlay)
-    # the MTU while it hears of it: it pads packets up to that
     marked = replace(seen, mtu=item.end.mtu, group=item.end.group, alias=item.end.alias)
     _do(reach, item.underlay, messages.set_link(found.index, seen, marked), f"ip link set {name}")
     change(reach, item, difference(item))
+    reach.processes.settled(name, item.end.mtu)
     where = item.end.namespace
     move = messages.move_link(found.index, reach.fd(where), item.end.name, index)
     command = f"ip link set {name} netns {where} name {item.end.name}"

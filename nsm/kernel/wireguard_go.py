@@ -23,7 +23,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 
 from nsm.errors import InternalError, PreconditionError, TakenError, UnavailableError
@@ -42,18 +42,24 @@ _ELSEWHERE = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ANSWERS = 5.0  # seconds; it takes some milliseconds
 _STARTS = 3.0  # seconds until its UDP socket is there: it looks once a second at the least
 _DIES = 5.0  # seconds after a SIGKILL
+_HEARS = 1.0  # seconds until it knows its device's size; it takes a millisecond
+_ITS_MTU = 1420  # bytes, which it gives each device first
 _MOST = 1 << 20  # bytes of an answer
 _SEALED = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 @dataclass(slots=True, eq=False)
 class Running:
-    """A process of ours; pidfd is -1 once it has ended and was collected."""
+    """A process of ours; pidfd is -1 once it has ended and was collected.
+
+    log is where it speaks to, as long as somebody listens, else -1.
+    """
 
     name: str
     pid: int
     pidfd: int
     mine: bool  # started in this life
+    log: int = -1
 
 
 class Processes:
@@ -64,7 +70,6 @@ class Processes:
         self.on_start: Callable[[Running], None] = lambda _: None
         self._group = group
         self._home = 0
-        self._root: str | None = None
         self._running: dict[str, Running] = {}
         self._lock = threading.RLock()
 
@@ -78,42 +83,64 @@ class Processes:
         """Start the process of that wire where inside leads; the name of its device there.
 
         Its device is down and without a key; its UDP socket has a port of its own choice.
-        Raises PreconditionError with its own words, TakenError; nothing is left then.
+        `settled` or `stop` comes next. Raises PreconditionError with its own words,
+        TakenError; nothing is left then.
         """
         name = owner.tunnel_name(mark.connection, mark.side)
         program = find_program()
         self.stop(name)
-        log = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            running = self._spawn(program, name, f"{self._owner}{mark}", inside, log)
-            self._join(running)
-            self._answers(name, log)
-            # nobody reads what it says from here on, and memory is not for writing diaries
-            fcntl.fcntl(log, fcntl.F_ADD_SEALS, _SEALED)
+            running = self._spawn(program, name, f"{self._owner}{mark}", inside)
+            _leave_our_cgroup(running.pid)
+            self._answers(running)
         except OSError as failure:
             self.stop(name)
             raise explain(failure, f"{PROGRAM} -f {name}", "this node") from failure
         except BaseException:
             self.stop(name)
             raise
-        finally:
-            os.close(log)
         self.on_start(running)
         return name
 
+    def settled(self, name: str, mtu: int) -> None:
+        """Return when it has heard of its device's size, in bytes; from then on it may be moved.
+
+        It hears of its device only where it runs, and pads packets up to the size it knows:
+        beyond the real one they would leave in two pieces.
+        """
+        with self._lock:
+            running = self._running.get(name)
+            log = os.dup(running.log) if running and running.log >= 0 else -1
+        if log < 0:
+            return
+        wanted = b"" if mtu == _ITS_MTU else b"MTU updated: %d" % mtu
+        try:
+            end = time.monotonic() + _HEARS
+            while wanted not in os.pread(log, 1 << 16, 0) and time.monotonic() < end:
+                time.sleep(0.0005)
+            # nobody reads what it says from here on, and memory is not for writing diaries
+            fcntl.fcntl(log, fcntl.F_ADD_SEALS, _SEALED)
+        finally:
+            os.close(log)
+            with self._lock:
+                if running:
+                    _close_log(running)
+
     def _spawn(
-        self, program: str, name: str, whose: str, inside: AbstractContextManager[None], log: int
+        self, program: str, name: str, whose: str, inside: AbstractContextManager[None]
     ) -> Running:
-        # not a fork, which threads would not survive; not Popen, which wants to be waited for
-        with self._lock, _listening(name, whose) as listening:
+        with self._lock, _listening(name, whose) as listening, ExitStack() as failing:
+            log = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            failing.callback(os.close, log)
             files = [
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_DUP2, log, 1),
                 (os.POSIX_SPAWN_DUP2, log, 2),
                 (os.POSIX_SPAWN_DUP2, listening.fileno(), 3),
             ]
-            said = {_OWNER: whose, "WG_UAPI_FD": "3", "LOG_LEVEL": "error"}
+            said = {_OWNER: whose, "WG_UAPI_FD": "3", "LOG_LEVEL": "verbose"}
             with inside:
+                # no fork, which threads would not survive; no Popen, which wants to be waited for
                 pid = os.posix_spawn(
                     program,
                     [PROGRAM, "-f", name],
@@ -123,17 +150,18 @@ class Processes:
                     setsigmask=(),
                     setsigdef=(signal.SIGPIPE,),
                 )
-            running = Running(name, pid, os.pidfd_open(pid), mine=True)
+            running = Running(name, pid, os.pidfd_open(pid), mine=True, log=log)
+            failing.pop_all()
             self._running[name] = running
             return running
 
-    def _answers(self, name: str, log: int) -> None:
+    def _answers(self, running: Running) -> None:
         """Wait until it can be told its port, which it takes only once it is up."""
         end = time.monotonic() + _STARTS
         while True:
-            settings = self.settings(name)
+            settings = self.settings(running.name)
             if settings is None:
-                said = os.pread(log, 1 << 16, 0).decode(errors="replace").splitlines()
+                said = os.pread(running.log, 1 << 16, 0).decode(errors="replace").splitlines()
                 words = [line.partition(") ")[2] or line for line in said if "ERROR" in line]
                 why = words[-1] if words else "it did not say why"
                 raise PreconditionError(
@@ -162,7 +190,7 @@ class Processes:
         with self._lock:
             if running and self._running.get(name) is running:
                 del self._running[name]
-            self._tidy(name)
+            _unlink_dead(name)
 
     def _kill(self, running: Running) -> None:
         with self._lock:
@@ -188,6 +216,7 @@ class Processes:
                 os.waitpid(running.pid, os.WNOHANG)
             os.close(running.pidfd)
             running.pidfd = -1
+            _close_log(running)
 
     def ended(self, running: Running) -> None:
         """It ended, by itself perhaps, with its device: what it leaves is taken away."""
@@ -195,7 +224,7 @@ class Processes:
         with self._lock:
             if self._running.get(running.name) is running:
                 del self._running[running.name]
-                self._tidy(running.name)
+                _unlink_dead(running.name)
 
     def watch(self, running: Running) -> int:
         """A descriptor, the caller's, that is readable when the process has ended."""
@@ -208,6 +237,7 @@ class Processes:
             for running in self._running.values():
                 os.close(running.pidfd)
                 running.pidfd = -1
+                _close_log(running)
             self._running.clear()
 
     def known(self) -> list[Running]:
@@ -272,7 +302,6 @@ class Processes:
                     with self._lock:
                         if name not in self._running:
                             _unlink_dead(name)
-        self._leave()
 
     @property
     def _owner(self) -> str:
@@ -286,34 +315,6 @@ class Processes:
             self.adopt()
         with self._lock:
             return self._running.get(name)
-
-    # --- what is around a process ------------------------------------------------------------
-
-    def _tidy(self, name: str) -> None:
-        _unlink_dead(name)
-        self._leave()
-
-    def _join(self, running: Running) -> None:
-        """A cgroup beside ours, where there may be one: ours may be killed as a whole."""
-        group = self._cgroup()
-        if not group:
-            return
-        for _ in range(3):  # the last one of those before takes it away meanwhile
-            with suppress(OSError):
-                os.makedirs(group, exist_ok=True)
-                with open(f"{group}/cgroup.procs", "w") as members:
-                    members.write(str(running.pid))
-                return
-
-    def _leave(self) -> None:
-        if group := self._cgroup():
-            with suppress(OSError):  # others are in it, or it is not there
-                os.rmdir(group)
-
-    def _cgroup(self) -> str:
-        if self._root is None:
-            self._root = _cgroup_root()
-        return self._root and f"{self._root}/vwire-{self._group:08x}-{self._home:x}"
 
 
 def find_program() -> str:
@@ -476,11 +477,19 @@ def _marked() -> Iterator[tuple[int, str]]:
                 yield int(pid), entry.removeprefix(wanted).decode(errors="replace")
 
 
-def _cgroup_root() -> str:
-    """Where the tree of cgroups is, if it is mounted and may be written; else empty."""
+def _leave_our_cgroup(pid: int) -> None:
+    """Move it to the root of the tree, where there is one to write to: ours may be killed as a
+    whole, when a service is stopped for example, and at the root there is nothing to tidy up."""
     with open("/proc/self/mounts") as file:
-        for line in file:
-            fields = line.split()
-            if fields[2] == "cgroup2" and "rw" in fields[3].split(","):
-                return fields[1]
-    return ""
+        mounts = [line.split() for line in file]
+    for _, where, kind, options, *_ in mounts:
+        if kind == "cgroup2" and "rw" in options.split(","):
+            with suppress(OSError), open(f"{where}/cgroup.procs", "w") as members:
+                members.write(str(pid))
+            return
+
+
+def _close_log(running: Running) -> None:
+    if running.log >= 0:
+        os.close(running.log)
+        running.log = -1

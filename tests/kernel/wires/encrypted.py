@@ -148,8 +148,7 @@ def retold(wire: RemoteWire, **changes: object) -> RemoteWire:
 
 
 def remains() -> set[str]:
-    """What of this run's wireguard-go is on the machine: processes, sockets, cgroups."""
-    group = f"{owner.group(INSTANCE):08x}"
+    """What of this run's wireguard-go is on the machine: processes and sockets."""
     found = {f"process {pid} {state}" for pid, state in processes()}
     ours = {
         owner.tunnel_name(f"{INSTANCE}-{n}", side)
@@ -157,7 +156,6 @@ def remains() -> set[str]:
         for side in owner.SIDES
     }
     found |= {f"socket {file}" for file in Path("/run/wireguard").glob("*") if file.stem in ours}
-    found |= {f"cgroup {path}" for path in Path("/sys/fs/cgroup").rglob(f"vwire-{group}-*")}
     return found
 
 

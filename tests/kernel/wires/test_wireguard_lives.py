@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -302,12 +302,44 @@ async def test_a_process_is_by_itself_and_shows_no_key(
     assert f"nsm:{near.connection}:src".encode() in said
     path = f"/run/wireguard/{owner.tunnel_name(near.connection, near.side)}.sock"
     assert os.stat(path).st_mode & 0o777 == 0o600
-    log = os.readlink(folder / "fd/1")
-    assert log.startswith("/memfd:")
-    cgroups = [line for line in (folder / "cgroup").read_text().splitlines() if line[:2] == "0:"]
-    own = [line for line in Path("/proc/self/cgroup").read_text().splitlines() if line[:2] == "0:"]
-    if os.access("/sys/fs/cgroup", os.W_OK) and own:
-        assert cgroups != own
+    # what it says goes into a file in memory that takes no more
+    assert os.readlink(folder / "fd/1").startswith("/memfd:")
+    with pytest.raises(PermissionError), open(folder / "fd/1", "ab", buffering=0) as log:
+        log.write(b"x")
+
+
+@pytest.fixture
+def doomed() -> Iterator[Path]:
+    """A cgroup."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    roots = [
+        where for _, where, kind, options, *_ in mounts if kind == "cgroup2" and "rw" in options
+    ]
+    if not roots:
+        pytest.skip("kernel lacks cgroups that may be made")
+    made = Path(roots[0]) / f"vw-test-{os.getpid()}"
+    made.mkdir()
+    yield made
+    made.rmdir()
+
+
+@pytest.mark.parametrize("encrypted", ["userspace"], indirect=True)
+async def test_a_process_outlives_the_cgroup_of_the_forwarder_and_leaves_none(
+    encrypting: Kernel, encrypted: Nodes, doomed: Path
+) -> None:
+    near, _ = await encrypted.wires(encrypting)
+    paths = [encrypted.near.path, encrypted.client.path]
+    words = [INSTANCE, near.connection, *paths, encrypted.engine, "0"]
+    enter = f'echo $$ > {doomed}/cgroup.procs && exec "$@"'
+    command = ["sh", "-c", enter, "sh", sys.executable, "-P", "-m", "tests.kernel.wires.mortal"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*command, *words], cwd=ROOT, env=environment, capture_output=True)
+    assert done.stdout == b"whole\n", done.stderr
+    ((pid, _),) = processes()
+    assert f"/{doomed.name}" not in Path(f"/proc/{pid}/cgroup").read_text()
+    (doomed / "cgroup.kill").write_text("1")
+    assert (await encrypting.standing_wireguard(near.connection)) is not None
+    assert [number for number, _ in processes()] == [pid]
 
 
 def test_on_this_node_is_found_by_trying_and_the_answer_says_what_would_help(
