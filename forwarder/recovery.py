@@ -13,6 +13,7 @@ import structlog
 
 from nsm.connections import Connections
 from nsm.kernel.node import Kernel
+from nsm.kernel.state import OWN
 from nsm.kernel.sweep import Found
 
 log = structlog.get_logger(__name__)
@@ -40,10 +41,14 @@ class Recovery:
         found = self._before.get(connection, ())
         return any(one.mark and one.mark.hop for one in found) if found else None
 
-    def vxlan(self, connection: str) -> tuple[int, int]:
-        """Network identifier and UDP port of a connection's VXLAN of before; zeros without one."""
+    def vxlan(self, connection: str, hop: bool) -> tuple[int, int]:
+        """Network identifier and UDP port of a connection's VXLAN of before; zeros without one.
+
+        hop where it stands here: then what is in a workload is not believed, which whoever has
+        rights there may have put there, mark and all.
+        """
         for one in self._before.get(connection, ()):
-            if one.device.vni:
+            if one.device.vni and (not hop or _stands_here(one)):
                 return one.device.vni, one.device.port
         return 0, 0
 
@@ -63,3 +68,7 @@ class Recovery:
                         "removed a wire nobody refreshed", connection=connection, devices=devices
                     )
                 self.settled(connection)
+
+
+def _stands_here(one: Found) -> bool:
+    return one.place.nsid == OWN and one.mark is not None and one.mark.hop

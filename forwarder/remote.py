@@ -7,6 +7,7 @@ is drawn anew where the kernel says that somebody was quicker. The kernel's word
 two forwarders may share an underlay.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -45,7 +46,8 @@ class Span:
     """A tunnel that is to be: whose, which side of the wire is ours, and from where to where.
 
     remote is the far node's address as far as it is known before that node has answered.
-    mtu is what fits through as seen from here, in bytes.
+    mtu is what fits through as seen from here, in bytes. hop says that our end of it is to
+    stand in the underlay, out of the workload's reach.
     """
 
     connection: str
@@ -53,6 +55,7 @@ class Span:
     local: IPAddress
     remote: IPAddress
     mtu: int
+    hop: bool
 
 
 class Half(Protocol):
@@ -87,12 +90,18 @@ class Remote(Protocol):
         """The address of the node that asks, once all it says of its side is well-formed."""
 
     async def half(
-        self, span: Span, asked: Mechanism | None, seat: Seat, known: Wire | None, undo: Undo
+        self,
+        span: Span,
+        asked: Mechanism | None,
+        seat: Seat,
+        known: Wire | None,
+        ways: Mapping[Namespace, int],
+        undo: Undo,
     ) -> Half:
         """Our half: as it stands, be it from before a restart, or drawn afresh.
 
-        asked is None where we ask. seat is where the wire's device is to be; known is the
-        wire as we made it earlier, None after a restart.
+        asked is None where we ask. seat is where the wire's device is to be, and ways lead
+        in there; known is the wire as we made it earlier, None after a restart.
         """
 
     def gone(self, connection: str) -> None:
@@ -127,11 +136,17 @@ class Vxlan:
         return ends.address(asked, mechanisms.SRC_IP)
 
     async def half(
-        self, span: Span, asked: Mechanism | None, _: Seat, known: Wire | None, __: Undo
+        self,
+        span: Span,
+        asked: Mechanism | None,
+        _: Seat,
+        known: Wire | None,
+        __: Mapping[Namespace, int],
+        ___: Undo,
     ) -> "VxlanHalf":
         # Who answers keeps what is proposed, if it is free there too: so there is nothing to
         # agree on afterwards. What stands since before a restart is proposed again.
-        held = vni, port = self._held(span.connection, known)
+        held = vni, port = self._held(span, known)
         if asked:
             vni = mechanisms.vni(asked) or vni
             port = vxlan.port_in(asked, mechanisms.SRC_PORT) or port
@@ -145,14 +160,14 @@ class Vxlan:
     def gone(self, _: str) -> None:
         """Identifiers are the kernel's alone to know."""
 
-    def _held(self, connection: str, known: Wire | None) -> tuple[int, int]:
+    def _held(self, span: Span, known: Wire | None) -> tuple[int, int]:
         """The identifier and port this connection has, be it from before a restart; or zeros.
 
         Wherever it led: a far node's manager and its tunnels may have different addresses, and
         the latter is not known before that node has answered.
         """
         if known is None:
-            return self._recovery.vxlan(connection)
+            return self._recovery.vxlan(span.connection, span.hop)
         tunnel = known.tunnel if isinstance(known, RemoteWire) else None
         return (tunnel.vni, tunnel.port) if isinstance(tunnel, VxlanTunnel) else (0, 0)
 
@@ -245,8 +260,8 @@ class Wireguard:
         self._engine = engine
 
     async def local(self, connection: str, towards: IPAddress) -> tuple[IPAddress, int]:
-        # what stands goes on, even where no new one could be made any more
-        if not self._engine.name and not await self.kernel.standing_wireguard(connection):
+        # what stands goes on, even where no new one could be made any more: `half` looks at it
+        if not self._engine.name and not self.kernel.knows(connection):
             raise self._none()
         return await self._tunnels.local(towards, self.type)
 
@@ -254,11 +269,20 @@ class Wireguard:
         return wireguard.asker(asked)
 
     async def half(
-        self, span: Span, _: Mechanism | None, seat: Seat, __: Wire | None, undo: Undo
+        self,
+        span: Span,
+        _: Mechanism | None,
+        seat: Seat,
+        known: Wire | None,
+        ways: Mapping[Namespace, int],
+        undo: Undo,
     ) -> "WireguardHalf":
-        namespace, name = seat
-        stands = await self.kernel.standing_wireguard(span.connection)
-        if stands and (stands.nsid, stands.name) == (namespace.nsid, name):
+        stands = None
+        if known is None or seat in ((end.namespace, end.name) for _, end in known.sides):
+            stands = await self.kernel.standing_wireguard(
+                span.connection, span.side, seat, hop=span.hop, fds=ways
+            )
+        if stands:
             self.ports.keep(span.connection, stands.port)
             key, port, engine = stands.key, stands.port, stands.engine
         elif self._engine.name:

@@ -359,8 +359,8 @@ class ForwarderRoute:
             namespace, door, self._standing_hop(conn.id, target.known, namespace)
         )
         seat = namespace, near.mechanism.get(mechanisms.NAME)
-        span = Span(conn.id, "src", local, node, mtu)
-        half = await remote.half(span, None, seat, _wire(target), attempt)
+        span = Span(conn.id, "src", local, node, mtu, hop)
+        half = await remote.half(span, None, seat, _wire(target), _ways(entries), attempt)
         for turn in range(ROUNDS):
             made = await self._ask(target, conn, (half.offer(),), caller, far_fds, attempt)
             agreed = _agreed(made, remote.type, target)
@@ -406,13 +406,13 @@ class ForwarderRoute:
         side = crossconnect.endpoint_side(made, outgoing, far, "")
         door = far_fds.get(url)
         hop = await self._tunnels.hop(far, door, self._standing_hop(conn.id, target.known, far))
-        span = Span(conn.id, "dst", local, node, mtu)
-        half = await remote.half(span, asked, (far, side.name), _wire(target), attempt)
+        span = Span(conn.id, "dst", local, node, mtu, hop)
+        seat, entries = (far, side.name), {far: door}
+        half = await remote.half(span, asked, seat, _wire(target), _ways(entries), attempt)
         for turn in range(ROUNDS):
             agreed = half.answer(asked)
             wire = RemoteWire(made.id, "dst", side, half.tunnel(agreed), hop)
             try:
-                entries = {far: door}
                 kernel = await self._ensure(wire, target.known, entries, attempt)
                 break
             except TAKEN as taken:

@@ -26,7 +26,7 @@ from nsm.errors import InternalError, InvalidError, PreconditionError
 from nsm.kernel import ensure as ensuring
 from nsm.kernel import isolation, messages, owner, ports, sweep, tunnels
 from nsm.kernel.ensure import Journal, Place
-from nsm.kernel.messages import Counters
+from nsm.kernel.messages import Counters, Device
 from nsm.kernel.namespaces import Home
 from nsm.kernel.netlink import NamespaceGoneError, Refusal, Socket, explain
 from nsm.kernel.plan import Step
@@ -34,6 +34,7 @@ from nsm.kernel.reach import Reach
 from nsm.kernel.state import (
     OWN,
     VXLAN_PORT,
+    End,
     EngineName,
     IPAddress,
     Namespace,
@@ -365,45 +366,63 @@ class Kernel:
 
         return await self._run(self._creating, None, work)
 
+    def knows(self, connection: str) -> bool:
+        """Whether anything of the connection may stand here: made in this life, or found."""
+        return bool(self._hints.get(connection))
+
     async def standing_wireguard(
-        self, connection: str, side: owner.SideName | None = None
+        self,
+        connection: str,
+        side: owner.SideName,
+        seat: tuple[Namespace, str],
+        *,
+        hop: bool = False,
+        underlay: Namespace | None = None,
+        fds: Mapping[Namespace, int] | None = None,
     ) -> StandingWireguard | None:
-        """What the connection's tunnel of before has, from itself alone; None if there is none.
+        """What that side's tunnel has, from itself alone; None if there is none to be kept.
 
-        side where both ends of a connection may be on this node.
+        seat is where the workload's device is to be, hop whether the tunnel is to stand apart
+        from it, in the underlay. If so, no kernel device of the workload's is believed: who
+        has rights in there could have made it, mark and all, with a key and port of choice.
+
+        What an earlier life made is known after `find`. fds as in `ensure`.
         """
-        hints = list(self._hints.get(connection, {}).values())
+        hints = dict(self._hints.get(connection, {}))
+        if not hints:
+            return None
+        below = underlay or self.own, owner.tunnel_name(connection, side)
+        with _Borrowed(fds or {}) as kept:
 
-        def work() -> StandingWireguard | None:
-            found = sweep.located(self.group, connection, hints)
-            for item in found:
-                mark, kind = item.mark, item.device.kind
-                if mark and side in (None, mark.side) and kind in tunnels.KINDS:
-                    ends = (
-                        one
-                        for one in found
-                        if one.mark and (one.mark.side, one.mark.role) == (mark.side, "")
+            def work() -> StandingWireguard | None:
+                def ours(device: Device | None, role: str) -> bool:
+                    mark = owner.Mark.parse(device.alias) if device else None
+                    return (
+                        device is not None
+                        and device.group == self.group
+                        and mark is not None
+                        and (mark.connection, mark.side, mark.role) == (connection, side, role)
                     )
-                    return self._standing(item, tunnels.KINDS[kind], next(ends, item))
-            return None
 
-        return await self._run(self._creating, None, work)
+                with Reach(self._home, kept.fds, self._processes) as reach:
+                    if hop:
+                        device = reach.device(below[0], name=below[1])
+                        if device and ours(device, "hop") and device.kind == "wireguard":
+                            return _standing(reach, device.end(below[0]), "kernel")
+                    _, place = hints.get((side, ""), (None, None))
+                    if place is None or place.nsid != seat[0].nsid:
+                        return None
+                    question = messages.get_link(index=place.index, nsid=place.nsid)
+                    (answer,) = reach.socket(self.own).ask_all([question])
+                    device = None if isinstance(answer, Refusal) else messages.device(answer)
+                    engine = tunnels.KINDS.get(device.kind) if device else None
+                    if device is None or not ours(device, "") or device.name != seat[1]:
+                        return None
+                    if engine is None or (hop and engine == "kernel"):
+                        return None
+                    return _standing(reach, device.end(seat[0]), engine)
 
-    def _standing(self, item: Found, engine: EngineName, end: Found) -> StandingWireguard | None:
-        where = self.own
-        if engine == "kernel" and item.place.nsid != OWN:  # it is asked where it is
-            fd = self._home.find_number(item.place.nsid)
-            try:
-                where = self._home.known(fd, "")
-            finally:
-                os.close(fd)
-        with Reach(self._home, {}, self._processes) as reach:
-            held = tunnels.settings(reach, item.device.end(where), engine)
-        if held is None or held.key is None or not held.port:
-            return None
-        peer = held.peers[0].public if held.peers else ""
-        place, name = end.place, end.device.name
-        return StandingWireguard(held.key, held.port, engine, peer, place.nsid, name)
+            return await self._run(self._creating, kept, work)
 
     async def handshake(
         self, wire: RemoteWire, patience: float, *, fds: Mapping[Namespace, int] | None = None
@@ -559,6 +578,13 @@ class Kernel:
         **kwargs: P.kwargs,
     ) -> T:
         return await asyncio.wrap_future(self._submit(pool, kept, lambda: work(*args, **kwargs)))
+
+
+def _standing(reach: Reach, end: End, engine: EngineName) -> StandingWireguard | None:
+    held = tunnels.settings(reach, end, engine)
+    if held is None or held.key is None or not held.port:
+        return None
+    return StandingWireguard(held.key, held.port, engine)
 
 
 def _names(found: Iterable[Found]) -> set[str]:

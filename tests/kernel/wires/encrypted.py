@@ -13,7 +13,14 @@ import pytest
 from nsm.kernel import owner
 from nsm.kernel.keys import Key
 from nsm.kernel.node import Kernel
-from nsm.kernel.state import EngineName, Hop, Interface, RemoteWire, WireguardTunnel
+from nsm.kernel.state import (
+    EngineName,
+    Hop,
+    Interface,
+    Namespace,
+    RemoteWire,
+    WireguardTunnel,
+)
 from nsm.undo import Undo
 from tests.support.spaces import Space
 
@@ -140,6 +147,11 @@ async def ensured(kernel: Kernel, *wires: RemoteWire) -> tuple[str, ...]:
         async with Undo() as undo:
             steps += map(str, (await kernel.ensure(wire, undo)).steps)
     return tuple(steps)
+
+
+def seat(wire: RemoteWire) -> tuple[Namespace, str]:
+    """Where the workload's device is to be."""
+    return wire.end.namespace, wire.end.name
 
 
 def retold(wire: RemoteWire, **changes: object) -> RemoteWire:

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -14,16 +15,17 @@ from nsm.kernel import owner, splice
 from nsm.kernel.netlink import NameTakenError
 from nsm.kernel.node import Kernel
 from nsm.kernel.state import RemoteWire
+from nsm.kernel.tunnels import StandingWireguard
 from nsm.undo import Undo
-from tests.kernel.wires.encrypted import INSTANCE, Nodes, ensured
+from tests.kernel.wires.encrypted import INSTANCE, Nodes, ensured, seat
 from tests.support.spaces import Space, holders, kernel_state, workload
 from tests.support.wait import until
 
 pytestmark = pytest.mark.kernel
 HAS_WIREGUARD = pytest.mark.needs_kernel("wireguard")
-kernels = pytest.mark.parametrize(
-    "encrypted", [pytest.param("kernel", marks=HAS_WIREGUARD)], indirect=True
-)
+KERNEL = [pytest.param("kernel", marks=HAS_WIREGUARD)]
+BESIDE = pytest.param("userspace", marks=HAS_WIREGUARD)  # wireguard-go on a node that has both
+kernels = pytest.mark.parametrize("encrypted", KERNEL, indirect=True)
 
 
 TAKE = """
@@ -51,6 +53,13 @@ async def behind(kernel: Kernel, nodes: Nodes) -> tuple[RemoteWire, RemoteWire]:
     await ensured(kernel, far, near)
     await kernel.handshake(near, 10)
     return near, far
+
+
+async def kept(kernel: Kernel, wire: RemoteWire) -> StandingWireguard | None:
+    """What a refresh of the wire goes on with."""
+    return await kernel.standing_wireguard(
+        wire.connection, wire.side, seat(wire), hop=wire.hop, underlay=wire.tunnel.underlay
+    )
 
 
 def below(wire: RemoteWire) -> tuple[str, str]:
@@ -196,13 +205,42 @@ async def test_it_is_mended_and_changed_in_place_and_found_after_a_restart(
     async with Kernel(INSTANCE) as later:
         found = {one.mark.role for one in await later.find() if one.mark and one.mark.side == "src"}
         assert found == {"", "hop", "lead"}
-        standing = await later.standing_wireguard(near.connection, "src")
+        standing = await kept(later, near)
         assert standing is not None
         assert (standing.key, standing.port) == (near.tunnel.key, near.tunnel.port)
-        assert (standing.nsid, standing.name) == (near.end.namespace.nsid, "nsm-1")
         assert await ensured(later, smaller, far) == ()
         assert await later.remove(near.connection) == 4
     assert node.links() == {"eth0"}
+
+
+@pytest.mark.parametrize("encrypted", [BESIDE, *KERNEL], indirect=True)
+async def test_a_device_the_workload_made_to_look_like_ours_dictates_nothing(
+    encrypting: Kernel, encrypted: Nodes, tmp_path: Path
+) -> None:
+    near, _ = await behind(encrypting, encrypted)
+    client, node = encrypted.client, encrypted.near
+    (link,) = client.ip("link", "show", "nsm-1")
+    key = tmp_path / "key"
+    key.write_text(subprocess.run(["wg", "genkey"], capture_output=True, text=True).stdout)
+    client.do("link", "del", "nsm-1")
+    made = ("link", "add", "nsm-1", "index", str(link["ifindex"]), "group", link["group"])
+    client.do(*made, "type", "wireguard")
+    client.do("link", "set", "nsm-1", "alias", link["ifalias"])
+    client.run("wg", "set", "nsm-1", "private-key", str(key), "listen-port", "53")
+    ours = near.tunnel.key, near.tunnel.port
+    async with Kernel(INSTANCE) as later:
+        await later.find()
+        for kernel in (encrypting, later):
+            standing = await kept(kernel, near)
+            assert standing is None or (standing.key, standing.port) == ours
+            assert (standing is not None) == (encrypted.engine == "kernel")
+    # Nor what stands apart, where the tunnel is to be in the workload.
+    if standing:
+        client.do("link", "del", "nsm-1")
+        await ensured(encrypting, near)
+        assert await kept(encrypting, replace(near, hop=False)) is None
+        node.do("link", "del", below(near)[0])
+        assert await kept(encrypting, near) is None
 
 
 @kernels

@@ -26,6 +26,7 @@ from tests.kernel.wires.encrypted import (
     processes,
     remains,
     retold,
+    seat,
 )
 from tests.kernel.wires.mortal import counted
 from tests.support.spaces import holders, kernel_state, workload
@@ -52,11 +53,13 @@ async def test_keys_and_ports_are_read_back_by_the_next_life_which_changes_nothi
             ("dst", "nsm-1"),
         }
         for half in (near, far):
-            standing = await second.standing_wireguard(half.connection, half.side)
+            standing = await second.standing_wireguard(half.connection, half.side, seat(half))
             assert standing is not None
             assert (standing.key, standing.port) == (half.tunnel.key, half.tunnel.port)
-            assert (standing.engine, standing.peer) == (encrypted.engine, half.tunnel.peer)
-        assert await second.standing_wireguard("somebody else's") is None
+            assert standing.engine == encrypted.engine
+            for elsewhere in (half.end.namespace, "nsm-2"), (half.tunnel.underlay, "nsm-1"):
+                assert not await second.standing_wireguard(half.connection, half.side, elsewhere)
+        assert await second.standing_wireguard("somebody else's", "src", seat(near)) is None
         assert await ensured(second, near, far) == ()
         assert await second.handshake(near, 10) == 0
         assert (encrypted.wg(near), remains()) == (before, objects)
@@ -89,7 +92,7 @@ async def test_another_instance_on_the_same_machine_is_left_alone(
     async with Kernel("somebody else") as other:
         assert await other.find() == ()
         assert await other.remove_all() == 0
-        assert await other.standing_wireguard(near.connection) is None
+        assert await other.standing_wireguard(near.connection, "src", seat(near)) is None
     assert remains() == before
     assert await encrypting.handshake(near, 10) >= 0
     assert await encrypted.client.pings("172.16.0.1")
@@ -120,7 +123,7 @@ async def test_nothing_of_ours_stays_in_the_workload(encrypting: Kernel, encrypt
     near, far = await encrypted.wires(encrypting)
     await ensured(encrypting, far, near)
     await encrypting.handshake(near, 10)
-    await encrypting.standing_wireguard(near.connection, "src")
+    assert await encrypting.standing_wireguard(near.connection, "src", seat(near))
     taken = retold(near, port=51901)
     held = await encrypting.within(near.tunnel.underlay, lambda: _held(51901))
     with held, pytest.raises(TakenError):
@@ -186,9 +189,9 @@ def _refusing(wrap: Callable[[Any], Any], do: Callable[..., Any]) -> Callable[..
 
 
 def _silent(wrap: Callable[[Any], Any], ask: Callable[..., Any]) -> Callable[..., Any]:
-    def silent(name: str, question: str) -> str | None:
+    def silent(*asked: Any) -> str | None:
         try:
-            return wrapped(name, question)
+            return wrapped(*asked)
         except OSError:
             return None
 
@@ -338,7 +341,8 @@ async def test_a_process_outlives_the_cgroup_of_the_forwarder_and_leaves_none(
     ((pid, _),) = processes()
     assert f"/{doomed.name}" not in Path(f"/proc/{pid}/cgroup").read_text()
     (doomed / "cgroup.kill").write_text("1")
-    assert (await encrypting.standing_wireguard(near.connection)) is not None
+    await encrypting.find()
+    assert await encrypting.standing_wireguard(near.connection, "src", seat(near))
     assert [number for number, _ in processes()] == [pid]
 
 

@@ -30,7 +30,7 @@ from nsm.kernel.netlink import PortTakenError
 from nsm.kernel.node import Way
 from nsm.kernel.owner import Mark
 from nsm.kernel.state import Namespace, RemoteWire
-from nsm.kernel.tunnels import Engine
+from nsm.kernel.tunnels import Engine, StandingWireguard
 from nsm.model import SECOND, Connection, Endpoint, Mechanism, Path, Request, Segment
 from nsm.rpc.calls import Answer
 from tests.support.callers import Mesh
@@ -100,14 +100,15 @@ class Kernel:
     async def port_free(self, port):
         return port not in self.taken
 
-    async def standing_wireguard(self, connection):
-        if not (wire := self.tunnels.get(connection)):
+    def knows(self, connection):
+        return connection in self.wires
+
+    async def standing_wireguard(self, connection, side, seat, *, hop, fds):
+        assert seat[0] in fds
+        wire = self.tunnels.get(connection)
+        if not wire or (wire.side, wire.end.namespace, wire.end.name) != (side, *seat):
             return None
-        tunnel, end = wire.tunnel, wire.end
-        return SimpleNamespace(
-            key=tunnel.key, port=tunnel.port, engine=tunnel.engine, peer=tunnel.peer,
-            nsid=end.namespace.nsid, name=end.name,
-        )  # fmt: skip
+        return StandingWireguard(wire.tunnel.key, wire.tunnel.port, wire.tunnel.engine)
 
     async def handshake(self, wire, patience, *, fds=None):
         assert fds
