@@ -39,7 +39,8 @@ DIRECTORY = "/var/run/wireguard"
 _OWNER = "VWIRE_OWNER"  # in the process's environment
 _XATTR = "trusted.vwire"  # on its socket's file, the same
 _ELSEWHERE = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_ANSWERS = 5.0  # seconds; it takes some milliseconds
+_ANSWERS = 0.5  # seconds; it takes some milliseconds, and who hangs is as good as dead
+_OBEYS = 3.0  # seconds
 _STARTS = 3.0  # seconds until its UDP socket is there: it looks once a second at the least
 _DIES = 5.0  # seconds after a SIGKILL
 _HEARS = 1.0  # seconds until it knows its device's size; it takes a millisecond
@@ -159,7 +160,9 @@ class Processes:
         """Wait until it can be told its port, which it takes only once it is up."""
         end = time.monotonic() + _STARTS
         while True:
-            settings = self.settings(running.name)
+            settings = self.settings(running.name, _STARTS)
+            if settings is None and time.monotonic() > end:
+                raise InternalError(f"{PROGRAM} runs, and does not answer")
             if settings is None:
                 said = os.pread(running.log, 1 << 16, 0).decode(errors="replace").splitlines()
                 words = [line.partition(") ")[2] or line for line in said if "ERROR" in line]
@@ -247,17 +250,17 @@ class Processes:
 
     # --- telling and asking ------------------------------------------------------------------
 
-    def settings(self, name: str) -> Settings | None:
-        """What it holds; None if nobody answers under that name."""
-        said = _ask(name, "get=1\n\n")
+    def settings(self, name: str, patience: float = _ANSWERS) -> Settings | None:
+        """What it holds; None if nobody answers under that name: it has ended, or hangs."""
+        said = _ask(name, "get=1\n\n", patience)
         return None if said is None else _read(said)
 
     def change(self, name: str, wanted: Change) -> None:
         """Tell it that. Raises PortTakenError, UnavailableError, InternalError."""
         lines = "".join(f"{line}\n" for line in _lines(wanted))
-        said = _ask(name, f"set=1\n{lines}\n")
+        said = _ask(name, f"set=1\n{lines}\n", _OBEYS)
         if said is None:
-            raise UnavailableError(f"{PROGRAM} of {name} has ended")
+            raise UnavailableError(f"{PROGRAM} of {name} has ended, or does not answer")
         code = abs(int(dict(_pairs(said)).get("errno", "0")))
         if code == errno.EADDRINUSE:
             raise PortTakenError(f"UDP port {wanted.port} is taken")
@@ -376,10 +379,10 @@ def _unlink_dead(name: str) -> None:
             pass  # it is not there
 
 
-def _ask(name: str, question: str) -> str | None:
-    """The answer, without its last empty line; None if nobody listens."""
+def _ask(name: str, question: str, patience: float) -> str | None:
+    """The answer, without its last empty line; None if there is none within patience, seconds."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as channel:
-        channel.settimeout(_ANSWERS)
+        channel.settimeout(patience)
         said = bytearray()
         try:
             channel.connect(_path(name))
@@ -388,9 +391,7 @@ def _ask(name: str, question: str) -> str | None:
                 if not (part := channel.recv(1 << 16)):
                     return None
                 said += part
-        except TimeoutError:
-            raise UnavailableError(f"{PROGRAM} of {name} does not answer") from None
-        except OSError:
+        except OSError:  # one of them: time is over
             return None
     return said.decode(errors="replace")
 
