@@ -36,10 +36,17 @@ class Recovery:
                 self._before.setdefault(one.mark.connection, []).append(one)
         return len(self._before)
 
-    def hop(self, connection: str) -> bool | None:
-        """Whether a connection's tunnel of before stands here, below a workload's device."""
+    def hop(self, connection: str, *, encrypted: bool) -> bool | None:
+        """Whether a connection's tunnel of before stands here, below a workload's device.
+
+        None where that cannot be told: of an encrypted one that is not here, because a
+        wireguard-go's device is in the workload either way, and one the workload made itself
+        looks like ours.
+        """
         found = self._before.get(connection, ())
-        return any(one.mark and one.mark.hop for one in found) if found else None
+        if any(map(_stands_here, found)):
+            return True
+        return None if encrypted or not found else False
 
     def vxlan(self, connection: str, hop: bool) -> tuple[int, int]:
         """Network identifier and UDP port of a connection's VXLAN of before; zeros without one.

@@ -355,9 +355,8 @@ class ForwarderRoute:
         local, mtu = await remote.local(conn.id, node)
         door = fds.get(near.mechanism.get(INODE_URL))
         entries = {namespace: door}
-        hop = await self._tunnels.hop(
-            namespace, door, self._standing_hop(conn.id, target.known, namespace)
-        )
+        standing = self._standing_hop(conn.id, remote, target.known, namespace)
+        hop = await self._tunnels.hop(namespace, door, standing)
         seat = namespace, near.mechanism.get(mechanisms.NAME)
         span = Span(conn.id, "src", local, node, mtu, hop)
         half = await remote.half(span, None, seat, _wire(target), _ways(entries), attempt)
@@ -405,7 +404,8 @@ class ForwarderRoute:
         far = await self._namespace(url, far_fds, f"endpoint {target.endpoint}")
         side = crossconnect.endpoint_side(made, outgoing, far, "")
         door = far_fds.get(url)
-        hop = await self._tunnels.hop(far, door, self._standing_hop(conn.id, target.known, far))
+        standing = self._standing_hop(conn.id, remote, target.known, far)
+        hop = await self._tunnels.hop(far, door, standing)
         span = Span(conn.id, "dst", local, node, mtu, hop)
         seat, entries = (far, side.name), {far: door}
         half = await remote.half(span, asked, seat, _wire(target), _ways(entries), attempt)
@@ -436,12 +436,20 @@ class ForwarderRoute:
         took = await self._kernel.handshake(wire, patience, fds=_ways(entries))
         return {path.HANDSHAKE: took}
 
-    def _standing_hop(self, id_: str, known: Crossing | None, where: Namespace) -> bool | None:
-        """How this connection's tunnel stands, be it from before a restart; None if it does not."""
+    def _standing_hop(
+        self, id_: str, remote: Remote, known: Crossing | None, where: Namespace
+    ) -> bool | None:
+        """Whether this connection's tunnel stands apart, be it from before a restart.
+
+        None if it does not stand, or could stand otherwise tomorrow: a wireguard-go's device is
+        in the workload either way, and what comes after it may be the kernel's.
+        """
         if known is None:
-            return self._recovery.hop(id_)
+            return self._recovery.hop(id_, encrypted=remote.type == mechanisms.WIREGUARD)
         wire = known.wire
         if not isinstance(wire, RemoteWire) or wire.end.namespace != where:
+            return None
+        if isinstance(wire.tunnel, WireguardTunnel) and wire.tunnel.engine == "userspace":
             return None
         return wire.hop
 

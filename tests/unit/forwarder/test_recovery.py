@@ -49,3 +49,17 @@ async def test_a_tunnel_that_stands_in_its_workload_keeps_its_identifier():
     assert recovery.vxlan("id-1", hop=False) == (42, 4789)
     recovery.settled("id-1")
     assert recovery.vxlan("id-1", hop=False) == (0, 0)
+
+
+async def test_where_a_tunnel_stands_is_told_only_where_nobody_else_can_have_made_it_so():
+    nothing = await known()
+    assert nothing.hop("id-1", encrypted=False) is nothing.hop("id-1", encrypted=True) is None
+    frames = await known(one(5, "vxlan", vni=42))
+    assert frames.hop("id-1", encrypted=False) is False
+    for kind in ("tun", "wireguard", "vxlan"):
+        there = await known(one(5, kind))
+        assert there.hop("id-1", encrypted=True) is None
+    apart = await known(one(5, "veth"), one(OWN, "wireguard", hop=True))
+    assert apart.hop("id-1", encrypted=True) is True
+    shown = await known(one(5, "wireguard", hop=True))  # a workload says so of its own
+    assert shown.hop("id-1", encrypted=True) is None

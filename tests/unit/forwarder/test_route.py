@@ -60,6 +60,7 @@ class Kernel:
         self.grabbed = set()  # ports somebody takes just before we do
         self.silent = set()  # addresses of nodes that answer no handshake
         self.patience = []
+        self.mighty = False  # whether workloads may configure devices
         self.hang = False
         self.looking = None
 
@@ -92,7 +93,7 @@ class Kernel:
         return Way(ip_address("10.0.0.1" if remote.version == 4 else "fd00::1"), "eth0", 1500)
 
     async def misusable(self, namespace, *, fd=None):
-        return False
+        return self.mighty
 
     async def vni_free(self, *_, **__):
         return True
@@ -352,6 +353,20 @@ async def test_the_mtu_is_the_lower_of_both_and_the_handshakes_time_is_on_the_pa
 async def test_a_handshake_gets_a_quarter_of_the_callers_time_within_bounds(east, within, patience):
     await east.request(within=within)
     assert east.kernel.patience == [pytest.approx(patience, abs=0.1)]
+
+
+@pytest.mark.parametrize("engine", ["userspace", "kernel"])
+async def test_who_is_in_a_workload_is_asked_again_as_long_as_nothing_of_ours_is_settled(
+    lives, engine
+):
+    """wireguard-go's device tells nobody whether the kernel's, if one follows, may be there."""
+    one = lives(engine=Engine(engine, "it made one"))
+    one.mesh.listed, one.mesh.payload = {"e-far": "tcp://10.0.0.2:5001"}, "IP"
+    made = await one.request()
+    assert not only(one.kernel.tunnels).hop
+    one.kernel.mighty = True
+    await one.request(made)
+    assert only(one.kernel.tunnels).hop is (engine == "userspace")
 
 
 async def test_key_and_port_stay_over_refreshes_and_restarts(east, lives):
