@@ -9,11 +9,21 @@ import pytest
 
 from nsm.kernel.node import Kernel
 from tests.kernel.wires.encrypted import Nodes, ensured, processes, remains
+from tests.support.wait import until
 
 pytestmark = [
     pytest.mark.kernel,
     pytest.mark.parametrize("encrypted", ["userspace"], indirect=True),
 ]
+
+
+async def hang() -> set[int]:
+    """Stop all our processes, as if they hung; who they are."""
+    stopped = {pid for pid, _ in processes()}
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    await until(lambda: {state for _, state in processes()} == {"T"}, "all stand still", record=False)
+    return stopped
 
 
 async def test_a_process_that_hangs_is_replaced_and_keeps_nobody_waiting(
@@ -22,10 +32,8 @@ async def test_a_process_that_hangs_is_replaced_and_keeps_nobody_waiting(
     near, far = await encrypted.wires(encrypting)
     await ensured(encrypting, far, near)
     await encrypting.handshake(near, 10)
-    hanging = {pid for pid, _ in processes()}
+    hanging = await hang()
     assert len(hanging) == 2
-    for pid in hanging:
-        os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
     healing = [asyncio.create_task(ensured(encrypting, half)) for half in (far, near)]
     await asyncio.sleep(0)
@@ -36,7 +44,6 @@ async def test_a_process_that_hangs_is_replaced_and_keeps_nobody_waiting(
     assert not hanging & {pid for pid, _ in processes()}
     await encrypting.handshake(near, 10)
     assert await encrypted.client.pings("172.16.0.1")
-    for pid, _ in processes():
-        os.kill(pid, signal.SIGSTOP)
+    await hang()
     assert await encrypting.remove(near.connection) == 2
     assert remains() == set()
