@@ -33,17 +33,21 @@ def main() -> int:
     if os.geteuid() != 0:
         sys.stderr.write("bench: it makes network namespaces, so it needs root: sudo make bench\n")
         return 3
-    say = reporter()
+    say, silence = reporter(live=sys.stderr.isatty() and not told.plain)
     began = time.monotonic()
     before = machine.facts()
     settings = parts.QUICK if told.quick else parts.FULL
     here, in_lane, missing = where(told.kinds, use_lane=told.lane)
-    say(f"{', '.join(here)} here{', wireguard in the lane' * in_lane}; {told.takes} to go")
+    whole = f"about {told.takes}" if set(told.only) == set(parts.PARTS) else "less than all"
+    places = [f"{kind} here" for kind in here] + ["wireguard in the lane"] * in_lane
+    say(f"{', '.join(places)}: {whole}")
     found = parts.measure(here, told.only, settings, say)
     if in_lane:
+        say("wireguard: in the lane")
         lane.add(found, [part for part in told.only if part in parts.ALONE], quick=told.quick)
     missing += found.missing
     samples = found.samples
+    silence()
     bars = judged(samples)
     results = {
         "machine": before, "load_after": os.getloadavg(), "settings": asdict(settings),
@@ -70,9 +74,10 @@ def options() -> argparse.Namespace:
     options.add_argument("--kinds", type=some_of(KINDS), default=KINDS, metavar="KIND,…")
     options.add_argument("--out", type=Path, default=OUT, metavar="DIR")
     options.add_argument("--no-lane", dest="lane", action="store_false")
+    options.add_argument("--plain", action="store_true", help="a line for each step")
     told = options.parse_args()
     told.lane = told.lane and not told.quick
-    told.takes = "a minute" if told.quick else "some ten minutes"
+    told.takes = "a minute" if told.quick else "ten minutes"
     return told
 
 
@@ -101,21 +106,27 @@ def where(wanted: Sequence[Kind], *, use_lane: bool) -> tuple[list[Kind], bool, 
     return here, use_lane, missing
 
 
-def reporter() -> Callable[[str], None]:
-    """Tells on stderr what goes on: on a terminal in one line, else in a line for each step."""
+def reporter(*, live: bool) -> tuple[Callable[[str], None], Callable[[], None]]:
+    """Tells on stderr what goes on, in one line that changes or in a line for each step; and
+    a way to end that."""
     began = time.monotonic()
-    step = [""]
+    last = [""]
 
     def say(what: str) -> None:
         line = f"{time.monotonic() - began:6.1f} s  {what}"
-        if sys.stderr.isatty():
+        step = what.rstrip("0123456789 of")  # of pairs, the first is told
+        if live:
             sys.stderr.write(f"\r\033[K{line}")
-        elif what.rpartition(" ")[0].rstrip("0123456789 of") != step[0]:
-            step[0] = what.rpartition(" ")[0].rstrip("0123456789 of")
+        elif step != last[0]:
             sys.stderr.write(f"{line}\n")
+        last[0] = step
         sys.stderr.flush()
 
-    return say
+    def silence() -> None:
+        sys.stderr.write("\r\033[K" if live else "")
+        sys.stderr.flush()
+
+    return say, silence
 
 
 def lines(bars: Sequence[Judged]) -> list[str]:

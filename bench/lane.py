@@ -23,8 +23,8 @@ def add(found: Found, parts: Sequence[str], *, quick: bool) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "tests.lane", "-o", share, "-t", str(LIMIT), "--",
              sys.executable, "-m", "bench", "--kinds", "wireguard", "--only", ",".join(parts),
-             "--out", share, *["--quick"] * quick],
-            check=False, cwd=ROOT, stdout=subprocess.DEVNULL,
+             "--out", share, "--plain", *["--quick"] * quick],
+            check=False, cwd=ROOT, stdout=sys.stderr,
         )  # fmt: skip
         told = Path(share, "bench.json")
         if not told.exists():

@@ -191,7 +191,8 @@ class RawGo(Raw):
         near, into = (os.open(self._paths[one], os.O_RDONLY) for one in (self._from, space))
         with self._home.inside(near):
             quiet = subprocess.DEVNULL
-            self._process = subprocess.Popen(["wireguard-go", "-f", self._name], stderr=quiet)
+            command = ["wireguard-go", "-f", self._name]
+            self._process = subprocess.Popen(command, stdout=quiet, stderr=quiet)
         with self._home.socket(near) as below, self._home.socket(into) as above:
             while not self._tell():
                 time.sleep(0.0005)

@@ -70,15 +70,10 @@ NAMES: Final = ("ifname", "type", "dst", "table", "priority", "public-key")
 EVENTS: Final = frozenset({"latest-handshake", "received", "sent"})
 """What happened since, not what was made."""
 
-QUESTIONS: Final = (
-    ("link", "link"),
-    ("addr", "addr"),
-    ("route", "-4 route show table all"),
-    ("route", "-6 route show table all"),
-    ("neigh", "neigh"),
-    ("rule", "-4 rule"),
-    ("rule", "-6 rule"),
-)
+QUESTIONS: Final = {  # by options of `ip`
+    "": ("link", "addr", "neigh", "route show table all", "rule"),
+    "-6": ("route show table all", "rule"),
+}
 
 
 async def differences(kind: Kind) -> list[str]:
@@ -168,12 +163,13 @@ def objects(where: Stage, plan: Plan, tun: Callable[[Plan, int], str]) -> Object
     found: dict[str, Sequence[Mapping[str, Any]]] = {}
     for role in ("client", "server", "near", "far"):
         space = getattr(where, role)
-        for what, words in QUESTIONS:
-            if what == "neigh" and role in ("near", "far"):
-                continue  # of the cable between the nodes; how fresh they are changes by itself
-            found.setdefault(f"{role} {what}", [])
-            found[f"{role} {what}"] = [*found[f"{role} {what}"], *_ip(space, words)]
+        for options, questions in QUESTIONS.items():
+            for question, answer in zip(questions, _ip(space, options, questions), strict=True):
+                what = f"{role} {question.partition(' ')[0]}"
+                found[what] = [*found.get(what, ()), *answer]
         found[f"{role} sysctl"] = [_sysctl(space)]
+    for node in ("near neigh", "far neigh"):
+        del found[node]  # of the cable between them; how fresh they are changes by itself
     if plan.kind.startswith("wireguard"):
         for side, role in enumerate(("client", "server")):
             space = getattr(where, role)
@@ -185,9 +181,13 @@ def objects(where: Stage, plan: Plan, tun: Callable[[Plan, int], str]) -> Object
     return found
 
 
-def _ip(space: str, words: str) -> list[dict[str, Any]]:
-    told = json.loads(_output(["ip", "-n", space, "-d", "-j", *words.split()]) or "[]")
-    return [entry for entry in told if entry]
+def _ip(space: str, options: str, questions: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+    command = ["ip", "-n", space, "-d", "-j", *options.split(), "-batch", "-"]
+    told = _output(command, "\n".join(questions))
+    for _ in questions:  # an array for each, one after the other
+        answer, end = json.JSONDecoder().raw_decode(told)
+        told = told[end:].lstrip()
+        yield [entry for entry in answer if entry]
 
 
 def _sysctl(space: str) -> dict[str, Any]:
@@ -206,8 +206,8 @@ def _wg(dump: str) -> list[dict[str, str]]:
     ]
 
 
-def _output(command: list[str]) -> str:
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode and command[-3:-1] != ["-a", "-r"]:
+def _output(command: list[str], said: str = "") -> str:
+    done = subprocess.run(command, check=False, capture_output=True, text=True, input=said)
+    if done.returncode and "sysctl" not in command:  # some settings may only be written
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
     return done.stdout

@@ -74,7 +74,9 @@ def traffic(client: str, server: str) -> Iterator[Traffic]:
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
         try:
-            yield Traffic(process)
+            started = Traffic(process)
+            started.hang_up()  # from here on it answers at once
+            yield started
         finally:
             assert process.stdin is not None
             process.stdin.close()
