@@ -50,7 +50,9 @@ class Config(Common):
     """Where tunnels stand: in-place is in the workload's namespace, hop is in this one, with a
     device on top of it in the workload's. auto is hop for whoever could misuse a tunnel: where a
     process with CAP_NET_ADMIN is in the namespace, as far as /proc shows, or a user namespace owns
-    it. What stands stays as it is."""
+    it. It looks when a wire is made, not who comes later: where an init container makes the wire
+    before the application is there, say hop. What stands stays as it is; an encrypted tunnel is
+    looked at again after a restart."""
 
     mechanism_priority: tuple[str, ...] = ()
     """Mechanisms to prefer where several are possible, best first. Each payload has one mechanism

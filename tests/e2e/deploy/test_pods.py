@@ -17,7 +17,7 @@ import pytest
 from deploy.kubernetes import check
 from nsm.identity.authority import Authority
 from tests.e2e.deploy.pods import UP, Cluster, Container, Node, Pod
-from tests.support.spaces import Space, space
+from tests.support.spaces import Space, ip, space
 from tests.support.wait import until
 
 REGISTRY = "10.77.0.100"
@@ -135,8 +135,9 @@ async def test_a_workload_gets_a_wire_by_the_manifests_alone(mesh: Mesh) -> None
     said, _ = pinging(mesh, "-c", "3", "-i", "0.1").communicate(timeout=30)
     assert " 0% packet loss" in said
     (link,) = mesh.workload.ip("link", "show", "dev", "nsm-1")
-    assert link["linkinfo"]["info_kind"] == "vxlan"
-    assert link["linkinfo"]["info_data"]["remote"] == "10.77.0.2"
+    assert link["linkinfo"]["info_kind"] == "macvlan"  # the tunnel is on the node
+    (tunnel,) = ip("-n", mesh.nodes["one"].netns, "link", "show", "type", "vxlan")
+    assert tunnel["linkinfo"]["info_data"]["remote"] == "10.77.0.2"
 
 
 async def test_each_process_has_the_rights_its_manifest_says_and_no_others(mesh: Mesh) -> None:

@@ -232,6 +232,10 @@ def test_the_forwarder_alone_has_capabilities_and_those_it_asks_for() -> None:
     assert added == {("nsmgr", "directory"): ["CHOWN"], ("issuer", "directory"): ["CHOWN"]}
 
 
+def test_no_tunnel_is_in_a_pod_because_its_applications_start_after_its_wires() -> None:
+    assert BY_PROGRAM[Program.forwarder].settings().isolation == "hop"
+
+
 def test_every_container_has_as_little_as_it_can_do_with() -> None:
     for one in EVERY:
         if (pod := pod_of(one)) is None:
