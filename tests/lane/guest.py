@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import shlex
 import shutil
 import signal
@@ -16,13 +17,6 @@ from tests.lane.kernel import HERE, LaneError
 
 NEVER_REPORTED = 125
 MEMORY = 2048  # MiB; it is taken from the host as the guest touches it
-# All of a guest is in a namespace of processes, whose first one ends with the guest, with us, or
-# when it is killed; then the kernel ends the others. No signal would find them all: each of the
-# guest's processes is one of the host's, traced, in a session of its own.
-TOGETHER = (
-    "setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child",
-    "sh", "-c", '"$@"; exit $?', "lane",
-)  # fmt: skip
 
 
 class Guest:
@@ -88,7 +82,7 @@ class Guest:
         try:
             with (folder / "console").open("wb") as console:
                 self._process = subprocess.Popen(
-                    [*TOGETHER, f"{folder}/kernel/linux", *arguments],
+                    [*together(), f"{folder}/kernel/linux", *arguments],
                     stdin=source, stdout=console, stderr=console, pass_fds=[output],
                     start_new_session=True,  # Ctrl-C is our matter
                     env={
@@ -151,6 +145,23 @@ def _script(command: Sequence[str], environment: Mapping[str, str], share: Path 
             "",
         ]
     )
+
+
+def together() -> list[str]:
+    """How the guest's processes live: on one processor, and none longer than the others.
+
+    On one, because the guest's kernel and the process it runs wait for one another at each
+    system call and each page fault: between two processors that takes three times as long.
+
+    In a namespace of processes, whose first one ends with the guest, with us, or when it is
+    killed; then the kernel ends the others. No signal would find them all: each of the guest's
+    processes is one of the host's, traced, in a session of its own.
+    """
+    processor = random.choice([*os.sched_getaffinity(0)])
+    return [
+        "taskset", "--cpu-list", str(processor), "setpriv", "--pdeathsig", "KILL",
+        "unshare", "--pid", "--fork", "--kill-child", "sh", "-c", '"$@"; exit $?', "lane",
+    ]  # fmt: skip
 
 
 def _needed() -> list[Path]:
