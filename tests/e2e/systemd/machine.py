@@ -22,6 +22,7 @@ ROOT = HERE.parents[2]
 AGENT = "unix:///run/vwire/issuer/agent.sock"
 PATH = "/opt/vwire/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 WALL = 120  # seconds any one command may take
+UNDER_WAY = 5  # echoes of a tenth of a second that may be under way when a flow ends
 
 # A cgroup is entered before the namespace that makes it look like the root of all.
 _BORN = """
@@ -36,10 +37,10 @@ mount -t cgroup2 cgroup2 {tree} && find {tree}/{name} -depth -type d -exec rmdir
 
 @dataclass
 class Flow:
-    """Echoes at a steady pace; sent and received are known at the end."""
+    """Echoes at a steady pace; known at the end: how many came back, and which did not."""
 
-    sent: int = 0
     received: int = 0
+    lost: frozenset[int] = frozenset()
 
 
 @dataclass(eq=False)
@@ -126,7 +127,7 @@ class Machine:
     def flow(self, unit: str, address: str) -> Iterator[Flow]:
         """Ping an address 50 times a second from a unit's namespace, for the block."""
         door = f"/proc/{self.pid}/root/proc/{self.main_pid(unit)}/ns/net"
-        command = ["ping", "-n", "-q", "-i0.02", "-w100", address]
+        command = ["ping", "-n", "-i0.02", "-w100", address]
         counts = Flow()
         pinging = subprocess.Popen(["nsenter", f"--net={door}", *command], stdout=-1, text=True)
         try:
@@ -134,9 +135,10 @@ class Machine:
         finally:
             pinging.send_signal(signal.SIGINT)
             said, _ = pinging.communicate(timeout=WALL)
-            found = re.search(r"^(\d+) packets transmitted, (\d+) received", said, re.MULTILINE)
-            assert found, said
-            counts.sent, counts.received = int(found[1]), int(found[2])
+            back = {int(number) for number in re.findall(r" icmp_seq=(\d+) ttl=", said)}
+            (sent,) = map(int, re.findall(r"^(\d+) packets transmitted", said, re.MULTILINE))
+            counts.received = len(back)
+            counts.lost = frozenset(range(1, sent - UNDER_WAY)) - back
 
     def pings(self, unit: str, name: str = "nsm-1") -> bool:
         """Whether whoever is at the far end of a unit's wire answers a stock ping."""
@@ -179,7 +181,9 @@ def machine(name: str) -> Iterator[Machine]:
         said = Path(folder) / "said"
         with said.open("wb") as out:
             process = subprocess.Popen(
-                ["unshare", "--mount", "sh", "-c", _BORN.format(**words)],
+                # whoever kills the tests kills it too
+                ["setpriv", "--pdeathsig=KILL", "unshare", "--mount", "sh", "-c",
+                 _BORN.format(**words)],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
