@@ -28,19 +28,20 @@ class Requests:
 
     def floor(self, batch: float) -> float:
         """Of a request, where the devices of one end take so many ms."""
-        return statistics.median(self._floors("calls_ms", 0, batch))
+        return statistics.median(self._floors("calls_ms", 0, self._ends * batch))
 
     def requests(self, batch: float) -> tuple[list[float], list[float]]:
         """Each in ms, and the sum of its floors of the same moment."""
-        return self.told["request_ms"], self._floors("calls_ms", 0, batch)
+        return self.told["request_ms"], self._floors("calls_ms", 0, self._ends * batch)
 
     def closes(self, delete: float) -> tuple[list[float], list[float]]:
-        """The same, where the devices of one end are deleted in so many ms."""
+        """The same, where the devices of one end are deleted in so many ms, and the other's
+        meanwhile."""
         return self.told["close_ms"], self._floors("close_calls_ms", 1, delete)
 
     def _floors(self, calls: str, which: int, devices: float) -> list[float]:
         tokens = TOKENS[self.shape][which] * self.told["token_ms"]
-        return [one + tokens + self._ends * devices for one in self.told[calls]]
+        return [one + tokens + devices for one in self.told[calls]]
 
     @property
     def _ends(self) -> int:
