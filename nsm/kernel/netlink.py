@@ -338,6 +338,7 @@ _MEANING: dict[int, tuple[type[NsmError], str]] = {
     errno.ENOMEM: (ExhaustedError, "the kernel is out of memory for it"),
     errno.ENOSPC: (ExhaustedError, "a limit of the kernel is reached"),
     errno.EMFILE: (ExhaustedError, "raise the limit of open files"),
+    errno.ENFILE: (ExhaustedError, "raise fs.file-max"),
 }
 
 

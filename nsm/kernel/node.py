@@ -13,6 +13,7 @@ index of wires is a hint, believed only after the kernel confirmed it.
 """
 
 import asyncio
+import errno
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -560,6 +561,10 @@ class Kernel:
                 return work()
             except Refusal as refusal:  # one nobody had words for
                 raise explain(refusal, "netlink", "the kernel") from refusal
+            except OSError as failure:
+                if failure.errno not in (errno.EMFILE, errno.ENFILE):
+                    raise
+                raise explain(failure, "open", "this process") from failure
             finally:
                 if kept:
                     kept.close()
@@ -610,6 +615,8 @@ class _Borrowed:
                 self.fds[namespace] = os.dup(fd)
         except OSError as failure:
             self.close()
+            if failure.errno != errno.EBADF:
+                raise explain(failure, "dup", "this process") from failure
             raise InvalidError(f"a namespace's file descriptor is closed: {failure}") from None
         self._given = False
 

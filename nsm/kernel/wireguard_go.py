@@ -53,14 +53,20 @@ _SEALED = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 class Running:
     """A process of ours; pidfd is -1 once it has ended and was collected.
 
-    log is where it speaks to, as long as somebody listens, else -1.
+    log is where it speaks to, as long as somebody listens, else -1. stopped says that we ended
+    it, and that nobody need be told.
     """
 
-    name: str
+    mark: owner.Mark
     pid: int
     pidfd: int
     mine: bool  # started in this life
     log: int = -1
+    stopped: bool = False
+
+    @property
+    def name(self) -> str:
+        return owner.tunnel_name(self.mark.connection, self.mark.side)
 
 
 class Processes:
@@ -91,16 +97,16 @@ class Processes:
         program = find_program()
         self.stop(name)
         try:
-            running = self._spawn(program, name, f"{self._owner}{mark}", inside)
+            running = self._spawn(program, mark, inside)
             _leave_our_cgroup(running.pid)
             self._answers(running)
+            self.on_start(running)
         except OSError as failure:
             self.stop(name)
             raise explain(failure, f"{PROGRAM} -f {name}", "this node") from failure
         except BaseException:
             self.stop(name)
             raise
-        self.on_start(running)
         return name
 
     def settled(self, name: str, mtu: int) -> None:
@@ -128,8 +134,9 @@ class Processes:
                     _close_log(running)
 
     def _spawn(
-        self, program: str, name: str, whose: str, inside: AbstractContextManager[None]
+        self, program: str, mark: owner.Mark, inside: AbstractContextManager[None]
     ) -> Running:
+        name, whose = owner.tunnel_name(mark.connection, mark.side), f"{self._owner}{mark}"
         with self._lock, _listening(name, whose) as listening, ExitStack() as failing:
             log = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             failing.callback(os.close, log)
@@ -151,7 +158,8 @@ class Processes:
                     setsigmask=(),
                     setsigdef=(signal.SIGPIPE,),
                 )
-            running = Running(name, pid, os.pidfd_open(pid), mine=True, log=log)
+            failing.callback(_end_child, pid)
+            running = Running(mark, pid, os.pidfd_open(pid), mine=True, log=log)
             failing.pop_all()
             self._running[name] = running
             return running
@@ -185,7 +193,7 @@ class Processes:
     def stop(self, name: str) -> None:
         """End the process of that name, if there is one, and take away what it leaves.
 
-        With it go its device and its port. Raises TakenError if it is somebody else's.
+        With it go its device and its port. What is somebody else's is left alone.
         """
         running = self._find(name)
         if running:
@@ -199,13 +207,13 @@ class Processes:
         with self._lock:
             if running.pidfd < 0:
                 return
+            running.stopped = True
+            _close_log(running)  # first, because there may be no room for another file
             held = os.dup(running.pidfd)
         try:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(held, signal.SIGKILL)
-            waiting = select.poll()
-            waiting.register(held, select.POLLIN)
-            if not waiting.poll(_DIES * 1000):
+            if not _has_ended(held, _DIES):
                 raise InternalError(f"{PROGRAM} (pid {running.pid}) does not die")
         finally:
             os.close(held)
@@ -277,16 +285,15 @@ class Processes:
             mark = owner.Mark.parse(whose.removeprefix(self._owner))
             if not whose.startswith(self._owner) or mark is None:
                 continue
-            name = owner.tunnel_name(mark.connection, mark.side)
+            pidfd = _hold(pid, whose)
+            if pidfd < 0:
+                continue
+            running = Running(mark, pid, pidfd, mine=False)
             with self._lock:
-                if name in self._running:
+                if running.name in self._running:
+                    os.close(pidfd)
                     continue
-                try:
-                    pidfd = os.pidfd_open(pid)
-                except ProcessLookupError:
-                    continue
-                running = Running(name, pid, pidfd, mine=False)
-                self._running[name] = running
+                self._running[running.name] = running
             self.on_start(running)
 
     def sweep(self, standing: Collection[str]) -> None:
@@ -368,15 +375,16 @@ def _listening(name: str, whose: str) -> socket.socket:
 
 
 def _unlink_dead(name: str) -> None:
-    """Unlink the socket if nobody listens on it; it ends what listens there."""
+    """Unlink the socket if nobody listens on it."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        probe.setblocking(False)  # who listens and hangs may have a full queue
         try:
             probe.connect(_path(name))
         except ConnectionRefusedError:
             with suppress(FileNotFoundError):
                 os.unlink(_path(name))
         except OSError:
-            pass  # it is not there
+            pass  # it is not there, or somebody is behind it
 
 
 def _ask(name: str, question: str, patience: float) -> str | None:
@@ -465,17 +473,73 @@ def _peer_lines(peer: PeerChange) -> Iterator[str]:
 
 
 def _marked() -> Iterator[tuple[int, str]]:
-    """Every process with an owner's mark, and the mark."""
-    wanted = f"{_OWNER}=".encode()
+    """Every process with an owner's mark, and the mark: only a word, see `_hold`."""
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            with open(f"/proc/{pid}/environ", "rb") as file:
-                said = file.read()
+            if whose := _mark_of(int(pid)):
+                yield int(pid), whose
         except OSError:
             continue  # it ended, or is not ours to look into
-        for entry in said.split(b"\0"):
-            if entry.startswith(wanted):
-                yield int(pid), entry.removeprefix(wanted).decode(errors="replace")
+
+
+def _mark_of(pid: int) -> str:
+    wanted = f"{_OWNER}=".encode()
+    with open(f"/proc/{pid}/environ", "rb") as file:
+        said = file.read()
+    for entry in said.split(b"\0"):
+        if entry.startswith(wanted):
+            return entry.removeprefix(wanted).decode(errors="replace")
+    return ""
+
+
+def _hold(pid: int, whose: str) -> int:
+    """The caller's pidfd of a process that is wireguard-go, our user's, and so marked; else -1.
+
+    Anybody may have a word in an environment. And a number may be another process's by now:
+    all is read again while the pidfd is held, and the process it is of seen alive after that.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return -1
+    try:
+        if _is_ours(pid) and _mark_of(pid) == whose and not _has_ended(pidfd, 0):
+            held, pidfd = pidfd, -1
+            return held
+    except OSError:
+        pass  # it ended, or is not ours to look into
+    finally:
+        if pidfd >= 0:
+            os.close(pidfd)
+    return -1
+
+
+def _is_ours(pid: int) -> bool:
+    """Whether our user runs the program there that we would start, by its file's name: the file
+    may have been replaced since, or lie in a container that is gone."""
+    with open(f"/proc/{pid}/status") as file:
+        users = next(line.split()[1:] for line in file if line.startswith("Uid:"))
+    program = os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")
+    try:
+        called = os.path.realpath(find_program())
+    except PreconditionError:
+        called = PROGRAM
+    return set(users) == {str(os.geteuid())} and os.path.basename(program) in (
+        PROGRAM,
+        os.path.basename(called),
+    )
+
+
+def _has_ended(pidfd: int, patience: float) -> bool:
+    """Whether that process ends within so many seconds."""
+    waiting = select.poll()
+    waiting.register(pidfd, select.POLLIN)
+    return bool(waiting.poll(patience * 1000))
+
+
+def _end_child(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
 
 
 def _leave_our_cgroup(pid: int) -> None:
