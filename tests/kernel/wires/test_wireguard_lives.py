@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from nsm.errors import NsmError, TakenError
 from nsm.kernel import owner, wireguard_go
 from nsm.kernel.netlink import Refusal, Socket
 from nsm.kernel.node import Kernel
+from nsm.undo import Undo
 from tests.kernel.wires.encrypted import (
     INSTANCE,
     Nodes,
@@ -131,6 +133,28 @@ async def test_nothing_of_ours_stays_in_the_workload(encrypting: Kernel, encrypt
     assert holders(near.end.namespace.inode) == []
     for pid, _ in processes():
         assert os.readlink(f"/proc/{pid}/ns/net") != f"net:[{near.end.namespace.inode}]"
+
+
+async def test_what_stands_is_read_by_the_way_its_caller_has(
+    encrypting: Kernel, encrypted: Nodes
+) -> None:
+    """As without CAP_SYS_PTRACE: no process shows where a workload's namespace is."""
+    near, _ = await encrypted.wires(encrypting)
+    with ExitStack() as opened:
+        with workload() as one:
+            door = os.open(f"/proc/{one.pid}/ns/net", os.O_PATH)
+            opened.callback(os.close, door)
+            there = await encrypting.namespace(fd=door, name="held open")
+        near = replace(near, end=replace(near.end, namespace=there))
+        async with Undo() as undo:
+            await encrypting.ensure(near, undo, fds={there: door})
+        standing = await encrypting.standing_wireguard(
+            near.connection, "src", seat(near), fds={there: door}
+        )
+        assert standing
+        assert (standing.key, standing.port) == (near.tunnel.key, near.tunnel.port)
+        await encrypting.remove(near.connection)
+        assert not await encrypting.standing_wireguard(near.connection, "src", seat(near))
 
 
 def _held(port: int) -> socket.socket:
