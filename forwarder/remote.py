@@ -238,9 +238,11 @@ class VxlanHalf:
 
     async def is_free(self, agreed: Mechanism) -> bool:
         """Whether the kernel could make a tunnel with our identifier now."""
-        src, dst = (ends.address(agreed, key) for key in (mechanisms.SRC_IP, mechanisms.DST_IP))
-        local, remote = (src, dst) if self._span.side == "src" else (dst, src)
-        return await self._of.kernel.vni_free(self.vni, local, remote, port=self.port)
+        key = mechanisms.DST_IP if self._span.side == "src" else mechanisms.SRC_IP
+        remote = self._span.remote  # not said by anybody before the far node has answered
+        if agreed.get(key) != str(remote):
+            remote = ends.address(agreed, key)
+        return await self._of.kernel.vni_free(self.vni, self._span.local, remote, port=self.port)
 
 
 # --- WireGuard -------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """Where a tunnel ends, as the other node says it: read once, refused with a sentence. Pure."""
 
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address, ip_network
 
 from nsm import mechanisms
 from nsm.errors import InvalidError, UnsupportedError
 from nsm.kernel.state import IPAddress
 from nsm.model import Mechanism
+
+_THIS_NETWORK = ip_network("0.0.0.0/8")
 
 
 def address(mechanism: Mechanism, key: str) -> IPAddress:
@@ -15,7 +17,7 @@ def address(mechanism: Mechanism, key: str) -> IPAddress:
         found = ip_address(text)
     except ValueError:
         found = None
-    if found is None or found.is_unspecified or found.is_multicast or _bound_to_a_link(found):
+    if found is None or not _ends_a_tunnel(found):
         raise InvalidError(
             f"{mechanism.type}: {key} is {text[:64]!r}, which is no address a tunnel can end at",
             hint="the other node's forwarder should have NSM_TUNNEL_IP set to that node's address",
@@ -43,6 +45,11 @@ def same_family(type_: str, own: IPAddress, far: IPAddress) -> None:
         )
 
 
-def _bound_to_a_link(found: IPAddress) -> bool:
+def _ends_a_tunnel(found: IPAddress) -> bool:
+    """Whether it can be another node's; what means ourselves or nobody, anywhere, cannot."""
+    if found.is_unspecified or found.is_multicast or found.is_loopback or found.is_reserved:
+        return False
+    if isinstance(found, IPv4Address):
+        return found not in _THIS_NETWORK
     # because which link is the node's own affair, and nobody else's address can say it
-    return found.version == 6 and (found.is_link_local or found.scope_id is not None)
+    return not found.is_link_local and found.scope_id is None

@@ -527,10 +527,21 @@ def stranger(nodes: Nodes, **says: str) -> Iterator[list[dict[str, object]]]:
         ({"dst_port": "0"}, "dst_port"),
         ({"dst_port": "99999"}, "dst_port"),
         ({"dst_ip": "198.18.0.300"}, "dst_ip"),
+        ({"dst_ip": "127.0.0.1"}, "dst_ip"),
         ({"dst_ip": "fd00:18::2"}, "NSM_TUNNEL_IP on both nodes"),
         ({"MTU": "12"}, "MTU 12"),
     ],
-    ids=["no key", "empty key", "own key", "port 0", "no port", "no address", "family", "mtu"],
+    ids=[
+        "no key",
+        "empty key",
+        "own key",
+        "port 0",
+        "no port",
+        "no address",
+        "loopback",
+        "family",
+        "mtu",
+    ],
 )
 async def test_an_answer_that_cannot_be_is_refused_and_taken_back(
     nodes: Nodes, places, says: dict[str, str], words: str

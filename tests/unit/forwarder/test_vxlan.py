@@ -3,6 +3,7 @@ from ipaddress import ip_address
 import pytest
 
 from forwarder.mechanisms import vxlan
+from forwarder.remote import Span, Vxlan, VxlanHalf
 from nsm.errors import InvalidError, UnsupportedError
 from nsm.kernel.state import Namespace, VxlanTunnel
 
@@ -50,3 +51,21 @@ def test_a_tunnel_of_two_families_is_refused(src, dst):
 def test_without_an_identifier_there_is_no_tunnel(vni):
     with pytest.raises(InvalidError, match="no network identifier"):
         vxlan.tunnel(agreed().with_(vni=vni), "src", 4789, HERE)
+
+
+async def test_a_far_manager_may_have_an_address_no_tunnel_ends_at():
+    """It is what we know of its node before that has answered, through a forwarded port say."""
+    there, asked = ip_address("127.0.0.1"), []
+
+    class Kernel:
+        async def vni_free(self, vni, local, remote, *, port):
+            asked.append((local, remote))
+            return True
+
+    half = VxlanHalf(
+        Vxlan(Kernel(), None, None, 0), Span("id", "src", ONE, there, 1450, False), 7, 4789
+    )
+    await half.draw_vni(half.offer().with_(dst_ip=str(there)))
+    assert asked == [(ONE, there)]
+    with pytest.raises(InvalidError, match=r"dst_ip is '127\.0\.0\.2'"):
+        await half.is_free(half.offer().with_(dst_ip="127.0.0.2"))
