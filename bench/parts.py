@@ -67,11 +67,9 @@ def measure(
                 asyncio.run(_alone(found, part, kind, settings, report))
     if "requests" in wanted:
         with found.trying("requests"), mesh() as there:
-            for kind in kinds:
-                report(f"{kind}: {settings.requests} requests and closes")
-                with found.trying(f"requests of {kind}"):
-                    told = requests.asked(there, kind, settings.requests)
-                    found.put("requests", kind, asdict(told))
+            report(f"{', '.join(kinds)}: {settings.requests} requests and closes of each")
+            for kind, told in requests.asked(there, kinds, settings.requests).items():
+                found.put("requests", kind, asdict(told))
     for kind in kinds if settings.all_kinds else kinds[:1]:
         if "memory" not in wanted:
             break

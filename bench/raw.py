@@ -152,18 +152,20 @@ class Raw:
 
     def away(self) -> float:
         """Delete the wire; seconds until nothing of it is there. Returns at the very end."""
-        index, nsid = self._places[0]
         start = time.perf_counter()
-        with Socket.here() as own, Socket.here() as looking:
-            message = [messages.delete_link(index, nsid)]
-            deleting = threading.Thread(target=own.do, args=(message,))
-            deleting.start()
-            asked = [messages.get_link(index=index, nsid=nsid) for index, nsid in self._places]
+        deleting = threading.Thread(target=self._delete)
+        deleting.start()
+        asked = [messages.get_link(index=index, nsid=nsid) for index, nsid in self._places]
+        with Socket.here() as looking:
             while not all(isinstance(answer, Refusal) for answer in looking.ask_all(asked)):
                 time.sleep(0.0002)
-            took = time.perf_counter() - start
-            deleting.join()
+        took = time.perf_counter() - start
+        deleting.join()
         return took
+
+    def _delete(self) -> None:
+        with Socket.here() as own:
+            own.do([messages.delete_link(*self._places[0])])
 
 
 class RawGo(Raw):
@@ -213,16 +215,13 @@ class RawGo(Raw):
             return channel.recv(64) == b"errno=0\n\n"
         return False
 
-    def away(self) -> float:
-        """End the process; seconds until its device is gone too."""
+    def _delete(self) -> None:
+        """The device goes with the process."""
         assert self._process is not None
-        start = time.perf_counter()
         self._process.kill()
         self._process.wait()
-        took = time.perf_counter() - start
         with suppress(FileNotFoundError):
             os.unlink(f"/var/run/wireguard/{self._name}.sock")
-        return took
 
 
 def raw_of(home: Home, paths: Paths, wanted: Wire) -> Raw:

@@ -5,7 +5,7 @@ they must have, and the netlink batches of the devices. Tokens and policies are 
 """
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -67,8 +67,14 @@ class Requests:
         }
 
 
-def asked(mesh: Mesh, kind: Kind, rounds: int) -> Requests:
-    """Ask for wires of that kind, one after the other."""
-    shape: Shape = "one node" if kind == "veth" else "two nodes"
-    url = f"kernel://{SERVICES[kind]}/b-1"
-    return Requests(shape, mesh.ask("bench.asking", url, shape, str(rounds)))
+def asked(mesh: Mesh, kinds: Sequence[Kind], rounds: int) -> dict[Kind, Requests]:
+    """Ask for wires of these kinds, one after the other."""
+    shapes: dict[Shape, list[Kind]] = {}
+    for kind in kinds:
+        shapes.setdefault("one node" if kind == "veth" else "two nodes", []).append(kind)
+    found: dict[Kind, Requests] = {}
+    for shape, some in shapes.items():
+        urls = [f"kernel://{SERVICES[kind]}/b-1" for kind in some]
+        told = mesh.ask("bench.asking", shape, str(rounds), *urls)
+        found |= {kind: Requests(shape, one) for kind, one in zip(some, told, strict=True)}
+    return found

@@ -40,7 +40,7 @@ def main() -> int:
         turns = asyncio.run(measured("veth", rounds, where))
     raw, ours = (seconds * 1000 for seconds in turns.making.medians)
     with mesh() as there:
-        requests = asked(there, "veth", rounds)
+        requests = asked(there, ["veth"], rounds)["veth"]
     figures = judged(raw, ours, requests, documented_figure(rounds // 3))
     if told.json:
         print(json.dumps(figures, indent=2))
