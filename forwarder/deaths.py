@@ -3,6 +3,9 @@
 The kernel has taken the devices already when it says that a namespace is gone;
 what is left is to close the connection on both sides: towards the endpoint, so
 that it frees addresses, and towards the client, so that it asks for another.
+
+A wire's wireguard-go may end by itself, killed for its memory for example. Its namespaces
+are there, so the client is told that the wire is down: it asks again and keeps its addresses.
 """
 
 from collections.abc import Awaitable, Callable
@@ -14,6 +17,7 @@ from nsm.connections import Held
 from nsm.hop import Hop
 from nsm.kernel.events import NamespaceGone, Resync, Watch
 from nsm.kernel.node import Kernel
+from nsm.kernel.owner import Mark
 from nsm.watches import Spawn
 
 log = structlog.get_logger(__name__)
@@ -21,12 +25,13 @@ Lost = Callable[[Held[Crossing]], Awaitable[bool]]
 
 
 class Deaths:
-    """Listens for namespaces that go, for as long as `follow` runs."""
+    """Hears of engines that end; and of namespaces that go, for as long as `follow` runs."""
 
     def __init__(self, hop: Hop[Crossing], kernel: Kernel, spawn: Spawn) -> None:
         self._hop = hop
         self._kernel = kernel
         self._spawn = spawn
+        kernel.on_engine_end = self._engine_ended
 
     async def follow(self) -> None:
         """Close every connection whose namespace goes, until cancelled."""
@@ -55,6 +60,15 @@ class Deaths:
     async def _standing(self) -> set[str]:
         marks = [one.mark for one in await self._kernel.find() if one.mark]
         return {mark.connection for mark in marks if not mark.hop}  # that one outlives its wire
+
+    def _engine_ended(self, mark: Mark) -> None:
+        async def still(_: Held[Crossing]) -> bool:
+            return not self._kernel.has_engine(mark)
+
+        id_ = mark.connection
+        if id_ in self._hop.connections:
+            log.warning("a wire's wireguard-go ended", connection=id_, side=mark.side)
+            self._spawn(self._hop.lost(id_, still), f"loss of {id_}")
 
     def _end(self, held: Held[Crossing], still: Lost, why: str) -> None:
         log.info("a wire ended with its namespace", connection=held.id, why=why)

@@ -165,6 +165,13 @@ class Hop(Generic[M]):
             if held.made and await still(held):
                 await to_the_end(self._take_down(held, held.made, None))
 
+    async def lost(self, id_: str, still: Callable[[Held[M]], Awaitable[bool]]) -> None:
+        """Tell whoever asked for a connection that it carries nothing, if that still holds at
+        its turn: being asked for again is what makes it anew."""
+        async with self.connections.turn(id_, own=True) as held:
+            if held.made and await still(held):
+                self._down(held)
+
     def stop(self) -> None:
         """Forget timers and streams; the kernel keeps every wire."""
         self.leases.stop()

@@ -84,6 +84,8 @@ class Kernel:
         self._home = Home()
         self._processes = Processes(self.group)
         self._watched: dict[int, Running] = {}
+        self.on_engine_end: Callable[[owner.Mark], None] = lambda _: None
+        """Told, on the loop, of every wireguard-go process that ended and not by us."""
         self._open = False
         self._creating = ThreadPoolExecutor(creating, "kernel-create")
         self._deleting = ThreadPoolExecutor(deleting, "kernel-delete")
@@ -490,9 +492,20 @@ class Kernel:
         return self._watched.pop(descriptor)
 
     def _ended(self, descriptor: int) -> None:
-        self._submit(
-            self._deleting, None, partial(self._processes.ended, self._unwatch(descriptor))
-        )
+        running = self._unwatch(descriptor)
+
+        def tidied(done: "asyncio.Future[None]") -> None:
+            if not done.cancelled():
+                done.exception()  # what it leaves is swept another time
+            if self._open and not running.stopped:
+                self.on_engine_end(running.mark)
+
+        tidying = self._submit(self._deleting, None, partial(self._processes.ended, running))
+        asyncio.wrap_future(tidying).add_done_callback(tidied)
+
+    def has_engine(self, mark: owner.Mark) -> bool:
+        """Whether a wireguard-go process runs for that side of that connection."""
+        return self._processes.present(owner.tunnel_name(mark.connection, mark.side))
 
     # --- the underlay ------------------------------------------------------------------------
 

@@ -265,6 +265,28 @@ async def test_an_end_that_is_lost_comes_back_with_a_new_key_and_without_a_stall
     assert app.end() == 0
 
 
+@pytest.mark.parametrize("node", ["one", "two"])
+async def test_a_wire_whose_engine_ends_by_itself_is_made_anew_at_once(
+    nodes: Nodes, places, node: str
+):
+    """Killed, for want of memory for example. No refresh is near, and no endpoint at fault."""
+    client, endpoint = places
+    with told(nodes, f"{node}/forwarder", NSM_WIREGUARD="userspace"):
+        app = nodes.client("app", "kernel://v4/nsm-1")
+        ours, killed = addresses(client, "nsm-1"), both(client, endpoint)[node == "two"]
+        assert killed.process
+        began = time.monotonic()
+        os.kill(killed.process, signal.SIGKILL)
+        await until(lambda: len(app.told) == 3, "the client's word", bar=1.0)
+        write(f"a wire whose engine was killed on node {node}", time.monotonic() - began, 1.0)
+        assert [one["event"] for one in app.told] == ["up", "down", "up"]
+        assert app.told[2]["endpoint"] == app.told[0]["endpoint"]
+        assert addresses(client, "nsm-1") == ours
+        assert await client.pings("172.16.1.0")
+        assert both(client, endpoint)[node == "two"].private != killed.private
+        assert app.end() == 0
+
+
 async def test_a_client_whose_namespace_is_made_anew_gets_a_wire_that_works_at_once(
     nodes: Nodes, places
 ):
