@@ -28,11 +28,14 @@ def checksum(data: bytes) -> int:
 def kinds(frame: bytes, marks: Sequence[bytes] = ()) -> frozenset[str]:
     """The kinds of a frame, those of a frame inside a VXLAN as `inner-...`.
 
-    marks: bytes of a transfer; a frame that shows one of them in clear is `payload`.
+    marks: bytes of a transfer; a frame that shows one of them in clear is `payload`, and
+    `bare-payload` if that is in no tunnel either.
     """
     found = set(_outer(frame))
     if any(mark in frame for mark in marks):
         found.add("payload")
+        if "vxlan" not in found:
+            found.add("bare-payload")
     return frozenset(found)
 
 

@@ -79,8 +79,11 @@ def test_a_frame_is_named_by_what_it_carries(frame, kinds):
 
 def test_bytes_of_a_transfer_are_found_in_clear_wherever_they_are():
     frame = OUTER / TUNNEL / INNER / TCP() / b"..the mark.."
-    assert "payload" in frames.kinds(bytes(frame), [b"the mark"])
+    found = frames.kinds(bytes(frame), [b"the mark"])
+    assert ("payload" in found, "bare-payload" in found) == (True, False)
     assert "payload" not in frames.kinds(bytes(frame), [b"another"])
+    found = frames.kinds(bytes(INNER / TCP() / b"..the mark.."), [b"the mark"])
+    assert ("payload" in found, "bare-payload" in found) == (True, True)
 
 
 @pytest.mark.parametrize("size", range(0, 120, 7))
