@@ -236,6 +236,17 @@ def test_no_tunnel_is_in_a_pod_because_its_applications_start_after_its_wires() 
     assert BY_PROGRAM[Program.forwarder].settings().isolation == "hop"
 
 
+def test_where_processes_of_wires_are_in_the_container_there_is_memory_for_them() -> None:
+    def limit(objects: list[Object]) -> int:
+        (one,) = (one for one in runs(objects) if one.program is Program.forwarder)
+        number = one.spec["resources"]["limits"]["memory"]
+        assert number.endswith("Mi")
+        return int(number[:-2])
+
+    with_them = limit(MADE["overlays/spire with components/tun"])
+    assert with_them - limit(MADE["overlays/spire"]) >= 30 * 24  # busy wires, MiB of each
+
+
 def test_every_container_has_as_little_as_it_can_do_with() -> None:
     for one in EVERY:
         if (pod := pod_of(one)) is None:
