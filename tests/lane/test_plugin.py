@@ -57,7 +57,7 @@ def test_what_happens_in_there_is_told_as_if_it_had_happened_here() -> None:
     told = [json.loads(line) for line in TIMES.read_text().removeprefix(times).splitlines()]
     assert [entry for entry in told if entry["what"].startswith("a sample")] == [
         {
-            "test": "tests/lane/samples/outcomes.py::test_passes", "bar": 1.0, "seconds": 0.25,
+            "test": "tests/lane/samples/outcomes.py::test_passes", "bar": 5.0, "seconds": 0.25,
             "what": "a sample's wait, in the lane",
         }
     ]  # fmt: skip

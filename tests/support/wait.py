@@ -17,6 +17,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 TIMES = Path(__file__).parents[2] / "out" / "times.json"
+PATIENCE = 10  # bars
 
 
 async def until(
@@ -25,7 +26,7 @@ async def until(
     """Wait until condition() is true and return its value.
 
     what completes "waited for …"; bar is in seconds: the time it should take.
-    Raises AssertionError after ten times the bar, with the last value seen.
+    Raises AssertionError after PATIENCE bars, with the last value seen.
     """
     start = time.monotonic()
     while True:
@@ -36,8 +37,8 @@ async def until(
             if record:
                 write(what, time.monotonic() - start, bar)
             return value
-        if time.monotonic() - start > 10 * bar:
-            raise AssertionError(f"waited {10 * bar:.1f} s for {what}; last seen: {value!r}")
+        if time.monotonic() - start > PATIENCE * bar:
+            raise AssertionError(f"waited {PATIENCE * bar:.1f} s for {what}; last seen: {value!r}")
         await asyncio.sleep(min(0.02, bar / 10))
 
 
