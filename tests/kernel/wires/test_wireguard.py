@@ -106,7 +106,9 @@ async def test_only_one_end_begins_and_a_session_that_stands_is_left_alone(
     near = retold(near, keepalive=0)
     with capture(encrypted.near, "eth0") as outside:
         await ensured(encrypting, far, near)
-        assert await encrypting.handshake(near, 5) > 0
+        took = await encrypting.handshake(near, 5)
+        write(f"a first handshake, {encrypted.engine}", took, 0.2)
+        assert took > 0
         assert [sent[:2] for sent in messages(outside)] == [
             (INITIATION, "192.0.2.1"),
             (ANSWER, "192.0.2.2"),

@@ -223,6 +223,8 @@ def replace_handshakes(said: Said) -> Said:
 
 def hold(port: int, family: socket.AddressFamily = socket.AF_INET) -> socket.socket:
     held = socket.socket(family, socket.SOCK_DGRAM)
+    if family == socket.AF_INET6:
+        held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     held.bind(("", port))
     return held
 
