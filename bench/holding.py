@@ -2,7 +2,9 @@
 
     python -m bench.holding SERVICE
 
-Numbers come as lines on standard input; each is answered once so many wires are up.
+Numbers come as lines on standard input; each is answered once so many wires are up. They
+are those of CLIENTS clients, in turn: the addresses of a client's wires are excluded from each
+other of its wires, so those of one client alone would not be like those of many.
 """
 
 import asyncio
@@ -17,6 +19,7 @@ from nsm.process.config import parse
 from nsm.process.workload import Surroundings
 
 AT_ONCE = 8
+CLIENTS = 10
 
 
 async def main(service: str) -> None:
@@ -24,17 +27,25 @@ async def main(service: str) -> None:
     told = parse(Surroundings, dict(os.environ))  # noqa: TID251
     async with (
         workload_source(told.spiffe_endpoint_socket, patience=10) as source,
-        nsm.Client(
-            "holder", source=source, manager=told.connect_to, settings=nsm.Settings()
-        ) as client,
         AsyncExitStack() as wires,
     ):
+        clients = [
+            await wires.enter_async_context(
+                nsm.Client(
+                    f"holder-{n}",
+                    source=source,
+                    manager=told.connect_to,
+                    settings=nsm.Settings(),
+                )
+            )
+            for n in range(CLIENTS)
+        ]
         held = 0
         gate = asyncio.Semaphore(AT_ONCE)
 
         async def one_more(n: int) -> None:
             async with gate:
-                wire = client.connect(f"kernel://{service}/m-{n}", patience=20)
+                wire = clients[n % CLIENTS].connect(f"kernel://{service}/m-{n}", patience=20)
                 await wires.enter_async_context(wire)
 
         while line := await asyncio.to_thread(sys.stdin.readline):
