@@ -17,10 +17,11 @@ import signal
 import struct
 import subprocess
 import time
+from contextlib import ExitStack
 from typing import Final
 
 from nsm.errors import InternalError, RightsError, UnsupportedError
-from nsm.kernel import firewall, messages, netlink
+from nsm.kernel import firewall, messages, netlink, splice
 from nsm.kernel.netlink import Refusal, Socket, attr, message, nested, text, u32
 
 TUN: Final = "/dev/net/tun"
@@ -33,6 +34,7 @@ _VX_ID, _VX_GROUP, _VX_LOCAL, _VX_PORT = 1, 2, 4, 15
 _MACVLAN_MODE, _PASSTHRU = 1, 8
 _LINK_BODY: Final = struct.Struct("=BBHiII")  # family, pad, type, index, flags, change
 _UP = 1
+_MAC: Final = "02:00:00:00:00:01"
 _PR_SET_PDEATHSIG = 1
 _PATIENCE = 2.0  # seconds wireguard-go may take; it takes some milliseconds
 _NEWQDISC, _ROOT, _TCA_KIND, _TCA_OPTIONS = 36, 0xFFFF_FFFF, 1, 2
@@ -126,6 +128,26 @@ def macvlan() -> None:
     with Socket.here() as sock:
         lower = messages.device(sock.ask(messages.get_link(name="try-m"))).index
     _make("try-macvlan", "macvlan", u32(_MACVLAN_MODE, _PASSTHRU), more=u32(_LINK, lower))
+
+
+def hop() -> None:
+    """What joins a workload with a tunnel on the node: programs that a veth's packets meet."""
+    veth("try-hop")
+    with Socket.here() as sock, ExitStack() as loaded:
+        near, far = (
+            messages.device(sock.ask(messages.get_link(name=name))).index
+            for name in ("try-hop", "try-hop2")
+        )
+        wishes = []
+        for at, program in ((near, splice.outward(far)), (far, splice.inward(near, _MAC))):
+            descriptor = splice.load(program)
+            loaded.callback(os.close, descriptor)
+            wishes += [splice.place(at), splice.attach(at, descriptor, splice.name(at))]
+        for refusal in sock.do(wishes):
+            if refusal and refusal.errno in (errno.EPERM, errno.EACCES):
+                raise netlink.explain(refusal, "tc filter add ingress bpf", HERE)
+            if refusal:
+                raise splice.cannot(refusal)
 
 
 def wireguard() -> None:

@@ -110,6 +110,20 @@ def wireguard() -> Answer:
     return note("userspace (no kernel module)", "modprobe wireguard")
 
 
+def hop() -> Answer:
+    """Encrypted wires for workloads that could read a key."""
+    try:
+        trial.apart()
+        trial.hop()
+    except UnsupportedError as refusal:
+        if not _kernel_has_wireguard():
+            return ok("not to be had, and not needed: wireguard-go's device shows no key")
+        return note(refusal.message, refusal.hint)
+    except NsmError as refusal:
+        return _not_tried(refusal, needed=False, fix="give this container CAP_BPF or CAP_SYS_ADMIN")
+    return ok("for encrypted wires of holders of CAP_NET_ADMIN")
+
+
 def tun() -> Answer:
     """What WireGuard in userspace stands on."""
     try:

@@ -17,6 +17,7 @@ ALL: Final = (
     Question("wireguard", "WireGuard", kernel.wireguard, needed=True),
     Question("wireguard-go", "wireguard-go", kernel.wireguard_go),
     Question("tun", "TUN", kernel.tun),
+    Question("hop", "cls_bpf", kernel.hop),
     Question("nft", "nf_tables", kernel.nft),
     Question("netem", "netem", kernel.netem),
     Question("ipv6", "IPv6", network.ipv6),

@@ -243,6 +243,33 @@ def test_a_wireguard_go_that_makes_no_device_is_told_with_what_it_says(tmp_path,
     )  # fmt: skip
 
 
+# --- what joins a workload with its tunnel ---------------------------------------------------
+
+
+def test_programs_for_packets_are_there_if_stock_tc_says_so():
+    ingress = "tc qdisc add dev lo ingress && tc filter add dev lo ingress bpf bytecode '1,6 0 0 0'"
+    there = subprocess.run(["unshare", "-n", "sh", "-c", ingress], check=False, capture_output=True)
+    level, found, _ = doctor().line("hop")
+    assert ("holders of CAP_NET_ADMIN" in found) == (there.returncode == 0), there.stderr
+    assert level == ("ok" if there.returncode == 0 or not WIREGUARD else "note")
+
+
+def test_a_kernel_that_takes_no_program_is_a_note_where_a_tunnel_would_need_it():
+    level, found, fix = doctor(rights=f"{FENCE} ENOSYS bpf --").line("hop")
+    if WIREGUARD:
+        assert (level, "cannot join a workload" in found) == ("note", True)
+        assert "CONFIG_NET_CLS_BPF" in fix
+    else:
+        needless = "not to be had, and not needed: wireguard-go's device shows no key"
+        assert (level, found, fix) == ("ok", needless, "")
+
+
+def test_a_container_that_may_load_no_program_is_told_what_to_give_it():
+    assert doctor(rights=f"{FENCE} EPERM bpf --").line("hop") == (
+        "note", "may not load a program for packets", "give this container CAP_BPF or CAP_SYS_ADMIN"
+    )  # fmt: skip
+
+
 # --- and where it must not -------------------------------------------------------------------
 
 
@@ -250,7 +277,7 @@ def test_a_wireguard_go_that_makes_no_device_is_told_with_what_it_says(tmp_path,
     "attempt",
     [
         trial.settings, trial.veth, trial.bridge, trial.vxlan, trial.macvlan, trial.wireguard,
-        trial.netem, trial.nft, trial.tun, lambda: trial.wireguard_go("/bin/true"),
+        trial.netem, trial.nft, trial.tun, trial.hop, lambda: trial.wireguard_go("/bin/true"),
     ],
 )  # fmt: skip
 def test_nothing_is_tried_where_others_are(attempt):
