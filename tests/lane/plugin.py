@@ -27,7 +27,7 @@ import pytest
 from tests.lane.features import TRIALS, lacks
 from tests.lane.guest import Guest
 from tests.lane.kernel import UnavailableError, built, foreign
-from tests.support import wait
+from tests.support import leaks, wait
 
 INSIDE = "LANE_GUEST" in os.environ
 REPORTS = "VWIRE_LANE_REPORTS"  # in the guest: the file to hand reports out in
@@ -188,6 +188,8 @@ class Run:
     def __init__(self, config: pytest.Config, kernel: Path, tests: Sequence[str]) -> None:
         self.why = ""  # it has ended
         with ExitStack() as stack:
+            # other runs of tests on this machine see that they are not alone: our folders come and go
+            stack.callback(leaks.Alone().close)
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vwire-tests-"))
             self._folder = Path(folder)
             stack.callback(self._merge_times)
