@@ -188,7 +188,7 @@ class Run:
     def __init__(self, config: pytest.Config, kernel: Path, tests: Sequence[str]) -> None:
         self.why = ""  # it has ended
         with ExitStack() as stack:
-            # other runs of tests on this machine see that they are not alone: our folders come and go
+            # our folders come and go: other runs of tests on this machine are not alone
             stack.callback(leaks.Alone().close)
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vwire-tests-"))
             self._folder = Path(folder)
