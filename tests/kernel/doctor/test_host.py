@@ -108,13 +108,13 @@ def test_a_folder_that_is_yet_to_be_made_is_judged_by_the_one_above():
 CGROUP = "place=$(awk '/ - cgroup2 /{print $5; exit}' /proc/self/mountinfo);"
 
 
-def test_a_cgroup_that_cannot_be_made_is_a_note():
+def test_cgroups_that_cannot_be_written_are_a_note():
     told = doctor(f"{CGROUP} mount -o remount,bind,ro $place")
     assert told.code == 0
     level, found, fix = told.line("cgroup")
     assert level == "note"
-    assert re.fullmatch(r"none can be made in /\S+: Read-only file system", found), found
-    assert fix == "Delegate=yes in the unit; in a container, mount cgroups read-write"
+    assert re.fullmatch(r"nothing can be moved to /\S+: Read-only file system", found), found
+    assert fix == "in a container, mount cgroups read-write"
 
 
 def test_a_machine_with_old_cgroups_only_is_a_note():
