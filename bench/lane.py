@@ -23,7 +23,7 @@ def add(found: Found, parts: Sequence[str], *, quick: bool) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "tests.lane", "-o", share, "-t", str(LIMIT), "--",
              sys.executable, "-m", "bench", "--kinds", "wireguard", "--only", ",".join(parts),
-             "--out", share, "--plain", *["--quick"] * quick],
+             "--out", share, "--guest", *["--quick"] * quick],
             check=False, cwd=ROOT, stdout=sys.stderr,
         )  # fmt: skip
         told = Path(share, "bench.json")
