@@ -1,7 +1,6 @@
 """UDP ports of this node's tunnels: the lowest that nobody has, one for each wire."""
 
 from collections.abc import Awaitable, Callable
-from itertools import chain
 
 from nsm.errors import ExhaustedError
 
@@ -12,9 +11,7 @@ class Ports:
     """Gives out ports from `first` upwards. free asks the kernel, whose word counts.
 
     What is given is remembered, so that two wires that are made at the same time do not get
-    one port, and nobody asks about ports that are known to be taken. Where a look ended, the
-    next begins: what is below was taken, by us or by wires of before. Those who are not ours
-    give their ports back unsaid, so at the end it looks there as well.
+    one port, and nobody asks about ports that are known to be taken.
     """
 
     def __init__(self, first: int, free: Callable[[int], Awaitable[bool]]) -> None:
@@ -22,23 +19,19 @@ class Ports:
         self._free = free
         self._given: dict[str, int] = {}
         self._holders: dict[int, str] = {}
-        self._next = first  # below it no port of ours is free
 
     async def draw(self, connection: str, *, above: int = 0) -> int:
         """A free port, from now on this connection's. Raises ExhaustedError."""
         self.give_back(connection)
         first = max(self._first, above + 1)
         end = min(first + MOST, 1 << 16)
-        start = max(first, min(self._next, end))
-        for port in chain(range(start, end), range(first, start)):
+        for port in range(first, end):
             if port in self._holders:
                 continue
             self.keep(connection, port)  # before asking: meanwhile others draw too
-            if not above:
-                self._next = max(self._next, port + 1)
             if await self._free(port):
                 return port
-            self._forget(connection)
+            self.give_back(connection)
         raise ExhaustedError(
             f"no UDP port from {first} to {end - 1} is free for a tunnel",
             hint="see `ss -lun` for who holds them, or set NSM_WIREGUARD_PORT to another first one",
@@ -53,12 +46,6 @@ class Ports:
 
     def give_back(self, connection: str) -> None:
         """The connection's tunnel is gone, or never came to be."""
-        port = self._forget(connection)
-        if port >= self._first:
-            self._next = min(self._next, port)
-
-    def _forget(self, connection: str) -> int:
         port = self._given.pop(connection, 0)
         if self._holders.get(port) == connection:  # else it turned out to be another's
             del self._holders[port]
-        return port

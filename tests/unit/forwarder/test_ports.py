@@ -91,24 +91,15 @@ async def test_a_draw_that_is_cancelled_keeps_nothing_once_it_is_given_back():
     assert not ports._given
 
 
-async def test_a_look_begins_where_the_last_one_ended_and_comes_back_at_the_end():
-    standing = range(51820, 51820 + 1000)  # wires of before a restart: only the kernel knows them
-    kernel = Kernel(*standing)
+async def test_the_lowest_is_given_again_when_somebody_else_lets_go_of_it():
+    kernel = Kernel(51820, 51821)
     ports = Ports(51820, kernel.free)
-    assert await ports.draw("a") == 52820
-    kernel.asked.clear()
-    assert [await ports.draw(f"b{n}") for n in range(3)] == [52821, 52822, 52823]
-    assert kernel.asked == [52821, 52822, 52823]
-    ports.keep("standing", 51900)
-    ports.give_back("standing")
-    kernel.taken.remove(51900)
-    assert await ports.draw("c") == 51900
-    kernel.taken |= set(range(52824, 65536))
-    kernel.taken.remove(51821)  # gone, and nobody said so
-    assert await ports.draw("d") == 51821
+    assert await ports.draw("a") == 51822
+    kernel.taken.remove(51820)  # gone, and nobody said so
+    assert await ports.draw("b") == 51820
 
 
-async def test_thousands_of_ports_are_looked_through_once():
+async def test_thousands_of_ports_are_looked_at_once_each():
     """Not once for each port: that took 0.3 s of the loop with 4000."""
     looks = 0
 
@@ -124,8 +115,6 @@ async def test_thousands_of_ports_are_looked_through_once():
         ports.keep(f"standing-{n}", 20000 + n)
     assert await ports.draw("a") == 24000
     assert looks == 4001
-    assert await ports.draw("b") == 24001
-    assert looks == 4002
 
 
 async def test_a_port_that_turns_out_to_be_anothers_stays_its_own():
