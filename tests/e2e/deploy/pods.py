@@ -242,7 +242,6 @@ class Cluster:
             f"mount -t proc proc {root}/proc",
             # in an image everybody may reach Python; here it may be in somebody's home
             *(f"chmod a+x {root}{folder}" for folder in Path(sys.base_prefix).parents[:-1]),
-            *(f"mkdir -p {root}{one}; mount --bind {one} {root}{one}" for one in HERE),
             f"printf '{self._hosts}' >{root}/etc/hosts",
             f"mount --bind {root}/proc/sys {root}/proc/sys",
             f"mount -o remount,bind,ro {root}/proc/sys",
@@ -252,6 +251,8 @@ class Cluster:
             lines += [f"mkdir -p {target}", f"mount --bind {volumes[mount['name']]} {target}"]
             if mount.get("readOnly"):
                 lines.append(f"mount -o remount,bind,ro {target}")
+        # past the volumes: the checkout may be where one of them is, below /tmp
+        lines += [f"mkdir -p {root}{one}; mount --bind {one} {root}{one}" for one in HERE]
         if security.get("readOnlyRootFilesystem"):
             lines.append(f"mount -o remount,ro {root}")
         # at last, because whoever is in a workload's namespace with more rights than the
