@@ -1,0 +1,241 @@
+"""Names of other domains, `name@domain`, and where those domains are (`wire.md` §9).
+
+A domain is what others call a cluster: its registry is asked for what is offered
+there, its manager's proxy takes the requests for that. Here are the pure parts:
+taking a domain off names and putting it on again, the file of domains that are
+known beforehand, and what DNS is asked. `nsm.resolve` does the asking.
+"""
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import yaml
+
+from nsm.errors import InvalidError
+from nsm.model import Endpoint, Service
+
+REGISTRY = "registry.nsm-system"
+MANAGER_PROXY = "nsmgr-proxy.nsm-system"
+ROLES = {"registry": REGISTRY, "nsmgr-proxy": MANAGER_PROXY}  # as the file calls them
+MOST_DOMAINS = 10_000  # in a file
+MOST_URLS = 16  # of one role
+DEEPEST = 8  # levels of a file: it has three
+EXAMPLE = "a domain has the form  cluster2: {registry: [tcp://HOST:PORT], nsmgr-proxy: [...]}"
+
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_DOMAIN = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?", re.ASCII)
+_DIRECT = re.compile(r"(?:tcp:)?//(.+):([0-9]{1,5})", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a domain's two doors are, as URLs to be tried in turn; empty: it has none."""
+
+    registry: tuple[str, ...] = ()
+    manager_proxy: tuple[str, ...] = ()
+
+
+# -- names
+
+
+def split(name: str) -> tuple[str, str]:
+    """The name in its domain, and the domain: `("svc", "cluster2")`; "" is our own."""
+    own, _, domain = name.partition("@")
+    return own, domain
+
+
+def join(name: str, domain: str) -> str:
+    """The name as it is written outside domain; as it is where domain is ""."""
+    return f"{name}@{domain}" if domain else name
+
+
+def is_foreign(asked: Endpoint | Service) -> bool:
+    """Whether a name in it is of another domain: its own, or a service's."""
+    return any("@" in name for name in _names(asked))
+
+
+def domain_of(asked: Endpoint | Service) -> str:
+    """The one domain that its names are of; "" if none says one.
+
+    Raises InvalidError for names of several domains, and for an `@` with nothing behind it.
+    """
+    found: dict[str, str] = {}
+    for name in _names(asked):
+        if "@" in name:
+            own, domain = split(name)
+            if not domain or not own:
+                raise InvalidError(
+                    f"{name[:256]!r} says no {'domain' if own else 'name'}",
+                    hint="a name of another domain is written NAME@DOMAIN",
+                )
+            found.setdefault(domain, name)
+    if len(found) > 1:
+        one, other, *_ = found.values()
+        raise InvalidError(
+            f"{one[:256]!r} and {other[:256]!r} are of two domains, and one question goes to one",
+            hint="ask, or register, for each domain by itself",
+        )
+    return next(iter(found), "")
+
+
+def stripped_endpoint(asked: Endpoint) -> Endpoint:
+    """The endpoint as its own domain calls it: name, services, and the keys of its labels."""
+    return _renamed(asked, lambda name: split(name)[0])
+
+
+def joined_endpoint(found: Endpoint, domain: str, asked: Endpoint = Endpoint()) -> Endpoint:  # noqa: B008 - frozen
+    """The endpoint as it is called outside domain.
+
+    What asked calls it, who registers it goes on calling it: a name without a domain stays.
+    """
+    given = {split(name)[0]: name for name in reversed(_names(asked)) if name}
+    return _renamed(found, lambda name: given.get(name) or join(name, domain))
+
+
+def stripped_service(asked: Service) -> Service:
+    """The service as its own domain calls it."""
+    return replace(asked, name=split(asked.name)[0])
+
+
+def joined_service(found: Service, domain: str) -> Service:
+    """The service as it is called outside domain."""
+    return replace(found, name=join(found.name, domain))
+
+
+def _names(asked: Endpoint | Service) -> tuple[str, ...]:
+    return (
+        (asked.name, *asked.services, *asked.labels)
+        if isinstance(asked, Endpoint)
+        else (asked.name,)
+    )
+
+
+def _renamed(endpoint: Endpoint, how: Callable[[str], str]) -> Endpoint:
+    return replace(
+        endpoint,
+        name=how(endpoint.name) if endpoint.name else "",
+        services=tuple(map(how, endpoint.services)),
+        labels={how(service): labels for service, labels in endpoint.labels.items()},
+        labels_unknown={how(service): more for service, more in endpoint.labels_unknown.items()},
+    )
+
+
+# -- where they are
+
+
+def direct(domain: str) -> str:
+    """The URL a domain is itself, such as `//10.0.0.1:5002`; "" where it is a name.
+
+    Raises InvalidError for what is neither.
+    """
+    if match := _DIRECT.fullmatch(domain):
+        host, port = match[1].removeprefix("[").removesuffix("]"), int(match[2])
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            address = None
+        if address and 0 < port < 65536 and ("[" in match[1]) == (address.version == 6):
+            return (
+                f"tcp://[{address}]:{port}" if address.version == 6 else f"tcp://{address}:{port}"
+            )
+    elif _DOMAIN.fullmatch(domain) and len(domain) <= 253:
+        return ""
+    raise InvalidError(
+        f"{domain[:256]!r} is no domain",
+        hint="a DNS name such as cluster2.example, or //10.0.0.1:5002",
+    )
+
+
+def question(role: str, domain: str) -> str:
+    """The DNS name of a domain's door; role is REGISTRY or MANAGER_PROXY."""
+    return f"{role}.{domain.rstrip('.')}."
+
+
+def parse_map(text: str, where: str, check: Callable[[str], object]) -> Mapping[str, Place]:
+    """The domains of a file, `domain: {registry: [tcp://…], nsmgr-proxy: [tcp://…]}`.
+
+    where is the file's path; check raises InvalidError for what is no URL. Raises
+    InvalidError with file, line and what is expected there.
+    """
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as broken:
+        line = broken.problem_mark.line + 1 if broken.problem_mark else 1
+        raise InvalidError(f"{where}:{line}: {broken.problem}", hint=EXAMPLE) from broken
+    except yaml.YAMLError as broken:
+        raise InvalidError(f"{where}: {broken}", hint=EXAMPLE) from broken
+    if root is None:
+        return {}
+    found: dict[str, Place] = {}
+    for key, node in _pairs(root, where, "the file", MOST_DOMAINS):
+        name = canonical(key.value)
+        if not _DOMAIN.fullmatch(key.value) or len(key.value) > 253:
+            raise _wrong(where, key, f"{key.value[:256]!r} is no domain's name")
+        if name in found:
+            raise _wrong(where, key, f"domain {name!r} is there twice")
+        urls: dict[str, tuple[str, ...]] = {}
+        for role, listed in _pairs(node, where, f"domain {name!r}", len(ROLES)):
+            if role.value not in ROLES:
+                raise _wrong(where, role, f"domain {name!r} has no {role.value[:64]!r}")
+            urls[role.value] = tuple(_urls(listed, where, check))
+        found[name] = Place(urls.get("registry", ()), urls.get("nsmgr-proxy", ()))
+    return found
+
+
+def canonical(domain: str) -> str:
+    """The domain as it is compared: as DNS does, without case and without its last dot."""
+    return domain.lower().rstrip(".")
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML calls itself for each level: a file must not have it do so until Python ends it."""
+
+    _level = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self._level += 1
+        if self._level > DEEPEST:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(problem=f"more than {DEEPEST} levels", problem_mark=mark)
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._level -= 1
+
+
+def _pairs(
+    node: yaml.Node, where: str, what: str, most: int
+) -> Iterable[tuple[yaml.ScalarNode, yaml.Node]]:
+    if not isinstance(node, yaml.MappingNode):
+        raise _wrong(where, node, f"{what} is no mapping")
+    if len(node.value) > most:
+        raise _wrong(where, node, f"{what} has {len(node.value)} entries, more than {most}")
+    seen: set[str] = set()
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise _wrong(where, key, f"a key of {what} is no text")
+        if key.value in seen:
+            raise _wrong(where, key, f"{what} has {key.value[:64]!r} twice")
+        seen.add(key.value)
+        yield key, value
+
+
+def _urls(node: yaml.Node, where: str, check: Callable[[str], Any]) -> Iterable[str]:
+    listed = node.value if isinstance(node, yaml.SequenceNode) else [node]
+    if len(listed) > MOST_URLS:
+        raise _wrong(where, node, f"{len(listed)} URLs, more than {MOST_URLS}")
+    for one in listed:
+        if not isinstance(one, yaml.ScalarNode):
+            raise _wrong(where, one, "a URL, or a list of URLs, is expected")
+        try:
+            check(one.value)
+        except InvalidError as wrong:
+            raise _wrong(where, one, wrong.message) from wrong
+        yield one.value
+
+
+def _wrong(where: str, node: yaml.Node, why: str) -> InvalidError:
+    return InvalidError(f"{where}:{node.start_mark.line + 1}: {why}", hint=EXAMPLE)
