@@ -3,23 +3,25 @@
 A domain is what others call a cluster: its registry is asked for what is offered
 there, its manager's proxy takes the requests for that. Here are the pure parts:
 taking a domain off names and putting it on again, the file of domains that are
-known beforehand, and what DNS is asked. `nsm.resolve` does the asking.
+known beforehand, and what DNS's answers come to. `nsm.resolve` does the asking.
 """
 
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import yaml
 
 from nsm.errors import InvalidError
 from nsm.model import Endpoint, Service
 
+T = TypeVar("T")
 REGISTRY = "registry.nsm-system"
 MANAGER_PROXY = "nsmgr-proxy.nsm-system"
 ROLES = {"registry": REGISTRY, "nsmgr-proxy": MANAGER_PROXY}  # as the file calls them
+SOON = 5.0  # seconds until a question is asked again that only half was answered
 MOST_DOMAINS = 10_000  # in a file
 MOST_URLS = 16  # of one role
 DEEPEST = 8  # levels of a file: it has three
@@ -83,16 +85,25 @@ def domain_of(asked: Endpoint | Service) -> str:
 
 def stripped_endpoint(asked: Endpoint) -> Endpoint:
     """The endpoint as its own domain calls it: name, services, and the keys of its labels."""
-    return _renamed(asked, lambda name: split(name)[0])
+    return _renamed(asked, lambda name: split(name)[0], lambda service: split(service)[0])
 
 
-def joined_endpoint(found: Endpoint, domain: str, asked: Endpoint = Endpoint()) -> Endpoint:  # noqa: B008 - frozen
+def joined_endpoint(
+    found: Endpoint,
+    domain: str,
+    asked: Endpoint = Endpoint(),  # noqa: B008 - frozen
+) -> Endpoint:
     """The endpoint as it is called outside domain.
 
     What asked calls it, who registers it goes on calling it: a name without a domain stays.
     """
-    given = {split(name)[0]: name for name in reversed(_names(asked)) if name}
-    return _renamed(found, lambda name: given.get(name) or join(name, domain))
+    name = {split(asked.name)[0]: asked.name}
+    services = {split(service)[0]: service for service in (*asked.labels, *asked.services)}
+    return _renamed(
+        found,
+        lambda own: name.get(own) or join(own, domain),
+        lambda own: services.get(own) or join(own, domain),
+    )
 
 
 def stripped_service(asked: Service) -> Service:
@@ -113,13 +124,15 @@ def _names(asked: Endpoint | Service) -> tuple[str, ...]:
     )
 
 
-def _renamed(endpoint: Endpoint, how: Callable[[str], str]) -> Endpoint:
+def _renamed(
+    endpoint: Endpoint, name: Callable[[str], str], service: Callable[[str], str]
+) -> Endpoint:
     return replace(
         endpoint,
-        name=how(endpoint.name) if endpoint.name else "",
-        services=tuple(map(how, endpoint.services)),
-        labels={how(service): labels for service, labels in endpoint.labels.items()},
-        labels_unknown={how(service): more for service, more in endpoint.labels_unknown.items()},
+        name=name(endpoint.name) if endpoint.name else "",
+        services=tuple(map(service, endpoint.services)),
+        labels={service(own): labels for own, labels in endpoint.labels.items()},
+        labels_unknown={service(own): more for own, more in endpoint.labels_unknown.items()},
     )
 
 
@@ -152,6 +165,73 @@ def direct(domain: str) -> str:
 def question(role: str, domain: str) -> str:
     """The DNS name of a domain's door; role is REGISTRY or MANAGER_PROXY."""
     return f"{role}.{domain.rstrip('.')}."
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """An SRV record."""
+
+    priority: int
+    weight: int
+    port: int
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[T]):
+    """What DNS says to a question, good for ttl seconds. Where there are no records, why says so.
+
+    failed: nobody could say, which is not the same as that there are none.
+    """
+
+    records: tuple[T, ...] = ()
+    ttl: float = 0.0
+    why: str = ""
+    failed: bool = False
+
+
+def merged(one: Answer[T], other: Answer[T]) -> Answer[T]:
+    """Both families' addresses of a name; what one lacks, the other may have."""
+    records = one.records + other.records
+    if one.failed or other.failed:
+        failed, said = (one, other) if one.failed else (other, one)
+        ttl = min(said.ttl, SOON) if records else 0.0
+        return Answer(records, ttl, failed.why, failed=not records)
+    return Answer(records, min(one.ttl, other.ttl), one.why)
+
+
+def in_turn(doors: Iterable[Door]) -> list[Door]:
+    """SRV records in the order in which to try them, the same for everybody."""
+    ranked = sorted(doors, key=lambda door: (door.priority, -door.weight, door.port, door.target))
+    return [door for door in ranked if door.target != "."][:MOST_URLS]
+
+
+def urls(addresses: Iterable[str], port: int) -> tuple[str, ...]:
+    """What to dial."""
+    written = (f"[{one}]" if ":" in one else one for one in addresses)
+    return tuple(dict.fromkeys(f"tcp://{one}:{port}" for one in written))[:MOST_URLS]
+
+
+def server(text: str) -> tuple[str, int]:
+    """A DNS server as it is written: `10.0.0.53`, `10.0.0.53:5353`, `fd00::53`, `[fd00::53]:5353`.
+
+    Raises ValueError.
+    """
+    host, port = text, "53"
+    if text.startswith("[") or text.count(":") == 1:
+        host, _, port = text.rpartition(":")
+        if text.startswith("[") and not host.endswith("]"):
+            raise ValueError(text)
+        host = host.removeprefix("[").removesuffix("]")
+    if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+        raise ValueError(text)
+    return str(ipaddress.ip_address(host)), int(port)
+
+
+def show_server(where: tuple[str, int]) -> str:
+    """The inverse of `server`."""
+    host, port = where
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def parse_map(text: str, where: str, check: Callable[[str], object]) -> Mapping[str, Place]:
