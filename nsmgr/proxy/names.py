@@ -1,0 +1,78 @@
+"""Where endpoints of other domains are met: what was registered here, and what was found.
+
+Nothing here is for ever. What was registered ends with its registration; what was
+found ends after a minute, is replaced by whatever is found next, and is forgotten
+when nobody answers there.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nsm.model import SECOND
+
+FOUND = 60 * SECOND  # how long a URL holds that was found, without being found again
+MOST = 10_000  # URLs that were found; beyond them the oldest go
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    url: str
+    until: int
+
+
+class Names:
+    """URLs by full names, `endpoint@domain`; clock gives ns since 1970."""
+
+    def __init__(self, clock: Callable[[], int] = time.time_ns) -> None:
+        self._clock = clock
+        self._registered: dict[str, _Known] = {}
+        self._found: dict[str, _Known] = {}
+        self._change = asyncio.Event()
+
+    def register(self, name: str, url: str, until: int) -> None:
+        """An endpoint of our own domain is called name in another; its manager is at url."""
+        self._registered = {n: k for n, k in self._registered.items() if k.until > self._clock()}
+        self._registered[name] = _Known(url, until)
+        self._change.set()
+        self._change = asyncio.Event()
+
+    def unregister(self, name: str) -> None:
+        """It is called so no more."""
+        self._registered.pop(name, None)
+
+    def find(self, name: str, url: str, expires: int | None = None) -> None:
+        """An endpoint of another domain is met at url now."""
+        self._found.pop(name, None)
+        if len(self._found) >= MOST:
+            del self._found[next(iter(self._found))]
+        until = self._clock() + FOUND
+        self._found[name] = _Known(url, min(until, expires or until))
+
+    def lose(self, name: str, url: str = "") -> None:
+        """It is not met there: at url, or wherever it was thought to be."""
+        known = self._found.get(name)
+        if known and url in ("", known.url):
+            del self._found[name]
+
+    def registered(self, name: str) -> str:
+        """The URL of the manager whose endpoint registered name here; "" if none did."""
+        return self._alive(self._registered.get(name))
+
+    def found(self, name: str) -> str:
+        """Where name was found lately; "" if it was not."""
+        return self._alive(self._found.get(name))
+
+    async def comes(self, name: str, patience: float) -> str:
+        """As registered, but wait for it, at most patience seconds."""
+        try:
+            async with asyncio.timeout(patience):
+                while not self.registered(name):
+                    await self._change.wait()
+        except TimeoutError:
+            return ""
+        return self.registered(name)
+
+    def _alive(self, known: _Known | None) -> str:
+        return known.url if known and known.until > self._clock() else ""
