@@ -26,6 +26,7 @@ PROCESSES = ROOT / "docs" / "processes.md"
 GENERATED = "<!-- from here on by docs/check.py --write, from each program's Config -->\n"
 CONFIGS = {  # by the module that `python -P -m` starts
     "nsmgr": "nsmgr.config",
+    "nsmgr.proxy": "nsmgr.proxy.config",
     "forwarder": "forwarder.config",
     "registry": "registry.config",
     "endpoints.responder": "endpoints.responder.config",

@@ -14,6 +14,7 @@ class Program(StrEnum):
 
     registry = "registry"
     nsmgr = "nsmgr"
+    nsmgr_proxy = "nsmgr-proxy"
     forwarder = "forwarder"
     responder = "responder"
     client = "client"
@@ -23,6 +24,7 @@ class Program(StrEnum):
 MODULES: Final = {
     Program.registry: "registry",
     Program.nsmgr: "nsmgr",
+    Program.nsmgr_proxy: "nsmgr.proxy",
     Program.forwarder: "forwarder",
     Program.responder: "endpoints.responder",
     Program.client: "nsm.process.client",
