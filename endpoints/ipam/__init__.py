@@ -1,0 +1,1 @@
+"""A vL3 domain's address plan: which router hands out which addresses."""

@@ -1,0 +1,158 @@
+"""The address plan at work: what is decided is kept before it is told."""
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import NoReturn
+
+import structlog
+
+from endpoints.ipam import store as kept
+from endpoints.ipam.plan import Lease, Plan, Pool, parse, pool
+from endpoints.ipam.store import Store
+from nsm.errors import DeniedError, NsmError
+from nsm.identity.spiffe import SpiffeId
+from nsm.rpc.prefixes import AddressPool, LentPrefix
+
+SWEEP = 60.0  # seconds between looks for what nobody came back for
+log = structlog.get_logger(__name__)
+
+
+class Lender:
+    """Lends from a plan, kept in a store where there is one. hold in ns: how long after its
+    stream's end a prefix stays lent. operators are the SPIFFE ids that may manage pools.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        store: Store | None,
+        *,
+        hold: int,
+        operators: Collection[str],
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._plan = plan
+        self._store = store
+        self._hold = hold
+        self._operators = operators
+        self._clock = clock
+        self._turn = asyncio.Lock()  # decisions are kept in the order they are made
+
+    async def restarted(self) -> None:
+        """No stream of an earlier life lasts: what it held is held for a while."""
+        until = self._clock() + self._hold
+        held = [lease for one in self._plan.pools() for lease in self._plan.leases(one.name)]
+        left = [self._plan.leave(lease, until) for lease in held if lease.ends is None]
+        await self._keep(kept.lease_kept(lease) for lease in left if lease)
+
+    async def sweep(self) -> NoReturn:
+        """Forget what nobody came back for, for a task of the process."""
+        while True:
+            await asyncio.sleep(SWEEP)
+            try:
+                async with self._turn:
+                    await self._expire()
+            except NsmError as trouble:  # it expires again after the next start
+                log.warning("expired prefixes stay in the store", error=str(trouble))
+
+    async def allocate(
+        self, pool: str, owner: str, holder: int, wanted: str, excluded: Sequence[str], family: int
+    ) -> str:
+        """A prefix for owner, kept. Raises what `Plan.allocate` raises, and UnavailableError."""
+        async with self._turn:
+            await self._expire()
+            lease = self._plan.allocate(
+                pool,
+                owner,
+                holder=holder,
+                wanted=wanted,
+                excluded=excluded,
+                family={4: 4, 6: 6}.get(family),  # type: ignore[arg-type]
+                now=self._clock(),
+            )
+            try:
+                await self._keep([kept.lease_kept(lease)])
+            except BaseException:
+                self._plan.release(lease)
+                raise
+        log.info("prefix lent", prefix=str(lease.prefix), pool=pool, owner=owner)
+        return str(lease.prefix)
+
+    async def release(self, pool: str, owner: str, holder: int, prefix: str) -> None:
+        """Take it back now, if it is lent so."""
+        lease = Lease(pool, parse(prefix, "a prefix"), owner, holder=holder)
+        async with self._turn:
+            if self._plan.release(lease):
+                await self._keep([kept.lease_gone(lease)])
+
+    async def leave(self, pool: str, owner: str, holder: int, prefixes: Sequence[str]) -> None:
+        """The stream ended: they stay lent for a while."""
+        until = self._clock() + self._hold
+        async with self._turn:
+            left = [
+                self._plan.leave(Lease(pool, parse(one, "a prefix"), owner, holder=holder), until)
+                for one in prefixes
+            ]
+            await self._keep(kept.lease_kept(lease) for lease in left if lease)
+
+    async def create(self, pool: AddressPool, by: SpiffeId) -> AddressPool:
+        """Have a pool, and what it is then."""
+        self._admit(by)
+        made = _made(pool)
+        async with self._turn:
+            if self._plan.add(made):
+                try:
+                    await self._keep([kept.pool_kept(made)])
+                except BaseException:
+                    self._plan.drop(made.name)
+                    raise
+        log.info("pool made", pool=made.name, prefixes=list(map(str, made.prefixes)), by=str(by))
+        return self._told(made)
+
+    async def delete(self, name: str, force: bool, by: SpiffeId) -> None:
+        """Forget it; OK if it is not there."""
+        self._admit(by)
+        async with self._turn:
+            if self._plan.drop(name, force=force):
+                await self._keep(kept.pool_gone(name))
+                log.info("pool forgotten", pool=name, by=str(by))
+
+    async def pools(self, by: SpiffeId) -> list[AddressPool]:
+        """All of them, with what is lent."""
+        self._admit(by)
+        async with self._turn:
+            await self._expire()
+            return [self._told(one) for one in self._plan.pools()]
+
+    def _admit(self, by: SpiffeId) -> None:
+        if str(by) not in self._operators:
+            raise DeniedError(
+                f"{by} may not manage the address plan's pools",
+                hint="add it to NSM_OPERATORS of the address plan",
+            )
+
+    def _told(self, one: Pool) -> AddressPool:
+        return AddressPool(
+            one.name,
+            tuple(map(str, one.prefixes)),
+            one.lengths.get(4, 0),
+            one.lengths.get(6, 0),
+            tuple(
+                LentPrefix(str(lease.prefix), lease.owner, lease.ends)
+                for lease in self._plan.leases(one.name)
+            ),
+        )
+
+    async def _expire(self) -> None:
+        if over := self._plan.expire(self._clock()):
+            log.info("prefixes nobody came back for", prefixes=[str(one.prefix) for one in over])
+            await self._keep(map(kept.lease_gone, over))
+
+    async def _keep(self, changes: Iterable[kept.Change]) -> None:
+        if self._store and (listed := list(changes)):
+            await self._store.keep(listed)
+
+
+def _made(asked: AddressPool) -> Pool:
+    return pool(asked.name, asked.prefixes, ipv4=asked.ipv4_length, ipv6=asked.ipv6_length)

@@ -1,0 +1,163 @@
+"""Where pools and leases survive the address plan: one SQLite file, written by one thread."""
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from endpoints.ipam.plan import Lease, Pool, parse, pool
+from nsm.errors import InvalidError, PreconditionError, UnavailableError
+
+SCHEMA = 1
+APPLICATION = 0x76776970  # "vwip", in the file's header
+BUSY = 1.0  # seconds to wait for a process that is just letting go of the file
+_CREATE = """
+CREATE TABLE IF NOT EXISTS pools (
+    name TEXT PRIMARY KEY, prefixes TEXT NOT NULL, ipv4 INTEGER NOT NULL, ipv6 INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS leases (
+    pool TEXT NOT NULL, prefix TEXT NOT NULL, owner TEXT NOT NULL,
+    ends INTEGER,          -- ns since 1970; NULL while its holder's stream lasts
+    PRIMARY KEY (pool, prefix)
+) WITHOUT ROWID;
+"""
+Change = tuple[str, Sequence[object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What an earlier life left."""
+
+    pools: Sequence[Pool] = ()
+    leases: Sequence[Lease] = ()
+
+
+def pool_kept(pool: Pool) -> Change:
+    """The change that keeps a pool."""
+    text = " ".join(map(str, pool.prefixes))
+    lengths = (pool.lengths.get(4, 0), pool.lengths.get(6, 0))
+    return "INSERT OR REPLACE INTO pools VALUES (?, ?, ?, ?)", (pool.name, text, *lengths)
+
+
+def pool_gone(name: str) -> tuple[Change, Change]:
+    """The changes that forget a pool and all that is lent of it."""
+    return (
+        ("DELETE FROM pools WHERE name = ?", (name,)),
+        ("DELETE FROM leases WHERE pool = ?", (name,)),
+    )
+
+
+def lease_kept(lease: Lease) -> Change:
+    """The change that keeps a lease."""
+    row = (lease.pool, str(lease.prefix), lease.owner, lease.ends)
+    return "INSERT OR REPLACE INTO leases VALUES (?, ?, ?, ?)", row
+
+
+def lease_gone(lease: Lease) -> Change:
+    """The change that forgets a lease."""
+    return "DELETE FROM leases WHERE pool = ? AND prefix = ?", (lease.pool, str(lease.prefix))
+
+
+class Store:
+    """Keeps changes in the order they come; what `keep` returned for is on disk."""
+
+    def __init__(self, path: str, connection: sqlite3.Connection, thread: ThreadPoolExecutor):
+        self._path = path
+        self._connection = connection
+        self._thread = thread
+
+    async def keep(self, changes: Iterable[Change]) -> None:
+        """Return when they are kept, all or none. Raises UnavailableError if they are not."""
+        run = asyncio.get_running_loop().run_in_executor
+        try:
+            await run(self._thread, _commit, self._connection, list(changes))
+        except sqlite3.Error as error:
+            raise UnavailableError(
+                f"the address plan cannot write {self._path}: {error}",
+                hint="is there space, and may it be written?",
+            ) from error
+
+
+@asynccontextmanager
+async def open_store(path: str) -> AsyncIterator[tuple[Store, Loaded]]:
+    """The store in the file path, made if it is not there, and what it holds.
+
+    Raises PreconditionError for a file that cannot be used.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="ipam-store") as thread:
+        run = asyncio.get_running_loop().run_in_executor
+        connection, loaded = await run(thread, _open, path)
+        try:
+            yield Store(path, connection, thread), loaded
+        finally:
+            await run(thread, connection.close)
+
+
+def _open(path: str) -> tuple[sqlite3.Connection, Loaded]:
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise PreconditionError(
+            f"the address plan's store {path} cannot be opened: {error.strerror}",
+            hint="NSM_STORE names a file in a directory that this user may write",
+        ) from error
+    connection = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
+    try:
+        return connection, _prepare(connection, path)
+    except (sqlite3.Error, InvalidError) as error:  # InvalidError: what is in it is no prefix
+        connection.close()
+        raise PreconditionError(
+            f"the address plan's store {path} cannot be used: {error}",
+            hint="is another address plan running on it? else move it away, or restore a copy",
+        ) from error
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _prepare(connection: sqlite3.Connection, path: str) -> Loaded:
+    # Ours alone until we end: two plans on one file would lend the same address twice.
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    (schema,) = connection.execute("PRAGMA user_version").fetchone()
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if tables and application != APPLICATION:
+        raise PreconditionError(
+            f"{path} is a database of some other program",
+            hint="set NSM_STORE to a file of the address plan's own",
+        )
+    if schema > SCHEMA:
+        raise PreconditionError(
+            f"the address plan's store {path} was written by a newer version: it has schema"
+            f" {schema}, and this one knows up to {SCHEMA}",
+            hint="start the newer version, or set NSM_STORE to another file",
+        )
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")  # an address lent twice is worse than 2 ms
+    connection.executescript(
+        f"BEGIN IMMEDIATE; {_CREATE} PRAGMA user_version = {SCHEMA};"
+        f" PRAGMA application_id = {APPLICATION}; COMMIT;"
+    )
+    pools = [
+        pool(name, text.split(), ipv4=ipv4, ipv6=ipv6)
+        for name, text, ipv4, ipv6 in connection.execute("SELECT * FROM pools")
+    ]
+    leases = [
+        Lease(name, parse(prefix, "a lease"), owner, ends)
+        for name, prefix, owner, ends in connection.execute("SELECT * FROM leases")
+    ]
+    return Loaded(pools, leases)
+
+
+def _commit(connection: sqlite3.Connection, changes: Sequence[Change]) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for statement, values in changes:
+            connection.execute(statement, values)
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
