@@ -29,6 +29,7 @@ CONFIGS = {  # by the module that `python -P -m` starts
     "nsmgr.proxy": "nsmgr.proxy.config",
     "forwarder": "forwarder.config",
     "registry": "registry.config",
+    "registry.proxy": "registry.proxy.config",
     "endpoints.responder": "endpoints.responder.config",
     "nsm.process.client": "nsm.process.client",
     "nsm.process.issuer": "nsm.process.issuer",

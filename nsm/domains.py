@@ -2,17 +2,15 @@
 
 A domain is what others call a cluster: its registry is asked for what is offered
 there, its manager's proxy takes the requests for that. Here are the pure parts:
-taking a domain off names and putting it on again, the file of domains that are
-known beforehand, and what DNS's answers come to. `nsm.resolve` does the asking.
+taking a domain off names and putting it on again, and what DNS's answers come to.
+`nsm.resolve` does the asking.
 """
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
-
-import yaml
+from typing import Generic, TypeVar
 
 from nsm.errors import InvalidError
 from nsm.model import Endpoint, Service
@@ -20,24 +18,12 @@ from nsm.model import Endpoint, Service
 T = TypeVar("T")
 REGISTRY = "registry.nsm-system"
 MANAGER_PROXY = "nsmgr-proxy.nsm-system"
-ROLES = {"registry": REGISTRY, "nsmgr-proxy": MANAGER_PROXY}  # as the file calls them
 SOON = 5.0  # seconds until a question is asked again that only half was answered
-MOST_DOMAINS = 10_000  # in a file
-MOST_URLS = 16  # of one role
-DEEPEST = 8  # levels of a file: it has three
-EXAMPLE = "a domain has the form  cluster2: {registry: [tcp://HOST:PORT], nsmgr-proxy: [...]}"
+MOST_URLS = 16  # of one door
 
 _LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _DOMAIN = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?", re.ASCII)
 _DIRECT = re.compile(r"(?:tcp:)?//(.+):([0-9]{1,5})", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a domain's two doors are, as URLs to be tried in turn; empty: it has none."""
-
-    registry: tuple[str, ...] = ()
-    manager_proxy: tuple[str, ...] = ()
 
 
 # -- names
@@ -54,9 +40,14 @@ def join(name: str, domain: str) -> str:
     return f"{name}@{domain}" if domain else name
 
 
+def foreign_name(asked: Endpoint | Service) -> str:
+    """The first name in it that is of another domain, its own or a service's; "" if none is."""
+    return next((name for name in _names(asked) if "@" in name), "")
+
+
 def is_foreign(asked: Endpoint | Service) -> bool:
     """Whether a name in it is of another domain: its own, or a service's."""
-    return any("@" in name for name in _names(asked))
+    return bool(foreign_name(asked))
 
 
 def domain_of(asked: Endpoint | Service) -> str:
@@ -154,7 +145,7 @@ def direct(domain: str) -> str:
             return (
                 f"tcp://[{address}]:{port}" if address.version == 6 else f"tcp://{address}:{port}"
             )
-    elif _DOMAIN.fullmatch(domain) and len(domain) <= 253:
+    elif is_name(domain):
         return ""
     raise InvalidError(
         f"{domain[:256]!r} is no domain",
@@ -234,88 +225,11 @@ def show_server(where: tuple[str, int]) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def parse_map(text: str, where: str, check: Callable[[str], object]) -> Mapping[str, Place]:
-    """The domains of a file, `domain: {registry: [tcp://…], nsmgr-proxy: [tcp://…]}`.
-
-    where is the file's path; check raises InvalidError for what is no URL. Raises
-    InvalidError with file, line and what is expected there.
-    """
-    try:
-        root = yaml.compose(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as broken:
-        line = broken.problem_mark.line + 1 if broken.problem_mark else 1
-        raise InvalidError(f"{where}:{line}: {broken.problem}", hint=EXAMPLE) from broken
-    except yaml.YAMLError as broken:
-        raise InvalidError(f"{where}: {broken}", hint=EXAMPLE) from broken
-    if root is None:
-        return {}
-    found: dict[str, Place] = {}
-    for key, node in _pairs(root, where, "the file", MOST_DOMAINS):
-        name = canonical(key.value)
-        if not _DOMAIN.fullmatch(key.value) or len(key.value) > 253:
-            raise _wrong(where, key, f"{key.value[:256]!r} is no domain's name")
-        if name in found:
-            raise _wrong(where, key, f"domain {name!r} is there twice")
-        urls: dict[str, tuple[str, ...]] = {}
-        for role, listed in _pairs(node, where, f"domain {name!r}", len(ROLES)):
-            if role.value not in ROLES:
-                raise _wrong(where, role, f"domain {name!r} has no {role.value[:64]!r}")
-            urls[role.value] = tuple(_urls(listed, where, check))
-        found[name] = Place(urls.get("registry", ()), urls.get("nsmgr-proxy", ()))
-    return found
+def is_name(domain: str) -> bool:
+    """Whether it is a domain as DNS names them."""
+    return len(domain) <= 253 and _DOMAIN.fullmatch(domain) is not None
 
 
 def canonical(domain: str) -> str:
     """The domain as it is compared: as DNS does, without case and without its last dot."""
     return domain.lower().rstrip(".")
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML calls itself for each level: a file must not have it do so until Python ends it."""
-
-    _level = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        self._level += 1
-        if self._level > DEEPEST:
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem=f"more than {DEEPEST} levels", problem_mark=mark)
-        try:
-            return super().compose_node(parent, index)
-        finally:
-            self._level -= 1
-
-
-def _pairs(
-    node: yaml.Node, where: str, what: str, most: int
-) -> Iterable[tuple[yaml.ScalarNode, yaml.Node]]:
-    if not isinstance(node, yaml.MappingNode):
-        raise _wrong(where, node, f"{what} is no mapping")
-    if len(node.value) > most:
-        raise _wrong(where, node, f"{what} has {len(node.value)} entries, more than {most}")
-    seen: set[str] = set()
-    for key, value in node.value:
-        if not isinstance(key, yaml.ScalarNode):
-            raise _wrong(where, key, f"a key of {what} is no text")
-        if key.value in seen:
-            raise _wrong(where, key, f"{what} has {key.value[:64]!r} twice")
-        seen.add(key.value)
-        yield key, value
-
-
-def _urls(node: yaml.Node, where: str, check: Callable[[str], Any]) -> Iterable[str]:
-    listed = node.value if isinstance(node, yaml.SequenceNode) else [node]
-    if len(listed) > MOST_URLS:
-        raise _wrong(where, node, f"{len(listed)} URLs, more than {MOST_URLS}")
-    for one in listed:
-        if not isinstance(one, yaml.ScalarNode):
-            raise _wrong(where, one, "a URL, or a list of URLs, is expected")
-        try:
-            check(one.value)
-        except InvalidError as wrong:
-            raise _wrong(where, one, wrong.message) from wrong
-        yield one.value
-
-
-def _wrong(where: str, node: yaml.Node, why: str) -> InvalidError:
-    return InvalidError(f"{where}:{node.start_mark.line + 1}: {why}", hint=EXAMPLE)

@@ -1,7 +1,7 @@
-"""Waiting for two things at once: for the first of them, or for both."""
+"""Waiting for two things at once: for the first of them, for both, for one until the other."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -18,6 +18,40 @@ async def unless(wanted: Coroutine[Any, Any, T], other: Coroutine[Any, Any, obje
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def up_to(
+    changes: AsyncGenerator[T, None], other: Coroutine[Any, Any, object]
+) -> AsyncGenerator[T, None]:
+    """What changes yields, until it or other ends; what other raises is raised.
+
+    Nothing is lost between two of them, as it would be if each raced other by itself.
+    """
+    ending = asyncio.create_task(other)  # noqa: TID251 - awaited below
+    steps = [asyncio.create_task(_next(changes))]  # noqa: TID251
+    try:
+        while True:
+            await asyncio.wait({steps[0], ending}, return_when=asyncio.FIRST_COMPLETED)
+            if not steps[0].done():
+                ending.result()
+                return
+            for one in steps[0].result():
+                yield one
+            if not steps[0].result():
+                return
+            steps = [asyncio.create_task(_next(changes))]  # noqa: TID251
+    finally:
+        for task in (ending, *steps):
+            task.cancel()
+        await asyncio.gather(ending, *steps, return_exceptions=True)
+        await changes.aclose()
+
+
+async def _next(changes: AsyncGenerator[T, None]) -> tuple[T, ...]:
+    """The next of them, or nothing where they end."""
+    async for one in changes:
+        return (one,)
+    return ()
 
 
 async def both(one: Coroutine[Any, Any, T], other: Coroutine[Any, Any, U]) -> tuple[T, U]:

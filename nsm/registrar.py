@@ -17,6 +17,7 @@ from typing import Any, Generic, NoReturn, Protocol, TypeVar
 import structlog
 
 from nsm.caller import Caller
+from nsm.domains import foreign_name
 from nsm.errors import ExhaustedError, NsmError, UnsupportedError
 from nsm.identity.spiffe import SpiffeId
 from nsm.model import SECOND, Endpoint, Found, Service
@@ -54,9 +55,9 @@ class Keeper(Protocol):
 
 
 class Registrar:
-    """Registers, finds and forgets. period in ns; behind and room in names.
+    """Registers, finds and forgets what is of this domain. period in ns; behind and room in names.
 
-    proxy is the URL of whoever resolves names of other domains; empty if nobody does.
+    Whoever knows somebody to ask about other domains does not come here with their names.
     """
 
     def __init__(
@@ -65,7 +66,6 @@ class Registrar:
         *,
         period: int = PERIOD,
         keeper: Keeper | None = None,
-        proxy: str = "",
         behind: int = BEHIND,
         room: int = ROOM,
         clock: Callable[[], int] = time.time_ns,
@@ -73,10 +73,9 @@ class Registrar:
         self.offers = offers
         self._period = period
         self._keeper = keeper
-        self._proxy = proxy
         self._behind = behind
         self._room = _Room(room)
-        self._watchers: Counter[SpiffeId] = Counter()
+        self.watchers = Watchers(offers.limits.watchers, offers.limits.watchers_per_id)
         self._clock = clock
         self._ahead = self._clock_ahead()
         self._pending: dict[tuple[type[Endpoint] | type[Service], str], _Pending[Any]] = {}
@@ -105,7 +104,7 @@ class Registrar:
         self, asked: Endpoint, by: Registration
     ) -> tuple[Endpoint, RegistrationPath]:
         """Register or refresh; the endpoint as held, and the path it came over."""
-        self._ours("endpoint", asked.name, *asked.services)
+        _ours("endpoint", asked)
         asked = replace(asked, path_ids=by.ids)
         before = self.offers.endpoints.get(asked.name)
         now = self._clock()
@@ -118,7 +117,7 @@ class Registrar:
 
     async def unregister_endpoint(self, asked: Endpoint, by: Registration) -> None:
         """Forget; OK if it is not there."""
-        self._ours("endpoint", asked.name, *asked.services)
+        _ours("endpoint", asked)
         asked = replace(asked, path_ids=by.ids)
         if before := self.offers.unregister_endpoint(asked, owned=_owned(by)):
             await self._kept(Endpoint, asked.name, before, None, self.offers.put_back_endpoint)
@@ -127,7 +126,7 @@ class Registrar:
         self, query: Endpoint, watch: bool, caller: Caller
     ) -> AsyncGenerator[Found[Endpoint], None]:
         """What answers query now, and with watch every later change of that."""
-        self._ours("endpoint", query.name, *query.services)
+        _ours("endpoint", query)
         async with contextlib.aclosing(
             self._find(self.offers.endpoints, query, watch, caller)
         ) as found:
@@ -138,7 +137,7 @@ class Registrar:
         self, asked: Service, by: Registration
     ) -> tuple[Service, RegistrationPath]:
         """Register; identical content from another identity changes nothing."""
-        self._ours("network service", asked.name)
+        _ours("network service", asked)
         asked = replace(asked, path_ids=by.ids)
         before = self.offers.services.get(asked.name)
         stored, new = self.offers.register_service(asked, owned=_owned(by))
@@ -148,7 +147,7 @@ class Registrar:
 
     async def unregister_service(self, asked: Service, by: Registration) -> None:
         """Forget; OK if it is not there."""
-        self._ours("network service", asked.name)
+        _ours("network service", asked)
         asked = replace(asked, path_ids=by.ids)
         if before := self.offers.unregister_service(asked, owned=_owned(by)):
             await self._kept(Service, asked.name, before, None, self.offers.put_back_service)
@@ -157,7 +156,7 @@ class Registrar:
         self, query: Service, watch: bool, caller: Caller
     ) -> AsyncGenerator[Found[Service], None]:
         """What answers query now, and with watch every later change of that."""
-        self._ours("network service", query.name)
+        _ours("network service", query)
         async with contextlib.aclosing(
             self._find(self.offers.services, query, watch, caller)
         ) as found:
@@ -182,29 +181,14 @@ class Registrar:
 
         To be opened before looking at what is there: no gap between.
         """
-        limits, who = self.offers.limits, caller.id
-        if shelf.watching >= limits.watchers:
-            raise ExhaustedError(
-                f"{shelf.watching} watch streams are open here, which is the most",
-                hint="close some, or raise NSM_MAX_WATCHERS of the registry",
-            )
-        if self._watchers[who] >= limits.watchers_per_id:
-            raise ExhaustedError(
-                f"{who} has {self._watchers[who]} watch streams open here, which is the most one"
-                " identity may",
-                hint="close some, or raise NSM_MAX_WATCHERS_PER_ID of the registry",
-            )
         feed: _Feed[T] = _Feed(self._behind, self._room)
-        watcher = shelf.watch(query, feed.put)
-        self._watchers[who] += 1
-        try:
-            yield feed
-        finally:
-            shelf.unwatch(watcher)
-            feed.clear()
-            self._watchers[who] -= 1
-            if not self._watchers[who]:
-                del self._watchers[who]
+        with self.watchers.one(caller.id):
+            watcher = shelf.watch(query, feed.put)
+            try:
+                yield feed
+            finally:
+                shelf.unwatch(watcher)
+                feed.clear()
 
     async def _kept(
         self,
@@ -257,21 +241,35 @@ class Registrar:
             return _LOOK
         return min(_LOOK, max(0.0, (self._waits_for - self._clock()) / SECOND))
 
-    def _ours(self, kind: str, *names: str) -> None:
-        for name in names:
-            if "@" not in name:
-                continue
-            if self._proxy:
-                raise UnsupportedError(
-                    f"{kind} {name[:256]!r} is of another domain, and passing that on to"
-                    f" {self._proxy} is not yet there",
-                    hint="use a name of this domain, without @",
-                )
-            raise UnsupportedError(
-                f"{kind} {name[:256]!r} is of another domain, and this registry has nobody"
-                " to ask there",
-                hint="use a name of this domain, without @ (NSM_PROXY_REGISTRY_URL is not set)",
+
+class Watchers:
+    """Counts open watch streams: total altogether, and per_id of one identity, are the most."""
+
+    def __init__(self, total: int, per_id: int) -> None:
+        self._total = total
+        self._per_id = per_id
+        self._open: Counter[SpiffeId] = Counter()
+
+    @contextmanager
+    def one(self, who: SpiffeId) -> Iterator[None]:
+        """One more of who's, for the block. Raises ExhaustedError if there are too many."""
+        if (count := self._open.total()) >= self._total:
+            raise ExhaustedError(
+                f"{count} watch streams are open here, which is the most",
+                hint="close some, or raise NSM_MAX_WATCHERS of the registry",
             )
+        if (count := self._open[who]) >= self._per_id:
+            raise ExhaustedError(
+                f"{who} has {count} watch streams open here, which is the most one identity may",
+                hint="close some, or raise NSM_MAX_WATCHERS_PER_ID of the registry",
+            )
+        self._open[who] += 1
+        try:
+            yield
+        finally:
+            self._open[who] -= 1
+            if not self._open[who]:
+                del self._open[who]
 
 
 @dataclass(slots=True)
@@ -337,6 +335,15 @@ class _Feed(Generic[T]):
         """Have nothing waiting."""
         self._room.left += max(0, len(self._waiting) - self._most)
         self._waiting.clear()
+
+
+def _ours(kind: str, asked: Endpoint | Service) -> None:
+    if name := foreign_name(asked):
+        raise UnsupportedError(
+            f"{kind} {name[:256]!r} is of another domain, and this registry has nobody"
+            " to ask there",
+            hint="use a name of this domain, without @ (NSM_PROXY_REGISTRY_URL is not set)",
+        )
 
 
 def _owned(by: Registration) -> bool:

@@ -30,8 +30,9 @@ import dns.resolver
 import structlog
 
 from nsm import domains
-from nsm.domains import MANAGER_PROXY, REGISTRY, Answer, Door, Place
+from nsm.domains import MANAGER_PROXY, REGISTRY, Answer, Door
 from nsm.errors import InvalidError, NotFoundError, UnavailableError
+from nsm.places import Place, parse_map
 from nsm.race import both
 from nsm.rpc import addresses
 
@@ -74,6 +75,11 @@ class Domains:
         (a floating domain, or a direct address), so an endpoint's own URL holds.
         """
         return await self._urls(MANAGER_PROXY, domain)
+
+    def doubt(self, domain: str) -> None:
+        """Nobody answers where domain is said to be: ask again, however long that was to hold."""
+        for role in (REGISTRY, MANAGER_PROXY):
+            self._held.pop((role, domains.canonical(domain)), None)
 
     async def _urls(self, role: str, domain: str) -> tuple[str, ...]:
         if url := domains.direct(domain):
@@ -237,7 +243,7 @@ def _read(path: str) -> tuple[tuple[int, int, int], Mapping[str, Place]]:
         ) from wrong
     if len(text) > LARGEST:
         raise InvalidError(f"the file of domains {path} has more than {LARGEST} bytes")
-    return version, domains.parse_map(text, path, addresses.parse)
+    return version, parse_map(text, path, addresses.parse)
 
 
 def _version(facts: os.stat_result) -> tuple[int, int, int]:

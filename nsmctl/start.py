@@ -13,6 +13,7 @@ class Program(StrEnum):
     """What can be run."""
 
     registry = "registry"
+    registry_proxy = "registry-proxy"
     nsmgr = "nsmgr"
     nsmgr_proxy = "nsmgr-proxy"
     forwarder = "forwarder"
@@ -23,6 +24,7 @@ class Program(StrEnum):
 
 MODULES: Final = {
     Program.registry: "registry",
+    Program.registry_proxy: "registry.proxy",
     Program.nsmgr: "nsmgr",
     Program.nsmgr_proxy: "nsmgr.proxy",
     Program.forwarder: "forwarder",

@@ -7,17 +7,22 @@ from contextlib import asynccontextmanager
 
 import structlog
 
+from nsm.identity.source import Source
 from nsm.identity.workload import workload_source
 from nsm.model import SECOND
 from nsm.offers import Offers
 from nsm.process.calls import log_call
 from nsm.process.config import read
 from nsm.process.run import Process, run
-from nsm.registrar import Keeper, Registrar
+from nsm.registrar import Keeper, Registrar, Watchers
 from nsm.registration import SERVER_POLICIES
 from nsm.rpc.health import Health
-from nsm.rpc.registry_services import HEALTHY, handlers
+from nsm.rpc.passing import Passing
+from nsm.rpc.peers import Peers
+from nsm.rpc.registry import RegistryClient
+from nsm.rpc.registry_services import HEALTHY, Store, handlers
 from nsm.rpc.server import serve
+from registry.border import Border
 from registry.config import Config
 from registry.store import Loaded, open_store
 
@@ -38,6 +43,7 @@ async def registry(config: Config, process: Process) -> None:
     async with (
         workload_source(config.spiffe_endpoint_socket, patience=IDENTITY_PATIENCE) as source,
         _kept(config.store) as (keeper, loaded),
+        _beyond(config, source) as beyond,
     ):
         offers = Offers(config.limits)
         offers.load(loaded.endpoints, loaded.services, grace_until=time.time_ns() + period)
@@ -45,12 +51,15 @@ async def registry(config: Config, process: Process) -> None:
             offers,
             period=period,
             keeper=keeper,
-            proxy=config.proxy_registry_url,
             behind=config.max_behind,
         )
         process.tasks.spawn(registrar.run(), "expiry of endpoints", forever=True, vital=True)
+        store: Store = registrar
+        if beyond is not None:
+            limits = config.limits
+            store = Border(registrar, beyond, Watchers(limits.watchers, limits.watchers_per_id))
         services = handlers(
-            registrar,
+            store,
             lifetime=int(config.max_token_lifetime * SECOND),
             policies=config.policies,
             record_bytes=config.max_record,
@@ -62,6 +71,7 @@ async def registry(config: Config, process: Process) -> None:
                 server.urls,
                 id=str(source.identity.svid.id),
                 store=config.store or "in memory",
+                other_domains=config.proxy_registry_url,
                 holds=f"{len(offers.endpoints)} endpoints, {len(offers.services)} services",
             )
             await process.stopped()
@@ -74,6 +84,17 @@ async def _kept(path: str) -> AsyncIterator[tuple[Keeper | None, Loaded]]:
         return
     async with open_store(path) as (store, loaded):
         yield store, loaded
+
+
+@asynccontextmanager
+async def _beyond(config: Config, source: Source) -> AsyncIterator[Passing | None]:
+    if not config.proxy_registry_url:
+        yield None
+        return
+    async with Peers(source) as peers:
+        lifetime = int(config.max_token_lifetime * SECOND)
+        client = RegistryClient(peers, config.proxy_registry_url, lifetime=lifetime)
+        yield Passing(client, "the proxy for other domains")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The registry's settings: upstream's variables (`wire.md` §11.3), and how much it may hold."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -35,7 +36,10 @@ class Config(Common):
     """How long an endpoint holds without a refresh, at most; and the grace after a restart."""
 
     proxy_registry_url: Url = ""
-    """Who resolves names of other domains (name@domain). Not yet used: such names are refused."""
+    """Who is asked about names of other domains (name@domain): this domain's nsmgr-proxy.
+
+    Not set: such names are refused.
+    """
 
     registry_server_policies: tuple[str, ...] = POLICIES
     """Which built-in policies Register and Unregister must pass, as masks of upstream's file names.
@@ -92,21 +96,24 @@ class Config(Common):
     @property
     def policies(self) -> frozenset[str]:
         """The built-in policies that the masks name."""
-        return frozenset(
-            policy
-            for policy in SERVER_POLICIES
-            if any(
-                re.fullmatch(mask, f"etc/nsm/opa/{policy}.rego")
-                for mask in self.registry_server_policies
-            )
-        )
+        return named_policies(self.registry_server_policies)
 
     def __post_init__(self) -> None:
         """Refuse masks that are no patterns, at the start rather than at the first call."""
-        for mask in self.registry_server_policies:
-            try:
-                re.compile(mask)
-            except re.error as error:
-                raise InvalidError(
-                    f"NSM_REGISTRY_SERVER_POLICIES has {mask!r}, which is no pattern: {error}"
-                ) from error
+        named_policies(self.registry_server_policies)
+
+
+def named_policies(masks: Sequence[str]) -> frozenset[str]:
+    """The built-in policies that masks name; raises InvalidError for one that is no pattern."""
+    for mask in masks:
+        try:
+            re.compile(mask)
+        except re.error as error:
+            raise InvalidError(
+                f"NSM_REGISTRY_SERVER_POLICIES has {mask!r}, which is no pattern: {error}"
+            ) from error
+    return frozenset(
+        policy
+        for policy in SERVER_POLICIES
+        if any(re.fullmatch(mask, f"etc/nsm/opa/{policy}.rego") for mask in masks)
+    )

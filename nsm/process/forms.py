@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any, Literal, get_args
 
+from nsm.domains import server, show_server
+
 
 @dataclass(frozen=True, slots=True)
 class Form:
@@ -136,3 +138,7 @@ PositiveDuration = Annotated[
 Url = Annotated[str, Form(url, "a URL: tcp://host:port, unix:///path or host:port")]
 Port = Annotated[int, Form(integer(0, 65535), "a port: 0 to 65535")]
 Level = Annotated[LogLevel, Form(log_level, "TRACE, DEBUG, INFO, WARN or ERROR")]
+DnsServer = Annotated[
+    tuple[str, int],
+    Form(server, "a DNS server: 10.0.0.53, 10.0.0.53:5353 or [fd00::53]:5353", show_server),
+]

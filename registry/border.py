@@ -1,0 +1,75 @@
+"""What is of this domain and what is not: names with an `@` go to whoever knows theirs (§6.8).
+
+The registry is a hop of such a registration as a manager is: it keeps nothing of it,
+and the path is handed on and back.
+"""
+
+from collections.abc import AsyncGenerator
+from contextlib import AbstractContextManager, aclosing, nullcontext
+
+from nsm.caller import Caller
+from nsm.domains import is_foreign
+from nsm.model import Endpoint, Found, Service
+from nsm.registrar import Watchers
+from nsm.registration import Registration, RegistrationPath
+from nsm.rpc.registry_services import Store
+
+
+class Border(Store):
+    """Asks ours for names of this domain, and beyond for those of others.
+
+    watchers counts the watch streams that go beyond.
+    """
+
+    def __init__(self, ours: Store, beyond: Store, watchers: Watchers) -> None:
+        self._ours = ours
+        self._beyond = beyond
+        self._watchers = watchers
+
+    def _of(self, asked: Endpoint | Service) -> Store:
+        return self._beyond if is_foreign(asked) else self._ours
+
+    def _counted(
+        self, asked: Endpoint | Service, watch: bool, caller: Caller
+    ) -> AbstractContextManager[None]:
+        if watch and is_foreign(asked):
+            return self._watchers.one(caller.id)
+        return nullcontext()
+
+    async def register_endpoint(
+        self, asked: Endpoint, by: Registration
+    ) -> tuple[Endpoint, RegistrationPath]:
+        """Register it where it belongs."""
+        return await self._of(asked).register_endpoint(asked, by)
+
+    async def unregister_endpoint(self, asked: Endpoint, by: Registration) -> None:
+        """Forget it where it belongs."""
+        await self._of(asked).unregister_endpoint(asked, by)
+
+    async def find_endpoints(
+        self, query: Endpoint, watch: bool, caller: Caller
+    ) -> AsyncGenerator[Found[Endpoint], None]:
+        """What is known where the names belong."""
+        with self._counted(query, watch, caller):
+            async with aclosing(self._of(query).find_endpoints(query, watch, caller)) as found:
+                async for one in found:
+                    yield one
+
+    async def register_service(
+        self, asked: Service, by: Registration
+    ) -> tuple[Service, RegistrationPath]:
+        """Register it where it belongs."""
+        return await self._of(asked).register_service(asked, by)
+
+    async def unregister_service(self, asked: Service, by: Registration) -> None:
+        """Forget it where it belongs."""
+        await self._of(asked).unregister_service(asked, by)
+
+    async def find_services(
+        self, query: Service, watch: bool, caller: Caller
+    ) -> AsyncGenerator[Found[Service], None]:
+        """What is known where the name belongs."""
+        with self._counted(query, watch, caller):
+            async with aclosing(self._of(query).find_services(query, watch, caller)) as found:
+                async for one in found:
+                    yield one
