@@ -28,22 +28,22 @@ async def up_to(
     Nothing is lost between two of them, as it would be if each raced other by itself.
     """
     ending = asyncio.create_task(other)  # noqa: TID251 - awaited below
-    steps = [asyncio.create_task(_next(changes))]  # noqa: TID251
+    step: asyncio.Task[tuple[T, ...]] | None = None
     try:
-        while True:
-            await asyncio.wait({steps[0], ending}, return_when=asyncio.FIRST_COMPLETED)
-            if not steps[0].done():
-                ending.result()
+        while not ending.done():  # to be asked: what comes fast would win every race
+            step = asyncio.create_task(_next(changes))  # noqa: TID251
+            await asyncio.wait({step, ending}, return_when=asyncio.FIRST_COMPLETED)
+            if not step.done():
+                break
+            if not (one := step.result()):
                 return
-            for one in steps[0].result():
-                yield one
-            if not steps[0].result():
-                return
-            steps = [asyncio.create_task(_next(changes))]  # noqa: TID251
+            yield one[0]
+        ending.result()
     finally:
-        for task in (ending, *steps):
+        tasks = (ending, step) if step else (ending,)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(ending, *steps, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await changes.aclose()
 
 

@@ -11,6 +11,7 @@ none: it is told to those who wait for it, and asked again by the next.
 
 import asyncio
 import os
+import socket
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from typing import Any
 import dns.asyncbackend
 import dns.asyncquery
 import dns.exception
+import dns.inet
 import dns.message
 import dns.name
 import dns.rcode
@@ -147,7 +149,9 @@ class Domains:
                 continue
             there = await self._addresses(door.target)
             found += domains.urls(there.records, door.port)
-            ttl, missing = min(ttl, there.ttl), missing if there.records else there
+            ttl = min(ttl, there.ttl)
+            if not there.records and not missing.failed:
+                missing = there
         if found:
             return _held(tuple(dict.fromkeys(found))[: domains.MOST_URLS], ttl)
         return self._none(role, domain, missing)
@@ -158,16 +162,16 @@ class Domains:
         )
 
     def _none(self, role: str, domain: str, said: Answer[Any]) -> "_Held":
-        hint = "a domain can also be listed in a file: NSM_DOMAINS_PATH"
+        hint = "A domain can also be listed in a file: NSM_DOMAINS_PATH"
         what = _called(role)
         if said.failed:
             why = f"nobody says where domain {domain!r} has its {what}: {said.why}"
-            return _Held(why=why, hint=f"is the DNS server running? {hint.capitalize()}")
+            return _Held(why=why, hint=f"is the DNS server running? {hint}")
         where = f"is not in {self._file.path}, and " if self._file else ""
         held = _held((), min(said.ttl, LONGEST_NONE))
         held.kind = NotFoundError
         held.why = f"domain {domain!r} {where}has no {what} in DNS: {said.why}"
-        held.hint = f"is the name right? {hint.capitalize()}"
+        held.hint = f"is the name right? {hint}"
         return held
 
 
@@ -312,10 +316,17 @@ async def _one(name: str, kind: str, server: Server, patience: float) -> Answer[
     """What one server answers to one question."""
     who = domains.show_server(server)
     query = dns.message.make_query(name, kind, use_edns=0, payload=PAYLOAD)
+    family = dns.inet.af_for_address(server[0])
+    where = dns.inet.low_level_address_tuple(server, family)
+    backend = dns.asyncbackend.get_backend("asyncio")
     try:
-        response, _ = await dns.asyncquery.udp_with_fallback(
-            query, server[0], patience, server[1], ignore_unexpected=True, ignore_errors=True
-        )
+        # Connected, so that the kernel takes answers from there alone, and tells of a refusal.
+        async with await backend.make_socket(  # type: ignore[no-untyped-call]
+            family, socket.SOCK_DGRAM, destination=where, timeout=patience
+        ) as datagrams:
+            response, _ = await dns.asyncquery.udp_with_fallback(
+                query, server[0], patience, server[1], udp_sock=datagrams, ignore_errors=True
+            )
         code = response.rcode()
         if code not in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
             return Answer(why=f"{who} answered {dns.rcode.to_text(code)}", failed=True)

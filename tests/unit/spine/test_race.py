@@ -1,8 +1,9 @@
 import asyncio
+import contextlib
 
 import pytest
 
-from nsm.race import both, unless
+from nsm.race import both, unless, up_to
 
 
 async def result(value, turns=1):
@@ -68,3 +69,63 @@ async def test_cancelling_the_wait_ends_both():
         await task
     assert one.stopped
     assert other.stopped
+
+
+class Changes:
+    """Numbers, each when it is asked for; it knows whether it was closed."""
+
+    def __init__(self, most: int = 1000, turns: int = 1) -> None:
+        self.most = most
+        self.turns = turns
+        self.told = 0
+        self.closed = False
+
+    async def all(self):
+        try:
+            while self.told < self.most:
+                await result(None, self.turns)
+                self.told += 1
+                yield self.told
+        finally:
+            await asyncio.sleep(0)
+            self.closed = True
+
+
+async def test_what_comes_is_passed_on_until_it_ends():
+    waiting, changes = Waiting(), Changes(most=5)
+    assert [one async for one in up_to(changes.all(), waiting.wait())] == [1, 2, 3, 4, 5]
+    assert waiting.stopped
+    assert changes.closed
+
+
+async def test_what_comes_is_passed_on_until_the_other_ends_or_fails():
+    changes = Changes()
+    seen = [one async for one in up_to(changes.all(), result(None, 20))]
+    assert seen == list(range(1, len(seen) + 1))
+    assert 1 <= len(seen) < 20
+    assert changes.closed
+    changes = Changes(turns=10_000)
+    with pytest.raises(KeyError, match="failed"):
+        [one async for one in up_to(changes.all(), fail())]
+    assert changes.closed
+
+
+async def test_who_stops_looking_leaves_nothing():
+    waiting, changes = Waiting(), Changes()
+    async with contextlib.aclosing(up_to(changes.all(), waiting.wait())) as some:
+        assert await anext(some) == 1
+        assert await anext(some) == 2
+    assert waiting.stopped
+    assert changes.closed
+
+
+async def test_a_failure_of_what_comes_is_raised():
+    waiting = Waiting()
+
+    async def changes():
+        yield 1
+        raise KeyError("broken")
+
+    with pytest.raises(KeyError, match="broken"):
+        [one async for one in up_to(changes(), waiting.wait())]
+    assert waiting.stopped
