@@ -108,6 +108,8 @@ def ensure(reach: Reach, wire: Wire, group: int, journal: Journal) -> tuple[Step
                 except IndexTakenError:
                     _reversed(reach, journal)  # one in a million: all of it again
                     continue
+                if any(_is_led_elsewhere(step) for step in steps):
+                    _unlearn(reach, wire)
                 if _is_new(journal):
                     return tuple(journal.steps)
             _agree(wire, *_look(reach, wire, fixed, journal))
@@ -609,6 +611,22 @@ def _link(reach: Reach, step: Step, journal: Journal, waiting: _Waiting) -> None
         if isinstance(item, Stub):  # taking back its deletion: its far end is nowhere to be found
             raise InternalError(f"`{step}` in {item.end.namespace}: its far end is gone")
         _create(reach, item, step, journal, waiting)
+
+
+def _is_led_elsewhere(step: Step) -> bool:
+    """Whether a tunnel that stood ends at another node from now on."""
+    item, before = step.item, step.before
+    return isinstance(item, Vxlan) and isinstance(before, Vxlan) and item.remote != before.remote
+
+
+def _unlearn(reach: Reach, wire: Wire) -> None:
+    """Forget what the workload found out of its neighbours: behind the same addresses there
+    may be other devices now, and for a minute the kernel would go on sending to the old."""
+    for _, interface in wire.sides:
+        if index := reach.index_of(interface.namespace, interface.name):
+            sock = reach.socket(interface.namespace)
+            learned = messages.learned_neighbours(sock.dump(messages.dump_neighbours(index)), index)
+            sock.do(list(learned))  # one that is gone by itself is what we want
 
 
 def _retargeted(item: Link, before: Link) -> Vxlan | None:

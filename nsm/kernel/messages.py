@@ -509,6 +509,17 @@ def seen_neighbours(
             yield Neighbour(namespace, link, ip, bytes(have[_NDA_LLADDR]).hex(":"))
 
 
+def learned_neighbours(bodies: Iterable[tuple[int, memoryview]], index: int) -> Iterable[bytearray]:
+    """What deletes the neighbours that the kernel found by itself on that device."""
+    for kind, body in bodies:
+        family, _, _, on, nud, _, _ = struct.unpack_from("=BBHiHBB", body)
+        if kind != netlink.NEWNEIGH or on != index or nud & _NUD_PERMANENT:
+            continue
+        if family in _VERSION and (ip := netlink.table(body, 12).get(_NDA_DST)):
+            gone = struct.pack("=BBHiHBB", family, 0, 0, index, 0, 0, 0)
+            yield message(netlink.DELNEIGH, 0, gone + netlink.attr(_NDA_DST, bytes(ip)))
+
+
 def rule(verb: Verb, item: Rule) -> bytearray:
     """A policy routing rule, marked as ours."""
     selector = item.selector

@@ -124,6 +124,28 @@ async def test_a_moved_far_end_is_followed_in_place_and_another_vni_makes_a_new_
     assert await nodes.client.pings("172.16.0.0")
 
 
+async def test_behind_a_moved_far_end_the_same_address_is_another_device_at_once(
+    kernel: Kernel, nodes: Nodes
+) -> None:
+    """The kernel believes a neighbour it has heard of for a minute: no ARP, no packet."""
+    left, right = await halves(kernel, nodes)
+    nodes.far.do("addr", "add", "192.0.2.3/24", "dev", "eth0")
+    await ensured(kernel, left)
+    await ensured(kernel, right)
+    assert await nodes.client.pings("172.16.0.0")
+    assert await nodes.client.pings("2001:db8::")
+    somebodys = ("172.16.0.9", "lladdr", "02:00:00:00:00:09")
+    nodes.client.do("neigh", "add", *somebodys, "dev", "nsm-1")
+    back = replace(right, tunnel=replace(right.tunnel, local=ip_address("192.0.2.3")))
+    await ensured(kernel, back)
+    nodes.server.do("link", "set", "nsm-1", "address", "02:00:00:00:00:03")
+    moved = replace(left, tunnel=replace(left.tunnel, remote=ip_address("192.0.2.3")))
+    await ensured(kernel, moved)
+    assert await nodes.client.pings("172.16.0.0")
+    assert await nodes.client.pings("2001:db8::")
+    assert "172.16.0.9" in str(nodes.client.ip("neigh", "show", "dev", "nsm-1"))
+
+
 async def test_a_wire_may_change_from_remote_to_local(kernel: Kernel, nodes: Nodes) -> None:
     left, right = await halves(kernel, nodes)
     await ensured(kernel, left)
