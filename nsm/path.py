@@ -74,6 +74,7 @@ def stamp(conn: Connection, index: int, token: str, expires: int | None) -> Conn
 TOOK = "took_ms"  # metric: the whole of the last request at this hop and behind it
 FIND = "find_ms"  # metric: looking for an endpoint
 KERNEL = "kernel_ms"  # metric: programming the kernel
+BORDER = "border"  # metric: which way a domain's proxy let it pass
 HANDSHAKE = "handshake_ms"  # metric: until the far end of a WireGuard tunnel has proven its key
 
 
@@ -91,25 +92,30 @@ def stages(conn: Connection, whole: float) -> dict[str, float]:
     """Where the milliseconds of a request went, from what each hop wrote on its segment.
 
     whole is what the client saw of it; conn is as returned. On a wire between two
-    nodes the shares of both managers, and of both forwarders, are added up. A
-    hop that wrote nothing counts with the hop before it. A handshake is there only
-    where there was one.
+    nodes the shares of both managers, and of both forwarders, are added up, and
+    between two domains those of both proxies. A hop that wrote nothing counts with
+    the hop before it. A handshake is there only where there was one.
     """
     shares = dict.fromkeys(("calling", "manager", "find", "forwarder", "kernel", "endpoint"), 0.0)
-    before, role = whole, "calling"
+    before, role, proxies = whole, "calling", 0
     for position, segment in enumerate(conn.segments[1:], 1):
+        proxies += BORDER in segment.metrics
         took = _milliseconds(segment, TOOK)
         if took is not None:
-            shares[role] += before - took
+            shares[role] = shares.get(role, 0.0) + before - took
             last = position == len(conn.segments) - 1
-            before, role = took, "endpoint" if last else ("forwarder", "manager")[position % 2]
+            before, role = took, "endpoint" if last else _role(segment, position - proxies)
         for key, name in ((FIND, "find"), (KERNEL, "kernel"), (HANDSHAKE, "handshake")):
             part = _milliseconds(segment, key)
             if part is not None:
                 shares[name] = shares.get(name, 0.0) + part
                 shares["forwarder"] -= part
-    shares[role] += before
+    shares[role] = shares.get(role, 0.0) + before
     return shares
+
+
+def _role(segment: Segment, position: int) -> str:
+    return "proxy" if BORDER in segment.metrics else ("forwarder", "manager")[position % 2]
 
 
 def _milliseconds(segment: Segment, key: str) -> float | None:

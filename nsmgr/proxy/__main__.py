@@ -13,6 +13,7 @@ from nsm.process.run import Process, run
 from nsm.rpc import registry_services, services
 from nsm.rpc.calls import Calls
 from nsm.rpc.health import Health
+from nsm.rpc.passing import Passing
 from nsm.rpc.peers import Peers
 from nsm.rpc.registry import RegistryClient
 from nsm.rpc.server import serve as serve_grpc
@@ -24,7 +25,6 @@ from nsmgr.proxy.names import Names
 from nsmgr.proxy.registry import ProxyRegistry
 from nsmgr.proxy.route import Passage, ProxyRoute
 from nsmgr.registry import public_url
-from nsmgr.upstream import RemoteRegistry
 
 IDENTITY_PATIENCE = 30.0  # seconds for the first certificate
 
@@ -53,7 +53,7 @@ async def serve(config: Config, process: Process) -> None:
         )
         local = RegistryClient(peers, config.registry_url, lifetime=lifetime, dial_timeout=dial)
         registry = ProxyRegistry(
-            RemoteRegistry(beyond), names, lambda: outer.value, lambda: labels.value
+            Passing(beyond, "the registry-proxy"), names, lambda: outer.value, lambda: labels.value
         )
         route = ProxyRoute(
             local, registry, names, calls, lambda: outer.value, lambda: labels.value, dial

@@ -25,11 +25,12 @@ from nsm.errors import (
     InvalidError,
     NotFoundError,
     NsmError,
+    PeerError,
     UnauthenticatedError,
     UnavailableError,
 )
 from nsm.hop import Established
-from nsm.model import Connection, Context, Endpoint, IPContext, Mechanism, Request, State
+from nsm.model import Connection, Context, Endpoint, IPContext, Mechanism, Path, Request, State
 from nsm.rpc.calls import Calls
 from nsm.rpc.registry import RegistryClient
 from nsm.undo import Undo
@@ -102,13 +103,13 @@ class ProxyRoute:
                 async for way in ways:
                     crossing = _crossing(way, entering)
                     try:
-                        made = await self._try(way, crossing, asked, held, known, caller, undo)
+                        made = await self._try(way, crossing, asked, held, caller, undo)
                     except NsmError as reason:
                         refused.append((way, reason))
                         if isinstance(reason, DeadlineError):
                             break
                     else:
-                        if memory and held.made and memory.way.url != way.url:
+                        if memory and held.made and not _same(memory, conn, way):
                             await self._leave(held.made, memory, refused)
                         return Established(made, way.url)
             except NsmError as reason:  # it is met nowhere else, or nobody could say where
@@ -221,7 +222,6 @@ class ProxyRoute:
         crossing: Crossing,
         asked: Request,
         held: Held[Passage],
-        known: Passage | None,
         caller: Caller,
         undo: Undo,
     ) -> Connection:
@@ -230,8 +230,9 @@ class ProxyRoute:
         offered = _mechanisms(asked)
         known_addresses = self._addresses()
         onward = _called(conn, way)
-        if held.memory and held.memory.way.url != way.url:
-            onward = path.end(onward)  # what lies behind belongs to the hop it has left
+        before = held.memory
+        if before and not _same(before, conn, way):
+            onward = path.end(onward)  # what lies behind belongs to the way it has left
         request = replace(
             asked,
             connection=replace(
@@ -243,20 +244,21 @@ class ProxyRoute:
                 addresses.onward(one, crossing, known_addresses) for one in asked.preferences
             ),
         )
-        stands = known is not None and known.way == way
-        stands = stands or (held.memory is None and len(onward.segments) > onward.index + 1)
+        before_us = len(onward.segments) > onward.index + 1  # and we were restarted
+        stands = _same(before, conn, way) if before else before_us
         async with Undo() as attempt:
             if not stands or conn.state == State.RESELECT_REQUESTED:
                 # Before the call, not after: it may fail here and have worked there.
                 what = f"close {conn.id} at {way.url}"
                 attempt.add(what, self._close, way.url, request.connection)
-            answer = await self._ask(way, request, conn, caller)
-            made = replace(answer, service=conn.service, endpoint=conn.endpoint)
+            answer = _held_to(request.connection, await self._ask(way, request, conn, caller), way)
+            made = path.measured(answer, **{path.BORDER: crossing.value})
+            made = replace(made, service=conn.service, endpoint=conn.endpoint)
             if answer.mechanism:
                 shown = addresses.back(answer.mechanism, crossing, offered, known_addresses)
                 made = replace(made, mechanism=shown)
         undo.absorb(attempt)
-        before, held.memory = held.memory, Passage(conn.endpoint, way, answer.mechanism)
+        held.memory = Passage(conn.endpoint, way, answer.mechanism)
         undo.add("remember where it went before", _remember, held, before)
         return made
 
@@ -323,6 +325,16 @@ async def _remember(held: Held[Passage], before: Passage | None) -> None:
     held.memory = before
 
 
+def _same(before: Passage, conn: Connection, way: Way) -> bool:
+    """Whether conn goes where it went before: what it has behind there is not to be closed.
+
+    Another domain has it by the same ids, by whichever URL that domain's proxy is met.
+    """
+    if before.endpoint != conn.endpoint:
+        return before.way.url == way.url
+    return before.way == way or not (before.way.home or way.home)
+
+
 def _called(conn: Connection, way: Way) -> Connection:
     """The connection as the next hop calls it."""
     if not way.bare:
@@ -334,6 +346,21 @@ def _entering(offered: tuple[Mechanism, ...], caller: Caller) -> bool:
     """Whether the request comes from another domain: from one's proxy, or from a stranger."""
     ours = caller.id.trust_domain == caller.handshake.own.id.trust_domain
     return not ours or addresses.has_left(offered)
+
+
+def _held_to(asked: Connection, answer: Connection, way: Way) -> Connection:
+    """The answer, if it is one: about what was asked, and nobody left of us changed by it."""
+    here = asked.index
+    if answer.id != asked.id or answer.index != here or len(answer.segments) <= here:
+        raise PeerError(
+            f"{way.url} answered for connection {answer.id[:64]!r} when it was asked for"
+            f" {asked.id}",
+            code=InvalidError.code,
+        )
+    # Our own has the token by which the next hop knows us: it links both sides of the path.
+    own = replace(answer.segments[here], name=asked.segments[here].name, id=asked.id)
+    segments = (*asked.segments[:here], own, *answer.segments[here + 1 :])
+    return replace(answer, path=Path(segments, here))
 
 
 def _crossing(way: Way, entering: bool) -> Crossing:

@@ -137,6 +137,8 @@ class Program:
 class Nodes:
     """The lab's namespaces, and the processes that were started in them."""
 
+    MORE_MODULES: tuple[str, ...] = ("tests.e2e.wires.holder", "tests.e2e.wires.far")
+
     def __init__(self, text: str, directory: Path, **variables: str) -> None:
         self.lab = labfile.parse(text, "nodes.yaml", name=f"w{os.getpid() % 10_000}")
         self.directory = directory
@@ -160,7 +162,7 @@ class Nodes:
         for folder in self.paths.folders(tuple(self.lab.nodes), tuple(self.lab.clusters)):
             os.makedirs(folder, exist_ok=True)
         command = [sys.executable, "-P", "-m", "labs.nursery", self.lab.name, self.paths.processes]
-        modules = (*MODULES.values(), "tests.e2e.wires.holder", "tests.e2e.wires.far")
+        modules = (*MODULES.values(), *self.MORE_MODULES)
         with contextlib.ExitStack() as stack:
             self._nursery = subprocess.Popen(
                 [*command, *modules],
@@ -179,11 +181,15 @@ class Nodes:
                 entries = json.loads(file.read_text())
                 anywhere = f"spiffe://{cluster.trust_domain}/anywhere"
                 file.write_text(json.dumps([*entries, {"id": anywhere, "gid": ANYWHERE}]))
+            self.prepare()
             for stage in MESH:
                 of = [self.start(process.name) for process in self.plan.of(stage)]
                 for program in of:
                     program.ready()
             yield self
+
+    def prepare(self) -> None:
+        """What is to be there before the first process starts; the network is."""
 
     def start(self, name: str, **variables: str) -> Program:
         """Start a process of the plan; it may be the second life of its name."""

@@ -12,6 +12,7 @@ from nsm.errors import (
     DeniedError,
     InvalidError,
     NotFoundError,
+    PeerError,
     PreconditionError,
     UnauthenticatedError,
     UnavailableError,
@@ -96,6 +97,7 @@ class Calls:
     def __init__(self):
         self.log = []
         self.last = None
+        self.change = lambda made: made
         self.fails = {}
 
     async def request(self, url, asked, **how):
@@ -109,7 +111,7 @@ class Calls:
         agreed = conn.mechanism or asked.preferences[0]
         agreed = agreed.with_(dst_ip="10.0.0.7" if "10." in url else "198.18.0.9")
         made = replace(conn, mechanism=agreed, path=Path((*segments, own), conn.index))
-        return Answer(made, None)
+        return Answer(self.change(made), None)
 
     async def close(self, url, conn, **how):
         self.log.append(("close", url, conn.endpoint))
@@ -314,6 +316,8 @@ async def test_a_proxy_that_moved_is_asked_for_anew(lives):
     again = await proxy.request(made)
     assert proxy.calls.told() == [("request", FAR, "nse@two"), ("request", moved, "nse@two")]
     assert [one.name for one in again.segments] == ["fwd", "proxy", moved]
+    sent = proxy.calls.last.connection
+    assert len(sent.segments) == sent.index + 2, "what lies behind is the same wire"
     await proxy.request(again)
     assert proxy.calls.told() == [("request", moved, "nse@two")]
 
@@ -358,6 +362,19 @@ async def test_a_refusal_that_has_another_cause_is_told_as_it_is(lives):
     assert proxy.calls.told() == [("request", FAR, "nse@two"), ("close", FAR, "nse@two")]
 
 
+async def test_a_refresh_that_fails_at_a_new_url_closes_nothing_there(lives):
+    proxy = lives()
+    proxy.beyond.holds = {"nse@two": FAR}
+    made = await proxy.request(asking())
+    moved = "tcp://198.18.0.3:5004"
+    proxy.beyond.holds = {"nse@two": moved}
+    proxy.calls.fails = {FAR: UnavailableError("gone"), moved: UnavailableError("not yet")}
+    proxy.calls.told()
+    with pytest.raises(UnavailableError, match="not yet"):
+        await proxy.request(made)
+    assert [what for what, *_ in proxy.calls.told()] == ["request", "request"]
+
+
 async def test_a_reselect_closes_the_old_way_first(lives):
     proxy = lives()
     proxy.beyond.holds = {"nse@two": FAR, "other@two": FAR}
@@ -394,6 +411,25 @@ async def test_an_unmapped_address_of_the_answer_takes_the_wire_back(lives):
     with pytest.raises(PreconditionError, match=r"10\.0\.0\.7"):
         await proxy.request(asking(), CAME)
     assert [what for what, *_ in proxy.calls.told()] == ["request", "close"]
+
+
+async def test_another_domain_changes_nothing_left_of_us(lives):
+    proxy = lives()
+    proxy.beyond.holds = {"nse@two": FAR}
+
+    def lies(made):
+        first, own, *rest = made.segments
+        first = replace(first, name="somebody", token="t")
+        return replace(made, path=Path((first, replace(own, name="else"), *rest), made.index))
+
+    proxy.calls.change = lies
+    made = await proxy.request(asking())
+    assert [one.name for one in made.segments] == ["fwd", "proxy", FAR]
+    assert made.segments[0].token != "t"
+    for wrong in ({"id": "other"}, {"path": Path(made.segments, 0)}, {"path": None}):
+        proxy.calls.change = lambda made, wrong=wrong: replace(made, **wrong)
+        with pytest.raises(PeerError, match="answered for connection"):
+            await proxy.request(made)
 
 
 async def test_strangers_say_whose_bundle_is_missing(lives):

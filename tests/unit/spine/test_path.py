@@ -140,6 +140,23 @@ def test_a_handshake_between_nodes_is_a_stage_of_its_own_where_there_was_one():
     assert "handshake" not in plain
 
 
+def test_between_two_domains_the_proxies_are_a_stage_and_hops_behind_them_stay_what_they_are():
+    far = (
+        hop("nsc"),
+        hop("nsmgr-1", took_ms="20"),
+        hop("forwarder-1", took_ms="18", find_ms="3"),
+        hop("proxy-1", took_ms="13", border="out"),
+        hop("proxy-2", took_ms="10", border="in"),
+        hop("nsmgr-2", took_ms="8"),
+        hop("forwarder-2", took_ms="4"),
+        hop("nse", took_ms="1"),
+    )
+    shares = path.stages(Connection(id="nsc", path=Path(far)), 21.0)
+    assert (shares["manager"], shares["proxy"]) == (2.0 + 4.0, 3.0 + 2.0)
+    assert (shares["forwarder"], shares["endpoint"]) == (2.0 + 3.0, 1.0)
+    assert sum(shares.values()) == 21.0
+
+
 def test_hops_that_write_nothing_count_with_the_one_before():
     upstream = (hop("nsc"), hop("nsmgr"), hop("forwarder", took_ms="x"), hop("nse", took_ms="1"))
     shares = path.stages(Connection(id="nsc", path=Path(upstream)), 5.0)
