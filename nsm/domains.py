@@ -53,7 +53,8 @@ def is_foreign(asked: Endpoint | Service) -> bool:
 def domain_of(asked: Endpoint | Service) -> str:
     """The one domain that its names are of; "" if none says one.
 
-    Raises InvalidError for names of several domains, and for an `@` with nothing behind it.
+    Raises InvalidError for names of several domains, for services here and there, and for an
+    `@` with nothing before or behind it.
     """
     found: dict[str, str] = {}
     for name in _names(asked):
@@ -71,7 +72,16 @@ def domain_of(asked: Endpoint | Service) -> str:
             f"{one[:256]!r} and {other[:256]!r} are of two domains, and one question goes to one",
             hint="ask, or register, for each domain by itself",
         )
-    return next(iter(found), "")
+    domain = next(iter(found), "")
+    if domain and isinstance(asked, Endpoint):
+        there = [service for service in asked.services if "@" in service]
+        if 0 < len(there) < len(asked.services):
+            here = next(service for service in asked.services if "@" not in service)
+            raise InvalidError(
+                f"service {here[:256]!r} is of this domain and {there[0][:256]!r} is not",
+                hint="ask, or register, for each domain by itself",
+            )
+    return domain
 
 
 def stripped_endpoint(asked: Endpoint) -> Endpoint:

@@ -28,6 +28,7 @@ from nsm.rpc.registry_services import Store
 T = TypeVar("T", Endpoint, Service)
 R = TypeVar("R")
 REMEMBERED = 10_000  # domains whose address that answered last is known
+FRESH = 1.0  # seconds for which all that a Find tells is met at the same door
 LOOK = 5.0  # seconds between two looks at whether a watched domain is still where it was
 
 
@@ -77,11 +78,14 @@ class Forwarding(Store):
                 seen = self._found(
                     domain, lambda client: client.find_endpoints(there, deadline=caller.deadline)
                 )
+            door, looked = "", -FRESH
             async with aclosing(seen):
                 async for found in seen:
+                    now = asyncio.get_running_loop().time()
+                    if now - looked >= FRESH:
+                        door, looked = await self._met_at(domain), now
                     joined = domains.joined_endpoint(found.item, domain)
-                    url = await self._met_at(domain) or joined.url
-                    yield replace(found, item=replace(joined, url=url))
+                    yield replace(found, item=replace(joined, url=door or joined.url))
 
     async def register_service(
         self, asked: Service, by: Registration

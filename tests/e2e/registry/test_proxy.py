@@ -9,7 +9,7 @@ import json
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import grpc
 import pytest
 import yaml
 
+from nsm.caller import Caller
 from nsm.errors import (
     DeniedError,
     ExhaustedError,
@@ -27,8 +28,13 @@ from nsm.errors import (
     UnavailableError,
 )
 from nsm.identity import tokens
-from nsm.model import Endpoint, Found, Service
-from nsm.rpc.registry import RegistryClient
+from nsm.identity.source import HeldIdentity, Identity
+from nsm.model import SECOND, Endpoint, Found, Service
+from nsm.offers import Offers
+from nsm.registrar import Registrar
+from nsm.rpc.registry import RegistryClient, keep_registered
+from nsm.rpc.registry_services import handlers
+from nsm.rpc.server import serve
 from tests.e2e.registry import lab
 from tests.e2e.registry.realms import Program, Realm, Realms, realms
 from tests.support.nameserver import free_port
@@ -434,11 +440,16 @@ async def test_a_watch_goes_to_the_address_that_answers(
         await watch.end()
 
 
-async def test_only_so_many_may_watch_through_a_proxy(two: Two) -> None:
-    await two.proxy.stop()
-    await two.proxy.start(NSM_DOMAINS_PATH=str(two.file), NSM_MAX_WATCHERS_PER_ID="2")
+@pytest.mark.parametrize("at", ["registry", "proxy"])
+async def test_only_so_many_may_watch_other_domains(two: Two, at: str) -> None:
+    here = two.registry if at == "registry" else two.proxy
+    await here.stop()
+    told = {"NSM_PROXY_REGISTRY_URL": two.proxy.url}
+    if at == "proxy":
+        told = {"NSM_DOMAINS_PATH": str(two.file)}
+    await here.start(NSM_MAX_WATCHERS_PER_ID="2", **told)
     query = Endpoint(services=("icmp@two",))
-    async with two.one.client("looker", two.proxy) as looker:
+    async with two.one.client("looker", here) as looker:
         some = [Seen(looker, query) for _ in range(3)]
         try:
             await until(lambda: any(one.ended for one in some), "one watch too many to end")
@@ -450,11 +461,37 @@ async def test_only_so_many_may_watch_through_a_proxy(two: Two) -> None:
                 await one.end()
 
 
+class Abrupt(Registrar):
+    """A registry that ends its watches with OK, as upstream's do behind a hop of theirs."""
+
+    async def find_endpoints(
+        self, query: Endpoint, watch: bool, caller: Caller
+    ) -> AsyncGenerator[Found[Endpoint], None]:
+        async with contextlib.aclosing(super().find_endpoints(query, False, caller)) as found:
+            async for one in found:
+                yield one
+
+
+@pytest.mark.parametrize("told", [0, 1])
+async def test_a_watch_that_ends_without_a_word_is_ended_with_one(
+    two: Two, nse: RegistryClient, told: int
+) -> None:
+    registrar = Abrupt(Offers())
+    for _ in range(told):
+        registrar.offers.endpoints.put(HERE)
+    source = HeldIdentity(Identity(two.two.svid("abrupt"), two.two.known))
+    async with serve(["tcp://127.0.0.1:0"], handlers(registrar, lifetime=SECOND), source) as far:
+        two.say(two={"registry": list(far.urls)})
+        seen = Seen(nse, Endpoint(services=("icmp@two",)))
+        await until(lambda: seen.ended or seen.silently, "the watch to end")
+        assert isinstance(seen.ended, UnavailableError)
+        assert f"{far.urls[0]}: the watch ended there" in seen.ended.message
+        assert len(seen.told) == told
+
+
 async def test_an_endpoint_keeps_itself_registered_over_a_restart_of_the_other_registry(
     two: Two, nse: RegistryClient, there: RegistryClient
 ) -> None:
-    from nsm.rpc.registry import keep_registered
-
     failures: list[NsmError] = []
     keeping = asyncio.create_task(
         keep_registered(nse, ENDPOINT, on_failure=failures.append)  # type: ignore[arg-type]

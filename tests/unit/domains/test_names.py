@@ -78,6 +78,7 @@ def test_without_any_at_it_is_ours() -> None:
     ("asked", "says"),
     [
         (Endpoint("nse@c2", ("svc@c3",)), "'nse@c2' and 'svc@c3' are of two domains"),
+        (Endpoint("", ("a@c2", "b")), "service 'b' is of this domain and 'a@c2' is not"),
         (Service("svc@"), "'svc@' says no domain"),
         (Service("@c2"), "'@c2' says no name"),
     ],
