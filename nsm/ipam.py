@@ -39,7 +39,7 @@ class _Held:
     src: int
 
 
-class _Free:
+class Free:
     """The free addresses of one prefix, as spans in order."""
 
     def __init__(self, first: int, last: int) -> None:
@@ -99,7 +99,7 @@ class _Pool:
         self.family = network.version
         self.first: int = network.first
         self.last: int = network.last
-        self.free = _Free(self.first, self.last)
+        self.free = Free(self.first, self.last)
         self.held = 0
 
     def __contains__(self, address: tuple[int, int]) -> bool:
@@ -182,8 +182,8 @@ class Pools:
         with what was held before still held, InvalidError for an excluded prefix
         that is none.
         """
-        _check_sizes(id_, asked)
-        excluded = _excluded(asked.excluded_prefixes)
+        check_sizes(id_, asked)
+        excluded = excluded_spans(asked.excluded_prefixes)
         before = self._held.get(id_, ())
         kept = [one for one in before if not _hit(one, excluded)]
         new: list[_Held] = []
@@ -219,7 +219,7 @@ class Pools:
         del self._owners[held.pool.family, held.dst], self._owners[held.pool.family, held.src]
 
     def _reclaim(
-        self, group: Sequence[_Pool], asked: IPContext, excluded: "_Excluded"
+        self, group: Sequence[_Pool], asked: IPContext, excluded: "Excluded"
     ) -> _Held | None:
         """The addresses a request carries, if one pool can give it both."""
         carried = [list(map(_address, some)) for some in (asked.dst_ip_addrs, asked.src_ip_addrs)]
@@ -235,7 +235,7 @@ class Pools:
                 return pool.take(dst, src)
         return None
 
-    def _can_have(self, address: tuple[int, int], pool: _Pool, excluded: "_Excluded") -> bool:
+    def _can_have(self, address: tuple[int, int], pool: _Pool, excluded: "Excluded") -> bool:
         family, number = address
         return (
             address in pool
@@ -279,7 +279,7 @@ class Pools:
         )
 
 
-def _draw(group: Sequence[_Pool], asked: IPContext, excluded: "_Excluded", id_: str) -> _Held:
+def _draw(group: Sequence[_Pool], asked: IPContext, excluded: "Excluded", id_: str) -> _Held:
     for pool in group:
         found = pool.free.lowest(excluded[pool.family], 2)
         if len(found) == 2:
@@ -313,10 +313,10 @@ def _routes(
     return (*kept, *(Route(prefix) for prefix in ours if prefix not in present))
 
 
-_Excluded = dict[int, tuple[Span, ...]]
+Excluded = dict[int, tuple[Span, ...]]
 
 
-def _check_sizes(id_: str, asked: IPContext) -> None:
+def check_sizes(id_: str, asked: IPContext) -> None:
     for what, listed in (
         ("excluded prefixes", asked.excluded_prefixes),
         ("source addresses", asked.src_ip_addrs),
@@ -333,7 +333,7 @@ def _check_sizes(id_: str, asked: IPContext) -> None:
 
 
 @lru_cache(maxsize=32)  # one node's manager sends the same list with every request
-def _excluded(prefixes: tuple[str, ...]) -> _Excluded:
+def excluded_spans(prefixes: tuple[str, ...]) -> Excluded:
     """Spans in order, by family."""
     networks = []
     for text in prefixes:
@@ -357,7 +357,7 @@ def _end_of(spans: Sequence[Span], address: int) -> int | None:
     return spans[place][1] if place >= 0 and address <= spans[place][1] else None
 
 
-def _hit(held: _Held, excluded: _Excluded) -> bool:
+def _hit(held: _Held, excluded: Excluded) -> bool:
     spans = excluded[held.pool.family]
     return _end_of(spans, held.dst) is not None or _end_of(spans, held.src) is not None
 
