@@ -16,7 +16,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dns.asyncbackend
@@ -154,7 +154,7 @@ class Domains:
                 missing = there
         if found:
             return _held(tuple(dict.fromkeys(found))[: domains.MOST_URLS], ttl)
-        return self._none(role, domain, missing)
+        return self._none(role, domain, replace(missing, ttl=min(ttl, missing.ttl)))
 
     async def _addresses(self, name: str) -> Answer[str]:
         return domains.merged(

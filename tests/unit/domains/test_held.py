@@ -107,10 +107,11 @@ async def test_targets_are_asked_where_the_name_itself_has_no_address() -> None:
     found = Domains(None, servers)
     assert await found.registry("c2") == ("tcp://10.0.0.5:5002", "tcp://10.0.0.6:5003")
     assert held(found) == [30.0]
-    servers.hosts = {}
+    servers.hosts, servers.said = {}, doors("a.", ttl=5.0)
     with pytest.raises(NotFoundError, match="'c3' has no registry in DNS: there is none"):
         await found.registry("c3")
-    servers.hosts = {"a.": Answer(why=DOWN, failed=True)}
+    assert held(found) == [30.0, 5.0]
+    servers.hosts, servers.said = {"a.": Answer(why=DOWN, failed=True)}, doors("a.", "b.")
     with pytest.raises(UnavailableError, match=f"where domain 'c4' has its registry: {DOWN}"):
         await found.registry("c4")
     servers.hosts = {"registry.nsm-system.c5.": Answer(why=DOWN, failed=True)}
