@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from nsm import mechanisms
 from nsm.descriptors import Descriptors
+from nsm.domains import split
 from nsm.errors import NotFoundError
 from nsm.model import Connection, Endpoint, Service
 from nsm.race import both
@@ -68,10 +69,11 @@ class Discovery:
             if service.name == conn.service:
                 return service
         with_payload = f" with payload {conn.payload}" if conn.payload else ""
+        domain = split(conn.service)[1]
         raise NotFoundError(
             f"network service {conn.service}{with_payload} is not found: nobody has registered it"
-            " in this domain",
-            hint="see `nsmctl services` for those that are registered",
+            f" in {f'domain {domain!r}' if domain else 'this domain'}",
+            hint=f"see `nsmctl services`{' there' * bool(domain)} for those that are registered",
         )
 
 

@@ -4,6 +4,7 @@ import asyncio
 from contextlib import aclosing
 
 from nsm.caller import Caller
+from nsm.domains import split
 from nsm.errors import NotFoundError, UnavailableError
 from nsm.model import Connection, Service
 from nsm.rpc.registry_services import Store
@@ -70,10 +71,11 @@ class Discovery:
                 if one.item.name == conn.service and not one.deleted:
                     return one.item
         with_payload = f" with payload {conn.payload}" if conn.payload else ""
+        domain = split(conn.service)[1]
         raise NotFoundError(
             f"network service {conn.service}{with_payload} is not found: nobody has registered it"
-            " in this domain",
-            hint="see `nsmctl services` for those that are registered",
+            f" in {f'domain {domain!r}' if domain else 'this domain'}",
+            hint=f"see `nsmctl services`{' there' * bool(domain)} for those that are registered",
         )
 
     async def here(self, name: str, left: float | None) -> Local:

@@ -1,5 +1,9 @@
 """What a client is told where another domain cannot be had: what, whose, where, what to do."""
 
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
 from tests.e2e.interdomain.domains import Domains, tcp
@@ -26,21 +30,64 @@ def refused(mesh: Domains, url: str, code: str, *words: str) -> str:
     return text
 
 
-async def test_a_domain_that_nobody_knows(mesh: Domains):
-    refused(mesh, "kernel://frames@nowhere/nsm-1", "NOT_FOUND", "domain 'nowhere'", "domains.yaml")
+NAMELESS = """
+server:
+  directory: "{0}"
+  chroot: ""
+  username: ""
+  pidfile: ""
+  use-syslog: no
+  interface: 127.0.0.1
+  do-daemonize: no
+  local-zone: "." static
+remote-control:
+  control-enable: no
+"""
+
+
+@pytest.fixture
+def nameless(mesh: Domains, tmp_path: Path) -> Iterator[Domains]:
+    """A DNS server that knows no name at all, and is asked by domain one."""
+    config = tmp_path / "unbound.conf"
+    config.write_text(NAMELESS.format(tmp_path))
+    inside = ["ip", "netns", "exec", mesh.space("a").name]
+    server = subprocess.Popen([*inside, "unbound", "-d", "-c", config], stderr=subprocess.DEVNULL)
+    assert mesh.now["a/registry-proxy"].end() == 0
+    mesh.start("a/registry-proxy", NSM_DNS_SERVERS="127.0.0.1").ready()
+    yield mesh
+    server.terminate()
+    server.wait(10)
+    assert mesh.now["a/registry-proxy"].end() == 0
+    mesh.start("a/registry-proxy").ready()
+
+
+async def test_a_domain_that_nobody_knows(nameless: Domains):
+    def listening() -> bool:
+        return ":53" in nameless.space("a").run("ss", "-Hlun").stdout
+
+    await until(listening, "the DNS server", bar=1, record=False)
+    words = "domain 'nowhere'", "registry.nsm-system.nowhere", "NSM_DOMAINS_PATH"
+    refused(nameless, "kernel://frames@nowhere/nsm-1", "NOT_FOUND", *words)
+
+
+async def test_a_domain_that_nobody_can_be_asked_about(mesh: Domains):
+    refused(
+        mesh, "kernel://frames@nowhere/nsm-1", "UNAVAILABLE",
+        "domain 'nowhere'", "DNS", "NSM_DOMAINS_PATH",
+    )  # fmt: skip
 
 
 async def test_a_service_that_the_other_domain_does_not_have(mesh: Domains):
     refused(
         mesh, "kernel://nothing@two/nsm-1", "NOT_FOUND",
-        "network service nothing@two", "is not found",
+        "network service nothing@two", "is not found", "in domain 'two'",
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("victim", "words"),
     [
-        ("a/nsmgr-proxy", ("the nsmgr-proxy at", tcp("a", 5004))),
+        ("a/nsmgr-proxy", ("the proxy for other domains at", tcp("a", 5004))),
         ("a/registry-proxy", ("the registry-proxy at", tcp("a", 5005))),
         ("b/registry", ("registry of domain 'two'", tcp("b", 5002))),
         ("b/nsmgr-proxy", ("the nsmgr-proxy of domain 'two'", tcp("b", 5004))),
@@ -98,9 +145,3 @@ async def test_a_domain_that_is_not_federated(mesh: Domains, who: str):
         file.write_bytes(bundle)
     app = await up_again(mesh)
     assert app.end() == 0
-
-
-async def test_an_endpoint_that_says_nothing_of_its_domain_and_a_name_of_none(mesh: Domains):
-    late = mesh.asks("app", "kernel://frames@/nsm-1", **QUICK)
-    assert late.ended() != 0
-    assert "frames@" in late.words
