@@ -28,7 +28,7 @@ from collections.abc import (
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import structlog
 
@@ -68,6 +68,39 @@ Answer = Callable[[Connection], Awaitable[Connection]]
 Policies = Callable[[], Awaitable[Sequence[PolicyRoute]]]
 
 
+class Addresses(Protocol):
+    """Who hands out addresses: `Handed` for pairs of a pool, a vL3 router for members'."""
+
+    def assign(self, conn: Connection) -> IPContext:
+        """The context with what both ends have and route; again the same for a refresh."""
+
+    def release(self, id_: str) -> None:
+        """Take back what the connection has; nothing for an unknown one."""
+
+    def reserve(self, addresses: Iterable[str]) -> int:
+        """Give those that are ours only to connections that carry them; how many there are."""
+
+    def unreserve(self) -> None:
+        """Give what is still reserved to anybody."""
+
+
+class FromPools:
+    """A pair of addresses for each connection, from pools (`wire.md` §10.1)."""
+
+    def __init__(self, pools: Pools) -> None:
+        self._pools = pools
+        self.release = pools.release
+        self.reserve = pools.reserve
+        self.unreserve = pools.unreserve
+
+    def __len__(self) -> int:
+        return len(self._pools)
+
+    def assign(self, conn: Connection) -> IPContext:
+        """The connection's pairs, and both routes."""
+        return self._pools.assign(conn.id, conn.ip)
+
+
 class EndpointRoute:
     """The route of a path's last hop: it goes no further, and says what both ends shall have.
 
@@ -77,7 +110,7 @@ class EndpointRoute:
     def __init__(
         self,
         name: str,
-        pools: Pools,
+        addresses: Addresses,
         *,
         payload: str = ETHERNET,
         interface: str = "",
@@ -87,7 +120,7 @@ class EndpointRoute:
         on_asked: Callable[[], None] = lambda: None,
         namespace: str = OWN_NAMESPACE,
     ) -> None:
-        self.pools = pools
+        self.addresses = addresses
         self.expired = False  # no more wires: the process is about to end
         self._name = name
         self._payload = payload
@@ -115,7 +148,7 @@ class EndpointRoute:
         if held.memory is None:
             undo.add(f"forget connection {conn.id}", self.withdraw, conn, None, None)
         try:
-            ip = self.pools.assign(conn.id, conn.ip)
+            ip = self.addresses.assign(conn)
         except ExhaustedError as full:
             raise ExhaustedError(
                 f"endpoint {self._name!r}: {full.message}", hint=full.hint
@@ -149,7 +182,7 @@ class EndpointRoute:
 
     async def withdraw(self, conn: Connection, memory: str | None, caller: Caller | None) -> None:
         """Take back addresses and name; nothing for what is not held."""
-        self.pools.release(conn.id)
+        self.addresses.release(conn.id)
         if name := self._names.pop(conn.id, ""):
             del self._owners[name]
 
@@ -234,6 +267,7 @@ class Endpoint:
     prefixes        groups of prefixes: a wire gets a pair of addresses from each
                     group (dual stack is two groups); none: it gives no addresses
     strict          take foreign addresses out of requests (`nsm.ipam.Pools`)
+    addresses       who hands them out instead, where pairs of prefixes will not do
     labels          of the endpoint, for every service: services choose by them
     payload         ETHERNET or IP: what its wires carry
     interface       the name of the interface here; empty: a new one for each wire
@@ -258,6 +292,7 @@ class Endpoint:
         manager: str = "",
         prefixes: Iterable[Iterable[str]] = DEFAULT_PREFIXES,
         strict: bool = False,
+        addresses: Addresses | None = None,
         labels: Mapping[str, str] | None = None,
         payload: str = ETHERNET,
         interface: str = "",
@@ -293,7 +328,7 @@ class Endpoint:
         self._namespace = namespace
         self.route = EndpointRoute(
             name,
-            Pools(prefixes, strict=strict),
+            addresses or FromPools(Pools(prefixes, strict=strict)),
             payload=payload,
             interface=interface,
             dns=dns,
@@ -381,10 +416,10 @@ class Endpoint:
         """
         if self._namespace != OWN_NAMESPACE:
             return
-        if kept := self.route.pools.reserve(await asyncio.to_thread(_present)):
+        if kept := self.route.addresses.reserve(await asyncio.to_thread(_present)):
             log.info("addresses of an earlier life are kept", endpoint=self.name, count=kept)
             loop = asyncio.get_running_loop()
-            timer = loop.call_later(self._lifetime / SECOND, self.route.pools.unreserve)
+            timer = loop.call_later(self._lifetime / SECOND, self.route.addresses.unreserve)
             stack.callback(timer.cancel)
 
     async def _keep_registered(self, peers: Peers, first: "asyncio.Future[None]") -> None:

@@ -246,7 +246,7 @@ async def test_mechanisms_it_does_not_serve_are_refused_with_what_it_serves(auth
     async with served(authority, door) as (endpoint, asker):
         with pytest.raises(UnsupportedError, match=r"requested mechanism: MEMIF.*KERNEL or NOOP"):
             await asker.ask(offer=(Mechanism("LOCAL", "MEMIF"),))
-        assert len(endpoint.route.pools) == 0
+        assert len(endpoint.route.addresses) == 0
 
 
 @pytest.mark.parametrize("name", ["sixteen-bytes-xx", "a/b", ".."])
@@ -263,7 +263,7 @@ async def test_a_name_a_forwarder_asks_for_is_taken_checked_and_given_once(autho
             await asker.ask("c-2", offer=named)
         with pytest.raises(InvalidError, match="has 20 bytes, and Linux takes at most 15"):
             await asker.ask("c-3", offer=(KERNEL.with_(name="n" * 20),))
-        assert len(endpoint.route.pools) == 1, "what was refused holds addresses"
+        assert len(endpoint.route.addresses) == 1, "what was refused holds addresses"
 
 
 async def test_dns_and_policy_routes_are_told_once_however_often_it_is_refreshed(authority, door):
@@ -291,7 +291,7 @@ async def test_the_users_function_has_the_last_word(authority, door):
         assert (await asker.ask("c-1", labels={"tier": "db"})).context.mtu == 1400
         with pytest.raises(DeniedError, match="is no database client"):
             await asker.ask("c-2")
-        assert len(endpoint.route.pools) == 1
+        assert len(endpoint.route.addresses) == 1
 
 
 async def test_an_idle_endpoint_refuses_in_upstreams_words(authority, door):
