@@ -16,8 +16,10 @@ from nsm.process.client import Config as Client
 from nsm.process.config import ConfigError
 from nsm.process.config import parse as read
 from nsm.process.workload import Endpoint, connect
+from nsm.registration import SERVER_POLICIES
 from nsmgr.config import Config as Manager
 from registry.config import Config as Registry
+from registry.proxy.config import Config as RegistryProxy
 
 
 def test_upstreams_defaults_of_the_client():
@@ -80,12 +82,23 @@ def test_upstreams_defaults_of_the_registry():
     )
 
 
+def test_the_registry_proxys_defaults_are_upstreams_and_the_systems():
+    config = read(RegistryProxy, {})
+    assert config.listen_on == ("unix:///listen.on.socket",)
+    assert config.domains_path == ""
+    assert config.dns_servers == ()
+    assert config.policies == SERVER_POLICIES
+    told = {"NSM_DNS_SERVERS": "10.0.0.53, [fd00::53]:5353"}
+    assert read(RegistryProxy, told).dns_servers == (("10.0.0.53", 53), ("fd00::53", 5353))
+
+
 EVERY = [
     pytest.param(Client, {"NSM_NETWORK_SERVICES": "kernel://a"}, id="client"),
     pytest.param(Responder, {}, id="responder"),
     pytest.param(Manager, {}, id="manager"),
     pytest.param(Forwarder, {}, id="forwarder"),
     pytest.param(Registry, {}, id="registry"),
+    pytest.param(RegistryProxy, {}, id="registry proxy"),
 ]
 
 
@@ -99,7 +112,7 @@ def test_what_upstreams_commands_have_in_common_is_common_here(kind, least):
 def test_upstreams_variables_that_are_not_of_the_mesh_are_read_too():
     told = {"POD_NAME": "p", "NODE_NAME": "n", "CLUSTER_NAME": "c"}
     assert read(Manager, told).labels == {"podName": "p", "nodeName": "n", "clusterName": "c"}
-    for kind in (Client, Responder, Manager, Forwarder, Registry):
+    for kind in (Client, Responder, Manager, Forwarder, Registry, RegistryProxy):
         least = {"NSM_NETWORK_SERVICES": "kernel://a", "SPIFFE_ENDPOINT_SOCKET": "unix:///s"}
         assert read(kind, least).spiffe_endpoint_socket == "unix:///s"
 
@@ -135,6 +148,13 @@ def test_everything_of_the_responder_can_be_set():
         (Responder, "NSM_SERVICE_NAMES", "", "names no service"),
         (Responder, "NSM_LISTEN_ON", "tcp://:5000", "is met on its own node"),
         (Responder, "NSM_IPAM_POLICY", "kind", "one of polite, strict"),
+        (
+            RegistryProxy,
+            "NSM_DNS_SERVERS",
+            "dns.example",
+            "expected a list, separated by commas, of: a DNS",
+        ),
+        (RegistryProxy, "NSM_REGISTRY_SERVER_POLICIES", "[", "is no pattern"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_is_wrong_in_it(kind, variable, value, sentence):

@@ -337,6 +337,20 @@ async def test_what_was_found_and_does_not_answer_is_asked_for_anew_at_the_first
     ]
 
 
+async def test_where_nobody_answers_is_no_place_for_the_next_request_either(lives):
+    proxy = lives()
+    proxy.beyond.holds = {"nse@two": FAR}
+    await proxy.found()
+    proxy.calls.fails[FAR] = UnavailableError("nobody listens")
+    proxy.beyond.fails = UnavailableError("nobody can say where")
+    with pytest.raises(UnavailableError, match="nobody listens"):
+        await proxy.request(asking())
+    proxy.calls.told()
+    with pytest.raises(UnavailableError, match="nobody can say where"):
+        await proxy.request(asking())
+    assert not proxy.calls.told()
+
+
 async def test_an_endpoint_that_moved_is_met_at_its_new_manager_and_the_old_one_is_told(lives):
     proxy = lives()
     old, new = "tcp://10.0.0.8:5001", "tcp://10.0.0.9:5001"

@@ -324,7 +324,7 @@ def test_asking_wrongly_ends_with_2_and_a_sentence(
 
 def test_every_process_has_settings_with_a_sentence_each() -> None:
     seen = 0
-    for process in ("nsmgr", "forwarder", "registry", "endpoints.responder"):
+    for process in ("nsmgr", "forwarder", "registry", "registry.proxy", "endpoints.responder"):
         if importlib.util.find_spec(f"{process}.config") is None:
             continue
         kind = importlib.import_module(f"{process}.config").Config

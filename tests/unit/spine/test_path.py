@@ -155,6 +155,8 @@ def test_between_two_domains_the_proxies_are_a_stage_and_hops_behind_them_stay_w
     assert (shares["manager"], shares["proxy"]) == (2.0 + 4.0, 3.0 + 2.0)
     assert (shares["forwarder"], shares["endpoint"]) == (2.0 + 3.0, 1.0)
     assert sum(shares.values()) == 21.0
+    one = path.stages(Connection(id="nsc", path=Path((*far[:4], *far[5:]))), 21.0)
+    assert (one["manager"], one["proxy"], one["forwarder"]) == (2.0 + 4.0, 5.0, 2.0 + 3.0)
 
 
 def test_hops_that_write_nothing_count_with_the_one_before():
