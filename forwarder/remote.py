@@ -144,6 +144,12 @@ class Vxlan:
         __: Mapping[Namespace, int],
         ___: Undo,
     ) -> "VxlanHalf":
+        if asked and span.remote == span.local:
+            raise UnsupportedError(
+                f"VXLAN: who asks and who answers is the same node, {span.local}, where a network"
+                " identifier can be one device's only",
+                hint="ask for a service of one's own domain without @DOMAIN",
+            )
         # Who answers keeps what is proposed, if it is free there too: so there is nothing to
         # agree on afterwards. What stands since before a restart is proposed again.
         held = vni, port = self._held(span, known)

@@ -166,7 +166,11 @@ class ProxyRoute:
         lately = None
         if url := self._names.registered(conn.endpoint):
             lately = Way(url, home=True)
-        elif not entering and (url := self._names.found(conn.endpoint)):
+        elif (
+            not entering
+            and (url := self._names.found(conn.endpoint))
+            and not await self._is_ourselves(url)
+        ):
             lately = Way(url, home=False)
         if lately and lately not in tried:
             tried.add(lately)
@@ -195,7 +199,7 @@ class ProxyRoute:
             raise
         if url and entering:
             raise gone  # it left for another domain; we are on no way between two others
-        if url:
+        if url and not await self._is_ourselves(url):
             return Way(url, home=False)
         if not entering and (url := await self._here(conn)):
             return Way(url, home=True, bare=True)
@@ -204,6 +208,14 @@ class ProxyRoute:
         if url := await self._names.comes(conn.endpoint, _patience(caller)):
             return Way(url, home=True)
         raise gone
+
+    async def _is_ourselves(self, url: str) -> bool:
+        """Whether who answers at url is us: others may know us by a URL that we do not."""
+        try:
+            async with self._calls.peers.link(url, dial_timeout=self._dial_timeout) as link:
+                return link.handshake.peer_id == link.handshake.own.id
+        except NsmError:
+            return False  # the request will say why
 
     async def _here(self, conn: Connection) -> str:
         """The URL of the manager that this domain's registry has for the endpoint; "" if none."""

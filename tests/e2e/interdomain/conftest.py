@@ -5,12 +5,13 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.interdomain.domains import Domains
+from tests.e2e.wires.nodes import tentative
 from tests.support.spaces import kernel_state
 from tests.support.wait import until
 
 NODES = ("a", "b", "b2", "c")
 PLACES = (
-    "app", "near", "pong", "sealed", "floater", "here", "there",
+    "app", "near", "beside", "pong", "sealed", "floater", "here", "there",
 )  # fmt: skip
 
 
@@ -30,6 +31,10 @@ def domains(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Domains]:
 @pytest.fixture
 async def mesh(domains: Domains):
     """The domains; afterwards nothing is left in any namespace, and nobody's loop was blocked."""
+    spaces = [domains.space(place) for place in (*NODES, *PLACES)]
+    await until(
+        lambda: not tentative(*spaces), "addresses to be nobody else's", bar=2, record=False
+    )
     before = standing(domains)
     yield domains
     domains.end_clients()

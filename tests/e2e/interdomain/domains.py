@@ -43,6 +43,7 @@ services:
 clients:
   app: {on: a, connect: ["kernel://frames/nsm-1"]}
   near: {on: b, connect: ["kernel://frames/nsm-1"]}
+  beside: {on: b2, connect: ["kernel://frames/nsm-1"]}
 """  # noqa: E501 - a line for each
 SPARE = ("here", "there")  # places of an endpoint that is started by a test
 DOORS = {"one": "a", "two": "b"}  # on which node a domain's proxies run

@@ -47,6 +47,40 @@ async def test_a_client_of_one_domain_has_a_wire_to_an_endpoint_of_another(
     assert client.links() == there.links() == set()
 
 
+@pytest.mark.parametrize(
+    ("place", "service", "hops"),
+    [
+        ("beside", "frames@two", 7),
+        ("beside", "packets@two", 7),
+        ("near", "packets@two", 7),
+        ("near", "loose@three", 7),
+        ("beside", "loose@three", 4),  # on its own node: that manager knows it by its full name
+    ],
+)
+async def test_a_domain_that_calls_itself_by_its_name_reaches_its_own_endpoints(
+    mesh: Domains, place: str, service: str, hops: int
+):
+    endpoint, far, _ = WIRES[service]
+    client = mesh.space(place)
+    app = mesh.client(place, f"kernel://{service}/nsm-1")
+    assert await client.pings(far)
+    (own,) = addresses(client, "nsm-1")
+    assert await mesh.space(endpoint).pings(own)
+    (up,) = await until(lambda: app.told, "the client has told", record=False)
+    assert (up["service"], up["endpoint"]) == (service, f"{endpoint}@{service.partition('@')[2]}")
+    assert len(up["path"]) == hops
+    assert ("nsmgr-proxy-two" in [one["name"] for one in up["path"]]) == (hops == 7)
+    assert app.end() == 0, app.words
+
+
+async def test_a_node_is_not_led_to_itself_by_a_tunnel_that_cannot_be(mesh: Domains):
+    late = mesh.asks("near", "kernel://frames@two/nsm-1", NSM_PATIENCE="100ms")
+    assert late.ended() != 0
+    assert "who asks and who answers is the same node, 198.18.0.2" in late.words
+    assert "without @DOMAIN" in late.words
+    assert mesh.space("near").links() == mesh.space("pong").links() == set()
+
+
 @pytest.mark.parametrize("service", WIRES)
 async def test_each_hop_vouches_for_the_one_before_over_the_whole_way(mesh: Domains, service: str):
     endpoint = WIRES[service][0]

@@ -3,7 +3,9 @@ what happens when nobody answers there any more."""
 
 import asyncio
 import time
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -91,6 +93,19 @@ class Local:
         ]
 
 
+class Peers:
+    """Who is where: everybody else, but at the URLs a test gives to us."""
+
+    def __init__(self, mesh):
+        self.ours = set()
+        self._mesh = mesh
+
+    @asynccontextmanager
+    async def link(self, url, **how):
+        us, them = (self._mesh.call(who).handshake for who in ("hop", "proxy-two"))
+        yield SimpleNamespace(handshake=us if url in self.ours else them)
+
+
 class Calls:
     """Next hops that write down what they are asked, and fail as the test says."""
 
@@ -128,7 +143,9 @@ class Proxy:
 
     def __init__(self, mesh, addresses=MAP, labels=None):
         self.mesh = mesh
-        self.calls, self.beyond, self.local, self.names = Calls(), Beyond(), Local(), Names()
+        self.calls = Calls()
+        self.calls.peers = Peers(mesh)
+        self.beyond, self.local, self.names = Beyond(), Local(), Names()
         self.labels = labels or {}
         self.registry = ProxyRegistry(
             self.beyond, self.names, lambda: addresses, lambda: self.labels
@@ -262,6 +279,21 @@ async def test_a_wire_to_ones_own_floating_endpoint_does_not_cross_the_border(li
     await proxy.registry.register_endpoint(asked, proxy.by())
     made = await proxy.request(asking("nse@three", "svc@three"))
     assert proxy.calls.last.preferences == (VXLAN,)
+    assert made.mechanism.parameters == {"src_ip": "10.0.0.7", "dst_ip": "10.0.0.7"}
+
+
+@pytest.mark.parametrize("found", [True, False])
+async def test_a_url_of_ours_that_only_others_know_leads_nowhere_but_here(lives, found):
+    """A load balancer's, say: the request would come back to whom it waits for."""
+    proxy = lives()
+    proxy.beyond.holds = {"nse@one": "tcp://balancer:5004"}
+    proxy.calls.peers.ours = {"tcp://balancer:5004"}
+    proxy.local.holds = [Endpoint("nse", ("svc",), url="tcp://10.0.0.8:5001")]
+    if found:
+        await proxy.found()
+    made = await proxy.request(asking("nse@one", "svc@one"))
+    assert proxy.calls.told() == [("request", "tcp://10.0.0.8:5001", "nse")]
+    assert made.endpoint == "nse@one"
     assert made.mechanism.parameters == {"src_ip": "10.0.0.7", "dst_ip": "10.0.0.7"}
 
 
