@@ -3,9 +3,10 @@
 Every process of the mesh answers both the same way. Only where the connection
 goes next differs, and that is the hop's route:
 
-    nsmgr/route.py      finds a forwarder and passes the request on
-    forwarder/route.py  finds an endpoint, agrees on mechanisms, joins both sides in the kernel
-    nsm/endpoint.py     hands out addresses; the path ends there
+    nsmgr/route.py        finds a forwarder and passes the request on
+    forwarder/route.py    finds an endpoint, agrees on mechanisms, joins both sides in the kernel
+    nsmgr/proxy/route.py  leads the request out of a domain, or into it
+    nsm/endpoint.py       hands out addresses; the path ends there
 
 Each line of `request` is one concern, and each concern one module beside this.
 """

@@ -11,6 +11,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from nsm.caller import Caller
+from nsm.domains import domain_of, join, split
 from nsm.errors import InvalidError, NotFoundError
 from nsm.model import Endpoint, Found, Service
 from nsm.registration import Registration, RegistrationPath
@@ -47,6 +48,13 @@ class ProxyRegistry(Store):
             raise InvalidError(
                 f"endpoint {asked.name!r} of {by.owner} registers without a URL",
                 hint="say where its manager listens: tcp://…",
+            )
+        if not split(asked.name)[1]:
+            domain = domain_of(asked)
+            raise InvalidError(
+                f"endpoint {asked.name!r} of {by.owner} registers in domain {domain!r} under a name"
+                " without a domain, by which nobody here would find it",
+                hint=f"call it {join(asked.name, domain)} (NSM_NAME)",
             )
         more = self._labels()
         told = replace(

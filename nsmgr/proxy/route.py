@@ -197,9 +197,9 @@ class ProxyRoute:
             if entering:  # it came to us because it should be here
                 raise gone from reason
             raise
-        if url and entering:
-            raise gone  # it left for another domain; we are on no way between two others
         if url and not await self._is_ourselves(url):
+            if entering:
+                raise gone  # it left for another domain; we are on no way between two others
             return Way(url, home=False)
         if not entering and (url := await self._here(conn)):
             return Way(url, home=True, bare=True)

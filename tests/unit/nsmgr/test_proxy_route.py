@@ -306,9 +306,19 @@ async def test_a_registration_that_is_refused_is_not_remembered(lives):
     assert proxy.names.registered("nse@three") == ""
 
 
-async def test_after_a_restart_a_floating_endpoint_is_waited_for(lives):
+async def test_a_floating_endpoint_needs_its_domain_in_its_own_name(lives):
     proxy = lives()
-    proxy.beyond.holds = {"nse@three": "tcp://198.18.0.1:5004"}
+    asked = Endpoint("nse", ("svc@three",), url="tcp://10.0.0.8:5001")
+    with pytest.raises(InvalidError, match=r"domain 'three' .*; call it nse@three"):
+        await proxy.registry.register_endpoint(asked, proxy.by())
+    assert not proxy.beyond.registered
+
+
+@pytest.mark.parametrize("known", ["tcp://198.18.0.1:5004", "tcp://balancer:5004"])
+async def test_after_a_restart_a_floating_endpoint_is_waited_for(lives, known):
+    proxy = lives()
+    proxy.beyond.holds = {"nse@three": known}
+    proxy.calls.peers.ours = {"tcp://balancer:5004"}
     asked = Endpoint("nse@three", ("svc@three",), url="tcp://10.0.0.8:5001")
 
     async def again():
