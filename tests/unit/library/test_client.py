@@ -12,7 +12,7 @@ from grpclib.exceptions import GRPCError
 
 from nsm.client import Change, Client, Settings
 from nsm.descriptors import Descriptors
-from nsm.endpoint import Endpoint, EndpointRoute
+from nsm.endpoint import Endpoint, EndpointRoute, FromPools
 from nsm.errors import (
     DeniedError,
     InvalidError,
@@ -38,7 +38,7 @@ class Witness(EndpointRoute):
     def __init__(self, **options) -> None:
         self.asked = []
         self.refuse = None
-        super().__init__("manager", Pools([["10.0.0.0/24"]]), **options)
+        super().__init__("manager", FromPools(Pools([["10.0.0.0/24"]])), **options)
 
     async def establish(self, asked, held, caller, undo):
         with Descriptors() as fds:
