@@ -152,9 +152,7 @@ def direct(domain: str) -> str:
         except ValueError:
             address = None
         if address and 0 < port < 65536 and ("[" in match[1]) == (address.version == 6):
-            return (
-                f"tcp://[{address}]:{port}" if address.version == 6 else f"tcp://{address}:{port}"
-            )
+            return urls([str(address)], port)[0]
     elif is_name(domain):
         return ""
     raise InvalidError(

@@ -43,7 +43,7 @@ class Found:
                     ]
                 )
             },
-            negative=1,
+            negative=ttl,
         )
 
 

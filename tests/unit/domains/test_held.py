@@ -114,7 +114,11 @@ async def test_targets_are_asked_where_the_name_itself_has_no_address() -> None:
     servers.hosts, servers.said = {"a.": Answer(why=DOWN, failed=True)}, doors("a.", "b.")
     with pytest.raises(UnavailableError, match=f"where domain 'c4' has its registry: {DOWN}"):
         await found.registry("c4")
-    servers.hosts = {"registry.nsm-system.c5.": Answer(why=DOWN, failed=True)}
+    # A target may be elsewhere: it is not asked where the name itself may have an address.
+    servers.hosts = {
+        "registry.nsm-system.c5.": Answer(why=DOWN, failed=True),
+        "a.": Answer(("10.0.0.5",), 30.0),
+    }
     with pytest.raises(UnavailableError, match=f"where domain 'c5' has its registry: {DOWN}"):
         await found.registry("c5")
 
