@@ -81,8 +81,8 @@ class Passing:
 
 
 def watch_ended() -> UnavailableError:
-    """A watch that ended without a word: whoever watches through us is to know it."""
-    return UnavailableError("the watch ended there", hint="watch again")
+    """A watch that ended without a word, there or with our certificate: who watches is to know."""
+    return UnavailableError("the watch ended", hint="watch again")
 
 
 @contextmanager

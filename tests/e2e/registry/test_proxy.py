@@ -485,7 +485,7 @@ async def test_a_watch_that_ends_without_a_word_is_ended_with_one(
         seen = Seen(nse, Endpoint(services=("icmp@two",)))
         await until(lambda: seen.ended or seen.silently, "the watch to end")
         assert isinstance(seen.ended, UnavailableError)
-        assert f"{far.urls[0]}: the watch ended there" in seen.ended.message
+        assert f"{far.urls[0]}: the watch ended" in seen.ended.message
         assert len(seen.told) == told
 
 
