@@ -11,7 +11,8 @@ from pathlib import Path
 
 import yaml
 
-from labs.processes import Entry, Plan, Process, Stage
+from labs.lab import Family
+from labs.processes import Entry, Plan, Process, Stage, host
 from nsm.identity.authority import open_authority
 from tests.e2e.wires.nodes import ANYWHERE, Nodes, Program
 
@@ -60,8 +61,12 @@ class Domains(Nodes):
 
     MORE_MODULES = ("nsmgr.proxy", "registry.proxy", "tests.e2e.interdomain.looker")
 
-    def __init__(self, directory: Path, **variables: str) -> None:
-        super().__init__(LAB, directory, **variables)
+    def __init__(self, directory: Path, *, six: bool = False, **variables: str) -> None:
+        """six: nodes have IPv6 only."""
+        text = LAB.replace("{ipv4: 198.18.0.0/24}", '{ipv6: "fd00:18::/64"}') if six else LAB
+        super().__init__(text, directory, **variables)
+        family: Family = "ipv6" if six else "ipv4"
+        self.at = {node.name: node.address(family) for node in self.lab.nodes.values()}
         self.spare: dict[str, Process] = {}
         self.plan = self._with_doors(self.plan)
 
@@ -85,9 +90,9 @@ class Domains(Nodes):
 
     def know(self, cluster: str, ports: Mapping[str, int] = NO_PORTS, **places: str) -> None:
         """Write at which addresses domains are, and at which ports some proxies are."""
-        known = {name: {"registry": [f"tcp://{at}:{REGISTRY}"]} for name, at in places.items()}
+        known = {name: {"registry": [host(at, REGISTRY)]} for name, at in places.items()}
         for name in DOORS.keys() & places.keys():
-            known[name]["nsmgr-proxy"] = [f"tcp://{places[name]}:{ports.get(name, PROXY)}"]
+            known[name]["nsmgr-proxy"] = [host(places[name], ports.get(name, PROXY))]
         write(self.domains_file(cluster), yaml.safe_dump(known))
 
     def prepare(self) -> None:
@@ -95,7 +100,7 @@ class Domains(Nodes):
         for cluster in DOORS:
             self.know(
                 cluster,
-                **{name: ADDRESSES[node] for name, node in {**DOORS, "three": ALONE}.items()},
+                **{name: self.at[node] for name, node in {**DOORS, "three": ALONE}.items()},
             )
         bundles = {
             name: open_authority(
@@ -125,7 +130,7 @@ class Domains(Nodes):
             if process.stage is Stage.ISSUER:
                 more = {"NSM_FEDERATION_DIR": self.paths.cluster(cluster, "federation")}
             elif process.stage is Stage.REGISTRY and cluster in DOORS:
-                more = {"NSM_PROXY_REGISTRY_URL": tcp(DOORS[cluster], PROXY)}
+                more = {"NSM_PROXY_REGISTRY_URL": host(self.at[DOORS[cluster]], PROXY)}
             elif kind in FLOATING:
                 names = ("NSM_NAME", "NSM_SERVICE_NAMES")
                 more = {key: f"{process.environment[key]}@{FLOATING[kind]}" for key in names}
@@ -154,9 +159,9 @@ class Domains(Nodes):
     def _proxy(self, cluster: str, node: str) -> tuple[str, Stage, str, dict[str, str]]:
         return "nsmgr-proxy", Stage.MANAGER, "nsmgr.proxy", {
             "NSM_NAME": f"nsmgr-proxy-{cluster}",
-            "NSM_LISTEN_ON": tcp(node, PROXY),
-            "NSM_REGISTRY_URL": tcp(node, REGISTRY),
-            "NSM_REGISTRY_PROXY_URL": tcp(node, REGISTRY_PROXY),
+            "NSM_LISTEN_ON": host(self.at[node], PROXY),
+            "NSM_REGISTRY_URL": host(self.at[node], REGISTRY),
+            "NSM_REGISTRY_PROXY_URL": host(self.at[node], REGISTRY_PROXY),
             "NSM_MAP_IP_FILE_PATH": str(self.addresses_file(cluster)),
             "NSM_CLUSTER_INFO_PATH": str(self.labels_file(cluster)),
         }  # fmt: skip
@@ -164,7 +169,7 @@ class Domains(Nodes):
     def _asker(self, cluster: str, node: str) -> tuple[str, Stage, str, dict[str, str]]:
         return "registry-proxy", Stage.REGISTRY, "registry.proxy", {
             "NSM_NAME": f"registry-proxy-{cluster}",
-            "NSM_LISTEN_ON": tcp(node, REGISTRY_PROXY),
+            "NSM_LISTEN_ON": host(self.at[node], REGISTRY_PROXY),
             "NSM_DOMAINS_PATH": str(self.domains_file(cluster)),
         }  # fmt: skip
 
@@ -194,7 +199,7 @@ class Domains(Nodes):
 
 def tcp(node: str, port: int) -> str:
     """The URL of a program on a node."""
-    return f"tcp://{ADDRESSES[node]}:{port}"
+    return host(ADDRESSES[node], port)
 
 
 def write(path: Path, text: str) -> None:

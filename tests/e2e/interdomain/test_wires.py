@@ -2,11 +2,21 @@
 
 import signal
 import time
+from collections import Counter
 
 import pytest
 
 from tests.e2e.interdomain.domains import Domains, requests, write
-from tests.e2e.wires.nodes import Flow, addresses, far_end, flow, identity, link
+from tests.e2e.wires.nodes import (
+    Flow,
+    addresses,
+    far_end,
+    flow,
+    identity,
+    lasting,
+    link,
+    nothing_more,
+)
 from tests.e2e.wires.sealed import kind
 from tests.support.wait import until
 from tests.support.wait import write as measured
@@ -167,6 +177,27 @@ async def test_twenty_wires_at_once_cross_the_border_and_all_carry(mesh: Domains
             (own,) = addresses(client, device)
             assert await mesh.space(endpoint).pings(own)
     assert app.end() == 0, app.words
+
+
+async def test_wires_that_came_and_went_leave_nothing_open_between_domains(mesh: Domains):
+    between = [
+        mesh.now[f"{node}/{name}"]
+        for node in ("a", "b")
+        for name in ("nsmgr-proxy", "registry-proxy", "registry", "nsmgr")
+    ]
+
+    def held() -> dict[str, Counter[str]]:
+        return {one.name: Counter(one.fds) for one in between}
+
+    def come_and_go() -> None:
+        app = mesh.client("app", *(f"kernel://{service}" for service in WIRES))
+        assert app.end() == 0, app.words
+
+    come_and_go()
+    before = await lasting(held)
+    for _ in range(10):
+        come_and_go()
+    await nothing_more(held, before, "as many files open as before")
 
 
 async def test_the_wire_of_a_client_that_is_no_more_ends_in_both_domains(mesh: Domains):
