@@ -1,13 +1,14 @@
 """Start an address plan: `python -P -m endpoints.ipam`. All objects are made here."""
 
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from endpoints.ipam.config import Config
 from endpoints.ipam.lender import Lender
-from endpoints.ipam.plan import DEFAULT, Plan
+from endpoints.ipam.plan import DEFAULT, Plan, Pool
 from endpoints.ipam.store import Loaded, Store, open_store
+from nsm.errors import InvalidError, TakenError
 from nsm.identity.workload import workload_source
 from nsm.model import SECOND
 from nsm.process.calls import log_call
@@ -26,9 +27,9 @@ async def serve(config: Config, process: Process) -> None:
         workload_source(config.spiffe_endpoint_socket, patience=IDENTITY_PATIENCE) as source,
         _kept(config.store) as (store, loaded),
     ):
-        plan = _plan(config, loaded)
+        plan = _plan(config, loaded.pools)
         lender = Lender(plan, store, hold=int(config.lease * SECOND), operators=config.operators)
-        await lender.restarted()
+        await lender.restarted(loaded.leases)
         process.tasks.spawn(lender.sweep(), "expiry of prefixes", forever=True)
         handlers = [Prefixes(lender), AddressPools(lender), Health(*HEALTHY)]
         async with serve_grpc(config.listen_on, handlers, source, on_call=log_call) as server:
@@ -41,10 +42,15 @@ async def serve(config: Config, process: Process) -> None:
             await process.stopped()
 
 
-def _plan(config: Config, loaded: Loaded) -> Plan:
-    """What an earlier life left, but the default pool as it is set now."""
-    pools = [one for one in loaded.pools if one.name != DEFAULT]
-    return Plan((*pools, config.pool) if config.pool else pools, loaded.leases)
+def _plan(config: Config, pools: Iterable[Pool]) -> Plan:
+    """The pools an earlier life left, but the default pool as it is set now."""
+    plan = Plan(one for one in pools if one.name != DEFAULT)
+    if config.pool:
+        try:
+            plan.add(config.pool)
+        except TakenError as wrong:
+            raise InvalidError(f"NSM_PREFIX: {wrong.message}", hint=wrong.hint) from None
+    return plan
 
 
 @asynccontextmanager

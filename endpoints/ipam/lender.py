@@ -39,8 +39,15 @@ class Lender:
         self._clock = clock
         self._turn = asyncio.Lock()  # decisions are kept in the order they are made
 
-    async def restarted(self) -> None:
-        """No stream of an earlier life lasts: what it held is held for a while."""
+    async def restarted(self, leases: Iterable[Lease]) -> None:
+        """Have what an earlier life lent. None of its streams lasts: all is held for a while."""
+        if strange := self._plan.load(leases):
+            log.warning(
+                "what was lent is no longer of its pool, and is forgotten",
+                prefixes=[f"{one.prefix} of {one.owner}" for one in strange[:10]],
+                count=len(strange),
+            )
+            await self._keep(map(kept.lease_gone, strange))
         until = self._clock() + self._hold
         held = [lease for one in self._plan.pools() for lease in self._plan.leases(one.name)]
         left = [self._plan.leave(lease, until) for lease in held if lease.ends is None]
@@ -95,6 +102,11 @@ class Lender:
                 for one in prefixes
             ]
             await self._keep(kept.lease_kept(lease) for lease in left if lease)
+
+    async def domain(self, pool: str) -> Sequence[str]:
+        """Every prefix of a pool; none where there is no such pool."""
+        found = (one.prefixes for one in self._plan.pools() if one.name == pool)
+        return [str(one) for one in next(found, ())]
 
     async def create(self, pool: AddressPool, by: SpiffeId) -> AddressPool:
         """Have a pool, and what it is then."""

@@ -115,11 +115,22 @@ class _Stock:
 class Plan:
     """All pools and leases. Methods return what changed; keeping it is the caller's."""
 
-    def __init__(self, pools: Iterable[Pool] = (), leases: Iterable[Lease] = ()) -> None:
+    def __init__(self, pools: Iterable[Pool] = ()) -> None:
         self._stocks = {one.name: _Stock(one) for one in pools}
+
+    def load(self, leases: Iterable[Lease]) -> list[Lease]:
+        """Have what an earlier life lent; of those what its pool, made otherwise since, is not.
+
+        What is of no pool we have is passed over.
+        """
+        strange = []
         for lease in leases:
-            if stock := self._stocks.get(lease.pool):
+            stock = self._stocks.get(lease.pool)
+            if stock and _inside(stock, lease.prefix):
                 stock.leases[lease.prefix] = lease
+            elif stock:
+                strange.append(lease)
+        return strange
 
     # -- pools ------------------------------------------------------------------------------
 
@@ -189,8 +200,8 @@ class Plan:
         family: Family | None = None,
         now: int,
     ) -> Lease:
-        """Lend owner a prefix: the wanted one if it is free or its own, else one that it had
-        and nobody holds, else the lowest free one.
+        """Lend owner a prefix: the wanted one if it is its own, or free and no larger than what
+        the pool lends, else one that it had and nobody holds, else the lowest free one.
 
         What it wants and has already, it has from now on over this stream: the other may be one
         that broke and nobody noticed yet. Raises InvalidError, NotFoundError (no such pool, or
@@ -214,7 +225,8 @@ class Plan:
             asked = parse(wanted, f"the prefix that {owner} wants")
             if _may_have(stock, asked, owner, closed):
                 found = asked
-            family = family or (4 if asked.version == 4 else 6)
+            if asked.version in stock.pool.lengths:  # else of what there is, as to who wants none
+                family = family or (4 if asked.version == 4 else 6)
         if found is None:
             back = (one.prefix for one in own if one.ends is not None)
             found = next(
@@ -272,15 +284,21 @@ class Plan:
 
 
 def _may_have(stock: _Stock, asked: Network, owner: str, closed: Sequence[Network]) -> bool:
-    """Whether it is of the pool, and the owner's or nobody's."""
-    inside = any(
-        one.version == asked.version and asked.subnet_of(one)  # type: ignore[arg-type]
+    """Whether it is of the pool, and the owner's or nobody's, and no more than a router's part."""
+    if not _inside(stock, asked) or _hit(asked, closed):
+        return False
+    if held := stock.leases.get(asked):
+        return held.owner == owner
+    # one that wants all of a pool would leave nothing to the others
+    return asked.prefixlen >= stock.pool.lengths[asked.version] and not _hit(asked, stock.leases)
+
+
+def _inside(stock: _Stock, prefix: Network) -> bool:
+    """Whether it is of the pool."""
+    return any(
+        one.version == prefix.version and prefix.subnet_of(one)  # type: ignore[arg-type]
         for one in stock.pool.prefixes
     )
-    if not inside or _hit(asked, closed):
-        return False
-    held = stock.leases.get(asked)
-    return held.owner == owner if held else not _hit(asked, stock.leases)
 
 
 def _lowest(stock: _Stock, closed: Sequence[Network], family: Family | None, owner: str) -> Network:

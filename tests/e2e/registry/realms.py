@@ -1,4 +1,4 @@
-"""Trust domains that may know each other, with registries and proxies as processes of their own."""
+"""Trust domains that may know each other, with their programs as processes of their own."""
 
 import asyncio
 import os
@@ -21,11 +21,16 @@ from nsm.rpc.registry import RegistryClient
 from tests.e2e.registry.lab import ROOT, Stock
 
 FIRST_GID = 61_950
-PROGRAMS = {"registry": "registry", "registry-proxy": "registry.proxy"}
+PROGRAMS = {
+    "registry": "registry",
+    "registry-proxy": "registry.proxy",
+    "nsmgr": "nsmgr",
+    "ipam": "endpoints.ipam",
+}
 
 
 class Program:
-    """A registry or a proxy; url is where it listens, from its first start on."""
+    """A program of ours; url is where it listens, from its first start on."""
 
     def __init__(self, realm: "Realm", name: str, kind: str, host: str) -> None:
         self.realm = realm
