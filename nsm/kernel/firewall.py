@@ -15,18 +15,15 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from nsm.errors import UnsupportedError
-from nsm.kernel import netlink
-from nsm.kernel.netlink import Refusal, Socket, attr, message, nested, text
+from nsm.kernel import netlink, nftables
+from nsm.kernel.netlink import Refusal, Socket
 
 Hook = Literal["input", "forward"]
 
-_NETLINK_NETFILTER, _NFTABLES = 12, 10
-_NEWTABLE, _NEWCHAIN, _GETCHAIN = 0, 3, 4
-_BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _FAMILIES: Final = {1: "inet", 2: "ip", 10: "ip6"}
 _HOOKS: Final[dict[int, Hook]] = {1: "input", 2: "forward"}
 _TABLE, _NAME, _HOOK, _POLICY, _TYPE = 1, 3, 4, 5, 7  # attributes of a chain
-_HOOKNUM, _PRIORITY = 1, 2
+_HOOKNUM = 1
 _DROP = 0
 # linux/netfilter_ipv4/ip_tables.h, and its twin for IPv6
 _GET_INFO, _GET_ENTRIES = 64, 65
@@ -69,33 +66,9 @@ def attempt() -> None:
 
     Raises UnsupportedError where the kernel has none, RightsError without CAP_NET_ADMIN.
     """
-    hook = nested(_HOOK, _be32(_HOOKNUM, 1), _be32(_PRIORITY, 0))
-    chain = text(_TABLE, "try") + text(_NAME, "in") + hook + text(_TYPE, "filter")
-    batch = [
-        _message(_BATCH_BEGIN, 0, _NFTABLES),
-        _message(_NFTABLES << 8 | _NEWTABLE, netlink.CREATE, 0, text(1, "try")),
-        _message(_NFTABLES << 8 | _NEWCHAIN, netlink.CREATE | netlink.ACK, 0, chain),
-        _message(_BATCH_END, 0, _NFTABLES),
-    ]
-    for number, entry in enumerate(batch):
-        struct.pack_into("=I", entry, 8, number)
-    with _open() as sock:
-        sock.settimeout(5.0)
-        sock.sendmsg(batch)
-        refusal = _answer(sock, 2)
-    if refusal:
+    made = [nftables.new_table("try"), nftables.new_chain("try", "in", nftables.INPUT)]
+    if refusal := nftables.transact(made):
         raise netlink.explain(refusal, "nft add chain inet try in", "a namespace made for trying")
-
-
-def _answer(sock: socket.socket, last: int) -> Refusal | None:
-    """The first refusal of a batch, or None when its message of that number was done."""
-    while True:
-        for _, _, sequence, data in netlink.split(memoryview(sock.recv(1 << 16))):
-            (code,) = struct.unpack_from("=i", data)
-            if code:
-                return Refusal(-code)
-            if sequence == last:
-                return None
 
 
 # --- nf_tables -------------------------------------------------------------------------------
@@ -103,8 +76,8 @@ def _answer(sock: socket.socket, last: int) -> Refusal | None:
 
 def _nft() -> Iterator[Chain]:
     try:
-        with Socket(_open()) as sock:
-            dumped = sock.dump(_message(_NFTABLES << 8 | _GETCHAIN, 0, 0))
+        with Socket(nftables.open_socket()) as sock:
+            dumped = sock.dump(nftables.request(nftables.GETCHAIN, 0))
     except UnsupportedError:
         return  # no rules either
     except Refusal as refusal:
@@ -112,7 +85,7 @@ def _nft() -> Iterator[Chain]:
             return
         raise netlink.explain(refusal, "nft list chains", "this namespace") from refusal
     for kind, body in dumped:
-        if kind == _NFTABLES << 8 | _NEWCHAIN and body[0] in _FAMILIES:
+        if kind == nftables.NFTABLES << 8 | nftables.NEWCHAIN and body[0] in _FAMILIES:
             yield from _chain(_FAMILIES[body[0]], netlink.table(body, 4))
 
 
@@ -124,24 +97,6 @@ def _chain(family: str, have: dict[int, memoryview]) -> Iterator[Chain]:
         drops = _POLICY in have and int.from_bytes(have[_POLICY], "big") == _DROP
         table, name = netlink.string(have[_TABLE]), netlink.string(have[_NAME])
         yield Chain(family, table, name, _HOOKS[number], drops)
-
-
-def _message(kind: int, flags: int, resource: int, body: bytes = b"") -> bytearray:
-    family = 1 if body else 0  # inet
-    return message(kind, flags, struct.pack("=BBH", family, 0, socket.htons(resource)) + body)
-
-
-def _be32(kind: int, value: int) -> bytes:
-    return attr(kind, value.to_bytes(4, "big"))
-
-
-def _open() -> socket.socket:
-    try:
-        return socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
-        )
-    except OSError as failure:
-        raise UnsupportedError(f"this kernel has no netfilter: {failure.strerror}") from failure
 
 
 # --- iptables-legacy -------------------------------------------------------------------------

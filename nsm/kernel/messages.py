@@ -158,6 +158,11 @@ def rename_link(index: int, name: str) -> bytearray:
     return message(netlink.NEWLINK, 0, _LINK_BODY.pack(0, 0, 0, index, 0, 0) + text(_IFNAME, name))
 
 
+def set_up(index: int) -> bytearray:
+    """Bring a device up."""
+    return message(netlink.NEWLINK, 0, _LINK_BODY.pack(0, 0, 0, index, _UP, _UP))
+
+
 def set_down(index: int) -> bytearray:
     """Take it down, in its own namespace."""
     return message(netlink.NEWLINK, 0, _LINK_BODY.pack(0, 0, 0, index, 0, _UP))

@@ -1,0 +1,110 @@
+"""A namespace that routes for one domain: what passes it, and what does not."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from ipaddress import ip_network
+
+import pytest
+
+from nsm.errors import NotFoundError
+from nsm.kernel.routing import Routing
+from tests.support.spaces import Space, space
+
+DOMAIN = [ip_network("172.16.0.0/16"), ip_network("2001:db8:10::/64")]
+OWN = ("172.16.1.0/32", "2001:db8:10::1:0/128")
+A, B, OUTSIDE = ("172.16.1.1", "2001:db8:10::1:1"), ("172.16.1.2", "2001:db8:10::1:2"), "10.9.9.9"
+
+
+@pytest.fixture
+def spaces() -> Iterator[tuple[Space, Space, Space]]:
+    """A router, and two that are joined to it by wires as members have them."""
+    with ExitStack() as stack:
+        router, a, b = (stack.enter_context(space(hint)) for hint in ("r", "a", "b"))
+        for name, member, addresses in (("wa", a, A), ("wb", b, B)):
+            router.do("link", "add", name, "type", "veth", "peer", "w0", "netns", member.name)
+            member.do("link", "set", "w0", "up")
+            router.do("link", "set", name, "up")
+            for address in addresses:
+                long = "128" if ":" in address else "32"
+                member.do("addr", "add", f"{address}/{long}", "dev", "w0", "nodad")
+                router.do("route", "add", f"{address}/{long}", "dev", name)
+            for own in OWN:
+                member.do("route", "add", own, "dev", "w0")
+                default = "::/0" if ":" in own else "0.0.0.0/0"
+                member.do("route", "add", default, "via", own.split("/")[0], "dev", "w0", "onlink")
+                router.do("addr", "add", own, "dev", name, "nodad")
+        yield router, a, b
+
+
+async def test_members_reach_each_other_and_the_router_in_both_families(spaces) -> None:
+    router, a, b = spaces
+    routing = Routing(router.path)
+    routing.prepare()
+    assert not await a.pings(B[0], "-W1")  # of no domain yet
+    routing.admit(DOMAIN)
+    routing.own(OWN, DOMAIN)
+    for source, target in ((a, B), (b, A)):
+        for address in (*target, "172.16.1.0", "2001:db8:10::1:0"):
+            assert await source.pings(address), address
+
+
+async def test_a_member_cannot_speak_for_another(spaces) -> None:
+    router, a, b = spaces
+    routing = Routing(router.path)
+    routing.prepare()
+    routing.admit(DOMAIN)
+    for stolen, long in ((B[0], 32), ("2001:db8:10::1:2", 128), ("172.16.7.7", 32)):
+        a.do("addr", "add", f"{stolen}/{long}", "dev", "w0", "nodad")
+    b.do("addr", "add", "172.16.1.3/32", "dev", "w0")
+    router.do("route", "add", "172.16.1.3/32", "dev", "wb")
+    before = received(b)
+    assert not await a.pings("172.16.1.3", "-I", B[0], "-W1")
+    assert not await a.pings("172.16.1.3", "-I", "172.16.7.7", "-W1")
+    assert received(b) == before
+    assert await a.pings("172.16.1.3", "-I", A[0])
+    assert received(b) == before + 1
+    # nor to the router itself
+    assert not await a.pings("172.16.1.0", "-I", "172.16.7.7", "-W1")
+
+
+async def test_nothing_leaves_the_domain(spaces) -> None:
+    """Not to what the namespace is joined to besides, and not from there."""
+    router, a, b = spaces
+    routing = Routing(router.path)
+    routing.prepare()
+    routing.admit(DOMAIN)
+    b.do("addr", "add", f"{OUTSIDE}/32", "dev", "w0")
+    router.do("route", "add", f"{OUTSIDE}/32", "dev", "wb")
+    assert await b.pings("172.16.1.0", "-I", B[0])
+    assert not await a.pings(OUTSIDE, "-W1")
+    assert not await b.pings(A[0], "-I", OUTSIDE, "-W1")
+
+
+async def test_what_is_set_up_stands_and_is_found_again(spaces) -> None:
+    router, a, _ = spaces
+    first = Routing(router.path)
+    first.prepare()
+    first.admit(DOMAIN)
+    first.own(OWN, DOMAIN)
+    rules = router.run("nft", "list", "ruleset").stdout
+    again = Routing(router.path)
+    again.prepare()
+    assert router.run("nft", "list", "ruleset").stdout == rules
+    assert await a.pings(B[0])
+    again.admit(DOMAIN[:1])
+    assert "2001" not in router.run("nft", "list", "ruleset").stdout
+    again.own(["172.16.2.0/32"], DOMAIN)
+    (lo,) = router.ip("addr", "show", "lo")
+    assert {one["local"] for one in lo["addr_info"]} == {"127.0.0.1", "::1", "172.16.2.0"}
+
+
+def test_a_namespace_that_is_not_there_is_named() -> None:
+    with pytest.raises(NotFoundError, match="/run/netns/vw-nowhere"):
+        Routing("/run/netns/vw-nowhere").prepare()
+
+
+def received(member: Space) -> int:
+    """Echo requests that came to a member."""
+    lines = member.run("cat", "/proc/net/snmp").stdout.splitlines()
+    heads, values = (line.split() for line in lines if line.startswith("Icmp:"))
+    return int(values[heads.index("InEchos")])
