@@ -130,13 +130,29 @@ class News:
         return why
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What else is asked for with a wire than its URL says.
+
+    endpoint    the only one it may lead to; empty: whichever the mesh chooses
+    shape       makes of the context, before each request, the one that is asked with
+    on_answer   is told of every answer that is taken; must not block
+    """
+
+    endpoint: str = ""
+    shape: Callable[[Context], Context] = lambda context: context
+    on_answer: Callable[["Wire"], None] = lambda _: None
+
+
 class Wire:
     """A wire of ours. What it says of itself is what the mesh last answered."""
 
-    def __init__(self, id_: str, url: NSURL, name: str) -> None:
+    def __init__(self, id_: str, url: NSURL, name: str, wish: Wish | None = None) -> None:
         self.id = id_
         self.url = url
         self.interface = name
+        self.wish = wish or Wish()
+        self.left = False
         self.stages: dict[str, float] = {}
         """Milliseconds that setting it up took, by stage."""
         self.up = False
@@ -189,6 +205,14 @@ class Wire:
     def endpoint(self) -> str:
         """The endpoint at the other end."""
         return self.connection.endpoint
+
+    def refresh(self) -> None:
+        """Have it asked for again now: what its wish says has changed."""
+        self.news.add(Why.REFRESH)
+
+    def leave(self) -> None:
+        """Have its block's end leave it as it is, for a next life with the same id."""
+        self.left = True
 
     def __repr__(self) -> str:
         return f"<Wire {self.id} {self.url} {'up' if self.up else 'not up'}>"
@@ -278,7 +302,12 @@ class Client:
 
     @asynccontextmanager
     async def connect(
-        self, url: str | NSURL, *, id_: str = "", patience: float = 0.0
+        self,
+        url: str | NSURL,
+        *,
+        id_: str = "",
+        patience: float = 0.0,
+        wish: Wish | None = None,
     ) -> AsyncIterator[Wire]:
         """Hold a wire for the block: made at its start, refreshed, closed at its end.
 
@@ -294,7 +323,7 @@ class Client:
                 f"mechanism {url.mechanism.lower()!r} of {url} is not one this client can use",
                 hint="ask for kernel://",
             )
-        wire = self._new(url, id_)
+        wire = self._new(url, id_, wish)
         try:
             async with Undo(CLOSE_WITHIN) as undo:
                 undo.add(f"close wire {wire.id}", self._close, wire)
@@ -306,9 +335,9 @@ class Client:
         finally:
             self._wires.pop(wire.id, None)
 
-    def _new(self, url: NSURL, id_: str) -> Wire:
+    def _new(self, url: NSURL, id_: str, wish: Wish | None) -> Wire:
         name = url.interface or mechanisms.generate_name(url.service)
-        wire = Wire(id_ or f"{self.name}-{url.interface or uuid4()}", url, name)
+        wire = Wire(id_ or f"{self.name}-{url.interface or uuid4()}", url, name, wish)
         if wire.id in self._wires:
             raise TakenError(
                 f"this client holds a wire {wire.id} already, to {self._wires[wire.id].service!r}",
@@ -359,7 +388,7 @@ class Client:
                 self._down(wire, None)
             conn = wire.connection
             try:
-                await self._ask(wire, _reselecting(conn) if gone else conn)
+                await self._ask(wire, _reselecting(conn, wire.wish.endpoint) if gone else conn)
                 if gone and wire.endpoint != conn.endpoint:
                     await self._ask(wire, _without(wire.connection, conn.ip))
             except NsmError as error:
@@ -411,6 +440,7 @@ class Client:
             service=wire.url.service,
             context=Context(ip=IPContext()),
             labels={**self._settings.labels, **wire.url.labels},
+            endpoint=wire.wish.endpoint,
             path=Path((Segment(self.name, wire.id),)),
         )
 
@@ -426,8 +456,10 @@ class Client:
             self._settings.awareness,
         )
         own = conn.ip.excluded_prefixes
-        context = conn.context or Context()
-        ip = replace(conn.ip, excluded_prefixes=tuple(dict.fromkeys((*own, *excluded))))
+        context = wire.wish.shape(conn.context or Context())
+        ip = replace(
+            context.ip or IPContext(), excluded_prefixes=tuple(dict.fromkeys((*own, *excluded)))
+        )
         with Descriptors() as fds:
             here = await self._namespace(fds)
             preference = wire.url.preference(here).with_(**{NAME: wire.interface})
@@ -453,6 +485,7 @@ class Client:
         # Only what we excluded ourselves: the manager adds its own to each request anew.
         context = replace(context, ip=replace(made.ip, excluded_prefixes=own))
         wire.made = replace(made, context=context, state=State.UP)
+        wire.wish.on_answer(wire)
 
     def _checked(self, wire: Wire, made: Connection) -> Mechanism:
         if made.id != wire.id or made.index != 0:
@@ -482,7 +515,7 @@ class Client:
     async def _close(self, wire: Wire) -> None:
         """Tell the manager that the wire is over; harmless if there is none."""
         conn = wire.made
-        if conn is None:
+        if conn is None or wire.left:
             return
         until = time.monotonic() + CLOSE_WITHIN * 0.8  # the rest is for one that hangs
         if self._unreachable > time.monotonic() - CLOSE_WITHIN:
@@ -534,6 +567,7 @@ class Client:
         if mechanism.get(INODE_URL).startswith("inode://") and mechanism.get(INODE_URL) != here:
             return None
         same = found.service == wire.url.service and mechanism.type == KERNEL
+        same = same and wire.wish.endpoint in ("", found.endpoint)
         if same and (not wire.url.interface or mechanism.get(NAME) == wire.url.interface):
             log.info("wire of an earlier life is taken over", id=wire.id, service=found.service)
             wire.interface = mechanism.get(NAME) or wire.interface
@@ -606,9 +640,9 @@ class Client:
         self._settings.on_change(what, wire, error)
 
 
-def _reselecting(conn: Connection) -> Connection:
-    """The same wire to whichever endpoint there is now (`wire.md` §8.2)."""
-    return replace(conn, mechanism=None, endpoint="", state=State.RESELECT_REQUESTED)
+def _reselecting(conn: Connection, wanted: str) -> Connection:
+    """The same wire to whichever endpoint there is now, or the one wanted (`wire.md` §8.2)."""
+    return replace(conn, mechanism=None, endpoint=wanted, state=State.RESELECT_REQUESTED)
 
 
 def _without(conn: Connection, old: IPContext) -> Connection:

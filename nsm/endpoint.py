@@ -66,6 +66,7 @@ REGISTERED_WITHIN = 15.0  # seconds the first registration may take
 
 Answer = Callable[[Connection], Awaitable[Connection]]
 Policies = Callable[[], Awaitable[Sequence[PolicyRoute]]]
+Shown = Callable[[], Iterable[str]]
 
 
 class Addresses(Protocol):
@@ -277,6 +278,9 @@ class Endpoint:
                     connection before it is answered, and returns it, changed or
                     not; an NsmError it raises refuses the client
     listen          `unix:///path`; empty: a socket in a new directory
+    namespace       a path: where its wires end. shown, which may block, tells which
+                    addresses wires of an earlier life have there (`present`, looked at
+                    inside); for our own namespace that is known
     unregister      whether leaving the block takes the registration back. Wires
                     stay: they end with their clients or their namespace.
 
@@ -301,6 +305,7 @@ class Endpoint:
         answer: Answer | None = None,
         listen: str = "",
         namespace: str = OWN_NAMESPACE,
+        shown: Shown | None = None,
         register_service: bool = True,
         unregister: bool = True,
         lifetime: int = LIFETIME,
@@ -325,7 +330,7 @@ class Endpoint:
         self._busy = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
-        self._namespace = namespace
+        self._shown = shown or (present if namespace == OWN_NAMESPACE else tuple)
         self.route = EndpointRoute(
             name,
             addresses or FromPools(Pools(prefixes, strict=strict)),
@@ -338,6 +343,7 @@ class Endpoint:
             namespace=namespace,
         )
         self._hop: Hop[str] | None = None
+        self._spawn: Callable[[Coroutine[Any, Any, None], str], object] | None = None
         self._block: AbstractAsyncContextManager[None] | None = None
 
     @property
@@ -345,6 +351,12 @@ class Endpoint:
         """What it serves now."""
         held = self._hop.connections.established() if self._hop else []
         return tuple(one.made for one in held if one.made)
+
+    def ask_again(self, which: Callable[[Connection], bool] = lambda _: True) -> None:
+        """Have clients refresh those of its wires: they would get another answer now."""
+        if self._hop and self._spawn:
+            for one in filter(which, self.connections):
+                self._spawn(self._hop.want_again(one.id), f"another answer for {one.id}")
 
     async def idle(self, seconds: float) -> None:
         """Wait until there was no wire for so long; from then on requests are refused."""
@@ -386,6 +398,7 @@ class Endpoint:
             def spawn(work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
                 return tasks.create_task(work, name=name)
 
+            self._spawn = spawn
             hop = self._hop = Hop(
                 self.name,
                 self.route,
@@ -414,9 +427,7 @@ class Endpoint:
 
         Their clients come back within a token's life; a new one might come before.
         """
-        if self._namespace != OWN_NAMESPACE:
-            return
-        if kept := self.route.addresses.reserve(await asyncio.to_thread(_present)):
+        if kept := self.route.addresses.reserve(await asyncio.to_thread(self._shown)):
             log.info("addresses of an earlier life are kept", endpoint=self.name, count=kept)
             loop = asyncio.get_running_loop()
             timer = loop.call_later(self._lifetime / SECOND, self.route.addresses.unreserve)
@@ -462,10 +473,10 @@ class Endpoint:
             self._empty.set()
 
 
-def _present() -> list[str]:
-    """Every single address our namespace has or has a route to, as the kernel tells in /proc."""
+def present() -> list[str]:
+    """Every single address the calling thread's namespace has or has a route to (/proc)."""
     found = []
-    with contextlib.suppress(FileNotFoundError), open("/proc/self/net/fib_trie") as file:
+    with contextlib.suppress(FileNotFoundError), open("/proc/thread-self/net/fib_trie") as file:
         address = ""
         for line in file:
             head, _, rest = line.strip().partition(" ")
@@ -473,7 +484,7 @@ def _present() -> list[str]:
                 address = rest
             elif head == "/32":
                 found.append(address)
-    with contextlib.suppress(FileNotFoundError), open("/proc/self/net/ipv6_route") as file:
+    with contextlib.suppress(FileNotFoundError), open("/proc/thread-self/net/ipv6_route") as file:
         for line in file:
             prefix, length, *_ = line.split()
             if length == "80":  # 128

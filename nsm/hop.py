@@ -173,6 +173,13 @@ class Hop(Generic[M]):
             if held.made and await still(held):
                 self._down(held)
 
+    async def want_again(self, id_: str) -> None:
+        """Have whoever asked for a connection ask again: it would get another answer now."""
+        async with self.connections.turn(id_, own=True) as held:
+            if held.made and held.made.state == State.UP:
+                held.made = replace(held.made, state=State.REFRESH_REQUESTED)
+                self.events.publish(EventType.UPDATE, held.made, held.previous)
+
     def stop(self) -> None:
         """Forget timers and streams; the kernel keeps every wire."""
         self.leases.stop()

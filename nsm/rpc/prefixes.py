@@ -3,9 +3,11 @@
 Upstream's routers and ours hold a stream for as long as they hold a prefix. There is no token:
 who asks is who the TLS handshake proves. Beside the message, metadata say which pool and which
 family is meant; upstream's routers say neither, and get of the default pool what comes first.
+The answer's metadata tell all of the pool: what the domain has, which upstream's routers guess.
 """
 
 import asyncio
+import ipaddress
 import itertools
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -27,7 +29,9 @@ from nsm.rpc.peers import Peers
 from nsm.rpc.server import current_caller
 
 POOL, FAMILY = "vwire-pool", "vwire-family"  # metadata; the family is 4 or 6
+DOMAIN = "vwire-domain"  # metadata of the answer: every prefix of the pool, separated by commas
 HEALTHY = ("ipam.IPAM", "vwire.AddressPools")
+MOST_TOLD = 256  # prefixes of a pool
 MOST_HELD = 64  # prefixes over one stream
 LONGEST = 64  # characters of a prefix
 CALL_TIMEOUT = 15.0  # seconds
@@ -70,6 +74,9 @@ class Lender(Protocol):
     async def leave(self, pool: str, owner: str, holder: int, prefixes: Sequence[str]) -> None:
         """The stream ended: they stay lent for a while."""
 
+    async def domain(self, pool: str) -> Sequence[str]:
+        """Every prefix of a pool; none where there is no such pool."""
+
     async def create(self, pool: AddressPool, by: SpiffeId) -> AddressPool:
         """Have a pool, and what it is then."""
 
@@ -96,7 +103,8 @@ class Prefixes(IPAMBase):
             raise InvalidError(f"{caller.id} asks for family {family[:16]!r}; it is 4 or 6")
         owner, holder = str(caller.id), next(_streams)
         held: list[str] = []
-        await stream.send_initial_metadata()
+        domain = ",".join(await self._lender.domain(pool))
+        await stream.send_initial_metadata(metadata={DOMAIN: domain} if domain else {})
         try:
             async for asked in stream:
                 if len(asked.prefix) > LONGEST:
@@ -189,20 +197,22 @@ async def keep_prefix(
     family: int = 0,
     excluded: Sequence[str] = (),
     before: str = "",
-    on_lent: Callable[[str], None],
+    on_lent: Callable[[str, Sequence[str]], None],
     on_failure: Callable[[NsmError], None] = lambda _: None,
 ) -> NoReturn:
     """Hold a prefix of the address plan at url for as long as this runs, for a task.
 
     on_lent is told it each time a stream begins: the same again but where it went to somebody
-    else meanwhile. on_failure is told why there is none now; another try follows.
+    else meanwhile; and every prefix of the pool, where the address plan tells. on_failure is
+    told why there is none now; another try follows.
     """
     pause = FIRST_PAUSE
     while True:
         try:
             async with peers.link(url, whose="the address plan") as link:
                 with link.errors():
-                    metadata = {POOL: pool, FAMILY: str(family)} if pool or family else {}
+                    said = {POOL: pool, FAMILY: str(family) if family else ""}
+                    metadata = {key: value for key, value in said.items() if value}
                     opened = IPAMStub(link.channel).ManagePrefixes.open(metadata=metadata)
                     async with opened as stream:
                         await stream.send_message(
@@ -211,10 +221,11 @@ async def keep_prefix(
                             )
                         )
                         async with asyncio.timeout(ANSWER):
+                            await stream.recv_initial_metadata()
                             answer = await stream.recv_message()
                         if answer is not None:
                             before, pause = answer.prefix, FIRST_PAUSE
-                            on_lent(before)
+                            on_lent(before, _domain(stream.initial_metadata))
                             await stream.recv_message()  # until the stream ends
                         raise UnavailableError(f"the address plan at {url} ended the stream")
         except TimeoutError:
@@ -225,6 +236,15 @@ async def keep_prefix(
             on_failure(failure)
         await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
         pause = min(pause * GROWTH, LONGEST_PAUSE)
+
+
+def _domain(metadata: Any) -> tuple[str, ...]:
+    """The prefixes an answer's metadata tell; what is none is nobody's to route by."""
+    told = [one for one in str((metadata or {}).get(DOMAIN, "")).split(",") if one]
+    try:
+        return tuple(str(ipaddress.ip_network(one)) for one in told[:MOST_TOLD])
+    except ValueError:
+        return ()
 
 
 async def _message(stream: "Stream[Any, Any]", what: str) -> Any:
