@@ -31,6 +31,8 @@ CONFIGS = {  # by the module that `python -P -m` starts
     "registry": "registry.config",
     "registry.proxy": "registry.proxy.config",
     "endpoints.responder": "endpoints.responder.config",
+    "endpoints.vl3": "endpoints.vl3.config",
+    "endpoints.ipam": "endpoints.ipam.config",
     "nsm.process.client": "nsm.process.client",
     "nsm.process.issuer": "nsm.process.issuer",
 }

@@ -18,6 +18,8 @@ class Program(StrEnum):
     nsmgr_proxy = "nsmgr-proxy"
     forwarder = "forwarder"
     responder = "responder"
+    vl3 = "vl3"
+    ipam = "ipam"
     client = "client"
     issuer = "issuer"
 
@@ -29,6 +31,8 @@ MODULES: Final = {
     Program.nsmgr_proxy: "nsmgr.proxy",
     Program.forwarder: "forwarder",
     Program.responder: "endpoints.responder",
+    Program.vl3: "endpoints.vl3",
+    Program.ipam: "endpoints.ipam",
     Program.client: "nsm.process.client",
     Program.issuer: "nsm.process.issuer",
 }

@@ -49,8 +49,9 @@ class RouterAddresses:
         had of another prefix they lose with their next request.
         """
         network = ipaddress.ip_network(prefix)
-        if domain:
-            self._domain = tuple(map(ipaddress.ip_network, domain))
+        told = tuple(map(ipaddress.ip_network, domain))
+        families = {one.version for one in told}  # of another plan are the others
+        self._domain = (*(one for one in self._domain if one.version not in families), *told)
         known = self._lent.get(network.version)
         if known and known.network == network:
             return False
@@ -64,10 +65,14 @@ class RouterAddresses:
             mine.pop(network.version, None)
         return True
 
+    def without(self, family: int) -> None:
+        """The domain has none of this family, so nobody waits for it."""
+        self._families = tuple(one for one in self._families if one != family)
+
     @property
     def ready(self) -> bool:
         """Whether there is a prefix of each family."""
-        return all(one in self._lent for one in self._families)
+        return bool(self._families) and all(one in self._lent for one in self._families)
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -159,6 +164,14 @@ class RouterAddresses:
             asked,
             src_ip_addrs=tuple(dict.fromkeys((*src, *self.own))),
             dst_routes=self._ways(asked.dst_routes, whole=False),
+        )
+
+    def leads_on(self, asked: IPContext) -> bool:
+        """Whether who asks says that more of the domain than itself is behind it: as routers do."""
+        return any(
+            ipaddress.ip_network(one.prefix, strict=False).num_addresses > 1
+            for one in asked.dst_routes
+            if self._of_domain(one.prefix)
         )
 
     def release(self, id_: str) -> None:

@@ -1,0 +1,114 @@
+"""Start a vL3 domain's router: `python -P -m endpoints.vl3`. All objects are made here."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+
+import structlog
+
+from endpoints.vl3.config import Config
+from endpoints.vl3.fellows import Fellows
+from endpoints.vl3.joins import Joins
+from endpoints.vl3.lending import Lending
+from endpoints.vl3.router import Router
+from nsm.client import Client, Settings, Wish
+from nsm.endpoint import Endpoint
+from nsm.kernel.routing import Routing
+from nsm.mechanisms import IP, KERNEL
+from nsm.nsurl import NSURL
+from nsm.process.calls import log_call
+from nsm.process.config import read
+from nsm.process.run import Process, run
+from nsm.race import unless
+from nsm.rpc.peers import Peers
+from nsm.rpc.registry import RegistryClient
+
+IDENTITY_PATIENCE = 30.0  # seconds for the first certificate
+
+log = structlog.get_logger(__name__)
+
+
+async def serve(config: Config, process: Process) -> None:
+    """Be a router until the process is asked to stop, or has had no member for too long."""
+    routing = Routing(config.place)
+    await asyncio.to_thread(routing.prepare)
+    fellows = Fellows(config.name, config.service)
+    router = Router(fellows, routing, config.families)
+    url = NSURL(KERNEL, config.service, "", {})
+    settings = Settings(
+        dial_timeout=config.dial_timeout,
+        request_timeout=config.request_timeout,
+        lifetime=config.lifetime,
+        namespace=config.place,
+        labels=config.told,
+        awareness=((url,),),  # all our wires have our address, and lead to one network
+    )
+    async with (
+        config.identity(IDENTITY_PATIENCE) as source,
+        Peers(source, dial_timeout=config.dial_timeout) as peers,
+        Client(config.name, source=source, manager=config.connect_to, settings=settings) as client,
+    ):
+        registry = RegistryClient(peers, config.connect_to, lifetime=config.lifetime)
+        wish = Wish(shape=router.shape, on_answer=router.answered)
+        joins = Joins(fellows, client, registry, url, wish)
+        endpoint = Endpoint(
+            config.name,
+            config.service_names,
+            source=source,
+            manager=config.connect_to,
+            addresses=router,
+            labels={**config.told, **config.labels},
+            payload=IP,
+            answer=router.answer,
+            listen=config.listen_on,
+            namespace=config.place,
+            shown=router.shown,
+            register_service=config.register_service,
+            unregister=config.unregister_itself,
+            lifetime=config.lifetime,
+            on_call=log_call,
+        )
+
+        def changed(larger: Callable[[int], bool]) -> None:
+            endpoint.ask_again(lambda conn: larger(conn.context.mtu if conn.context else 0))
+            joins.refresh(lambda wire: larger(wire.mtu))
+            joins.look()
+
+        router.on_change = changed
+        lending = Lending(
+            config.prefix_server_url,
+            config.pool,
+            config.families,
+            on_lent=router.lend,
+            on_absent=router.without,
+        )
+        async with endpoint, joins.held(lambda: router.ready):
+            process.tasks.spawn(router.settle(), "what the kernel passes on", forever=True)
+            lending.start(peers, process.tasks)
+            process.ready(endpoint.urls, service=config.service, manager=config.connect_to)
+            await _needed(config, process, router, endpoint)
+            if not config.unregister_itself:
+                joins.leave()
+
+
+async def _needed(config: Config, process: Process, router: Router, endpoint: Endpoint) -> None:
+    """Wait for the stop, or for the idle time."""
+    if not config.idle_timeout:
+        await process.stopped()
+        return
+
+    async def idle() -> None:
+        await router.idle(config.idle_timeout)
+        endpoint.route.expired = True
+        log.info("no member for the idle time: the router ends", idle=config.idle_timeout)
+
+    await unless(process.stopped(), idle())
+
+
+def main() -> int:
+    """Read the settings, serve, and return the exit code."""
+    return run("vl3", read(Config), serve)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""A router at work: who gets which address, what all are told, and what the kernel passes on."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import NoReturn
+
+import structlog
+
+from endpoints.vl3.addresses import RouterAddresses
+from endpoints.vl3.fellows import Fellows
+from endpoints.vl3.lending import BOTH
+from endpoints.vl3.mtu import Smallest
+from nsm import policy
+from nsm.client import Wire
+from nsm.endpoint import present
+from nsm.errors import NsmError, UnavailableError
+from nsm.kernel.routing import Routing
+from nsm.model import Connection, Context, IPContext
+
+AGAIN = 1.0  # seconds until the kernel is told again what it refused
+log = structlog.get_logger(__name__)
+
+
+class Router:
+    """Addresses for `nsm.endpoint`, contexts for `nsm.client`, and the namespace below both.
+
+    on_change is called with a test of MTUs whenever those on wires of a larger one, or, without
+    one, all, would be told something else than they were.
+    """
+
+    def __init__(self, fellows: Fellows, routing: Routing, families: Sequence[int]) -> None:
+        self.addresses = RouterAddresses(families or BOTH)
+        self.mtu = Smallest()
+        self.on_change: Callable[[Callable[[int], bool]], None] = lambda _: None
+        self._fellows = fellows
+        self._routing = routing
+        self._settled = False  # the kernel passes on what is ours now
+        self._lent = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._members = asyncio.Event()
+
+    @property
+    def ready(self) -> bool:
+        """Whether members can be served."""
+        return self._settled and self.addresses.ready
+
+    # -- prefixes, as `Lending` tells them ------------------------------------------------------
+
+    def lend(self, prefix: str, domain: Sequence[str]) -> None:
+        """A prefix is ours; the kernel is told next, and then everybody."""
+        before = self.addresses.domain
+        if self.addresses.lend(prefix, domain) or self.addresses.domain != before:
+            self._settled = False
+            self._lent.set()
+
+    def without(self, family: int) -> None:
+        """There is no such family."""
+        self.addresses.without(family)
+        self._lent.set()
+
+    async def settle(self) -> NoReturn:
+        """Tell the kernel what is ours, whenever that changes; for a task of the process."""
+        while True:
+            await self._lent.wait()
+            self._lent.clear()
+            if not self.addresses.ready:
+                continue
+            own, domain = self.addresses.own, self.addresses.domain
+            try:
+                await asyncio.to_thread(self._routing.admit, domain)
+                await asyncio.to_thread(self._routing.own, own, domain)
+            except NsmError as error:
+                log.warning("the domain's packets are not passed on", why=str(error))
+                await asyncio.sleep(AGAIN)
+                self._lent.set()
+                continue
+            self._settled = True
+            log.info("router of", own=", ".join(own), domain=", ".join(map(str, domain)))
+            self.on_change(lambda _: True)
+
+    # -- the endpoint's side --------------------------------------------------------------------
+
+    def assign(self, conn: Connection) -> IPContext:
+        """A member's addresses and routes, or another router's. See `nsm.endpoint.Addresses`."""
+        if not self._settled and self.addresses.ready:
+            raise UnavailableError(
+                "prefix pool is initializing: this router is about to pass packets on"
+            )
+        router = self._fellows.are(policy.origin(conn))
+        if not router and self.addresses.leads_on(conn.ip):
+            raise UnavailableError(
+                f"connection {conn.id} begins at {policy.origin(conn) or 'nobody'}, who says that"
+                " more of the domain is behind it, and has registered no router of it",
+                hint="if it has, ask again: the registry tells in a moment",
+            )
+        made = self.addresses.assign(conn.id, conn.ip, router=router)
+        self._count()
+        return made
+
+    def release(self, id_: str) -> None:
+        """Take back what a member has."""
+        self.addresses.release(id_)
+        self._count()
+
+    def reserve(self, addresses: Iterable[str]) -> int:
+        """Keep what members of an earlier life have."""
+        return self.addresses.reserve(addresses)
+
+    def unreserve(self) -> None:
+        """Keep it no longer."""
+        self.addresses.unreserve()
+
+    def shown(self) -> list[str]:
+        """The addresses that our namespace has or leads to. Blocks."""
+        return self._routing.inside(present)
+
+    async def answer(self, conn: Connection) -> Connection:
+        """The last word on a connection: no MTU larger than the smallest of all."""
+        context = conn.context or Context()
+        self._note(context.mtu)
+        return replace(conn, context=replace(context, mtu=self.mtu.of(context.mtu)))
+
+    # -- the client's side ----------------------------------------------------------------------
+
+    def shape(self, context: Context) -> Context:
+        """What another router is told of us."""
+        ip = self.addresses.ask(context.ip or IPContext())
+        return replace(context, ip=ip, mtu=self.mtu.of(context.mtu))
+
+    def answered(self, wire: Wire) -> None:
+        """What another router says."""
+        self._note(wire.mtu)
+
+    # -- ends -----------------------------------------------------------------------------------
+
+    async def idle(self, seconds: float) -> None:
+        """Wait until there was no member for so long; wires of other routers do not count."""
+        while True:
+            await self._empty.wait()
+            self._members.clear()
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._members.wait()
+            except TimeoutError:
+                return
+
+    def _note(self, mtu: int) -> None:
+        families = tuple(dict.fromkeys(6 if ":" in one else 4 for one in self.addresses.own))
+        if self.mtu.note(mtu, families or (4,)):
+            log.info("the domain's MTU is lower", mtu=self.mtu.now)
+            self.on_change(partial(_over, self.mtu.now))
+
+    def _count(self) -> None:
+        if self.addresses.members():
+            self._empty.clear()
+            self._members.set()
+        else:
+            self._empty.set()
+
+
+def _over(least: int, mtu: int) -> bool:
+    return mtu > least or mtu == 0

@@ -1,0 +1,40 @@
+"""Registers the domain's service with a choice: a member's label `at` names its router.
+
+python -P -m tests.e2e.vl3.teller
+"""
+
+import asyncio
+import os
+import signal
+
+from nsm.identity.workload import workload_source
+from nsm.model import Destination, Match, Service
+from nsm.rpc.peers import Peers
+from nsm.rpc.registry import RegistryClient
+from tests.e2e.vl3.names import ROUTERS
+
+SERVICE = Service(
+    "net",
+    "IP",
+    matches=(
+        *(Match({"at": one}, (Destination({"router": one}),)) for one in ROUTERS),
+        Match({}, (Destination({}),)),
+    ),
+)
+
+
+async def main() -> None:
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    async with (
+        workload_source(os.environ["SPIFFE_ENDPOINT_SOCKET"], patience=10) as source,
+        Peers(source, dial_timeout=2.0) as peers,
+    ):
+        client = RegistryClient(peers, os.environ["NSM_CONNECT_TO"], dial_timeout=2.0)
+        await client.register_service(SERVICE)
+        os.write(int(os.environ["NSM_READY_FD"]), b"registered\n")
+        await ended.wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
