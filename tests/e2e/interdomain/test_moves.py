@@ -28,6 +28,7 @@ async def test_a_proxy_that_is_met_elsewhere_now_is_found_there(mesh: Domains):
     client, there = mesh.space("app"), mesh.space("pong")
     app = mesh.client("app", "kernel://frames@two/nsm-1", **STEADY)
     before = identity(link(client, "nsm-1")), identity(far_end(client, "nsm-1", there))
+    closed = closes(mesh, "frames@two")
     everybody = {name: ADDRESSES[node] for name, node in {**DOORS, "three": ALONE}.items()}
     for port, variables in (
         (MOVED, {"NSM_LISTEN_ON": f"tcp://{ADDRESSES['b']}:{MOVED}"}),
@@ -49,7 +50,14 @@ async def test_a_proxy_that_is_met_elsewhere_now_is_found_there(mesh: Domains):
         assert await carries(mesh, app)
     ends = identity(link(client, "nsm-1")), identity(far_end(client, "nsm-1", there))
     assert ends == before
+    assert closes(mesh, "frames@two") == closed, "it was found by asking, not by choosing anew"
     assert app.end() == 0, app.words
+
+
+def closes(mesh: Domains, service: str) -> int:
+    """How many Closes for a service came to the proxy of domain one."""
+    words = "NetworkService/Close", f'"service": "{service}"'
+    return sum(all(word in line for word in words) for line in mesh.now["a/nsmgr-proxy"].log)
 
 
 @pytest.mark.parametrize("killed", [True, False], ids=["its-manager-is-dead", "its-manager-lives"])
@@ -61,6 +69,7 @@ async def test_an_endpoint_that_moved_to_another_node_is_met_there_at_the_next_r
     app = mesh.client("app", "kernel://moving@two/nsm-1", **STEADY)
     assert (await told(app))["path"][6]["name"] == "forwarder-b"
     assert await carries(mesh, app)
+    closed = closes(mesh, "moving@two")
     if killed:
         mesh.now["b/nsmgr"].end(signal.SIGKILL)
     assert mover.end(signal.SIGKILL) == -signal.SIGKILL
@@ -76,6 +85,7 @@ async def test_an_endpoint_that_moved_to_another_node_is_met_there_at_the_next_r
             bar=6,
         )
         assert await carries(mesh, app)
+        assert closes(mesh, "moving@two") == closed, "it was found by asking, not by choosing anew"
         fresh = mesh.client("app", "kernel://moving@two/fresh", name="fresh")
         assert (await told(fresh))["path"][6]["name"] == "forwarder-b2"
         assert await carries(mesh, fresh)
