@@ -110,7 +110,7 @@ class Checks:
                 client = self._lab.clients.get(a)
                 if client and client.netns_only and outsiders:
                     of = [w for w in there if b in (w.client, w.endpoint)]
-                    of = [w for w in of if fnmatchcase(w.service, service)]
+                    of = [w for w in of if w.serves(service)]
                 else:
                     of = between(there, a, b, service)
                 if of:
@@ -276,7 +276,7 @@ class Checks:
         of = [
             wire
             for wire in wires(self._lab, self._paths)
-            if fnmatchcase(wire.client, asked.client) and fnmatchcase(wire.service, asked.service)
+            if fnmatchcase(wire.client, asked.client) and wire.serves(asked.service)
         ]
         if not of:
             faults = [f"{asked.client} has no wire"]

@@ -14,7 +14,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
+
+import yaml
 
 from labs import alive, processes, state
 from labs.alive import Mark
@@ -44,12 +47,17 @@ IPV6: Final = "/proc/sys/net/ipv6"  # not there where the kernel was booted with
 CARRIER: Final = 5.0  # seconds until cables pass packets; some milliseconds in fact
 TELLING: Final = 0.5  # seconds a client may take from being ready to having written it
 POLITE: Final = 5.0  # seconds a process may take to end
-# A slow machine's manager and forwarder may need longer than upstream's to hear one another.
-_HANDED_ON: Final = dict.fromkeys((Stage.MANAGER, Stage.FORWARDER), ("NSM_DIAL_TIMEOUT",))
+# A slow machine's managers and forwarders may need longer than upstream's to hear one another.
+_HANDED_ON: Final = dict.fromkeys(
+    (Stage.REGISTRY_PROXY, Stage.MANAGER, Stage.MANAGER_PROXY, Stage.FORWARDER),
+    ("NSM_DIAL_TIMEOUT",),
+)
 _STAGES: Final = {
     Stage.ISSUER: "issuers",
     Stage.REGISTRY: "registries",
+    Stage.REGISTRY_PROXY: "registries' proxies",
     Stage.MANAGER: "managers",
+    Stage.MANAGER_PROXY: "managers' proxies",
     Stage.FORWARDER: "forwarders",
     Stage.ENDPOINT: "endpoints",
     Stage.CLIENT: "clients",
@@ -183,6 +191,7 @@ def _made(
         now = replace(now, namespaces=cookies)
         state.write(paths, now)
         _entries(lab, paths, plan)
+        _introduce(lab, paths)
         report("imports")
         births.warm()
         with _clock(seconds, "cables"):
@@ -261,6 +270,33 @@ def _entries(lab: Lab, paths: Paths, plan: processes.Plan) -> None:
     for cluster in lab.clusters:
         with open(paths.cluster(cluster, "entries.json"), "w") as out:
             json.dump(processes.entries(plan, cluster), out, indent=1)
+
+
+def _introduce(lab: Lab, paths: Paths) -> None:
+    """Make clusters that are federated known to each other: by their bundles, and where they are.
+
+    That is done before an issuer starts, because one that is running looks for new bundles
+    only now and then.
+    """
+    federated = [cluster for cluster in lab.clusters.values() if cluster.knows]
+    if not federated:
+        return
+    from nsm.identity.authority import open_authority  # a tenth of a second that few labs need
+
+    bundles = {
+        cluster.name: open_authority(
+            Path(paths.authority(cluster.name)), cluster.trust_domain
+        ).bundle_pem()
+        for cluster in federated
+    }
+    for cluster in federated:
+        folder = Path(paths.federation(cluster.name))
+        folder.mkdir(exist_ok=True)
+        for name in cluster.knows:
+            (folder / f"{lab.clusters[name].trust_domain}.pem").write_bytes(bundles[name])
+        if cluster.has_doors:
+            known = processes.domains_of(lab, cluster)
+            state.put(paths.domains(cluster.name), yaml.safe_dump(known, sort_keys=False))
 
 
 def made_by_us(paths: Paths) -> bool:

@@ -7,7 +7,7 @@ so `lab check` and `lab show` work for anyone, anywhere.
 import ipaddress
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
@@ -15,26 +15,36 @@ from typing import Any, Final, Literal
 
 from labs import schema, units
 from labs.source import Source, Where, load, spell
-from nsm import nsurl
+from nsm import domains, nsurl
 from nsm.errors import InvalidError
 
 UP: Final = "up"  # the lab's coming up, where else a check's name would be
 BRIDGE: Final = "bridge"  # what a switch's own interface is called
 SMALLEST, LARGEST = 28, 65_535  # bytes of an IP packet with an echo in it
 LONGEST: Final = 3600.0  # seconds of a check's command
-RESERVED: Final = ("issuer", "registry", "nsmgr", "forwarder", "nsmctl", "nursery")
+RESERVED: Final = (
+    "issuer", "registry", "registry-proxy", "nsmgr", "nsmgr-proxy", "forwarder", "nsmctl",
+    "nursery",
+)  # fmt: skip
 Family = Literal["ipv4", "ipv6"]
 FAMILIES: Final[tuple[Family, Family]] = ("ipv4", "ipv6")
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A registry, a trust domain, and the nodes it manages."""
+    """A registry, a trust domain, and the nodes it manages; to others a domain of its name."""
 
     name: str
     trust_domain: str
     underlay: Family
     registry_on: str
+    managers: bool = True  # else floating: a registry that others share
+    knows: tuple[str, ...] = ()  # the clusters it is federated with
+
+    @property
+    def has_doors(self) -> bool:
+        """Whether requests leave for other domains, and those of others come in."""
+        return self.managers and bool(self.knows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +105,7 @@ class Endpoint:
     prefixes: tuple[str, ...]
     labels: Mapping[str, str]
     run: tuple[Program, ...] = ()
+    domain: str = ""  # the floating one it registers in; "" is its node's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,8 +289,8 @@ class _Reader:
         clusters = self._clusters(nodes)
         for name, node in nodes.items():
             self._reachable(name, node, clusters)
-        endpoints = self._endpoints(nodes)
-        clients = self._clients(nodes, endpoints)
+        endpoints = self._endpoints(nodes, clusters)
+        clients = self._clients(nodes, clusters, endpoints)
         self._distinct(nodes, endpoints, clients)
         return Lab(
             self._data["name"],
@@ -427,8 +438,44 @@ class _Reader:
             if registry not in own:
                 raise self._wrong((*where, "registry-on"), f"{registry} is no node of {name}")
             family: Family = item.get("underlay") or ("ipv4" if "ipv4" in underlay else "ipv6")
-            clusters[name] = Cluster(name, domain, family, registry)
-        return clusters
+            managers = item.get("managers", True)
+            clusters[name] = Cluster(name, domain, family, registry, managers)
+        return self._federated(clusters)
+
+    def _federated(self, clusters: Mapping[str, Cluster]) -> dict[str, Cluster]:
+        """The clusters, each with those it knows."""
+        knows: dict[str, list[str]] = {name: [] for name in clusters}
+        for i, group in enumerate(self._data["topology"].get("federation", [])):
+            for j, name in enumerate(group):
+                where = ("topology", "federation", i, j)
+                self._known(where, name, clusters, "cluster")
+                for other in group[:j]:
+                    self._strangers(where, clusters[name], clusters[other], knows)
+                    knows[name].append(other)
+                    knows[other].append(name)
+        for name, cluster in clusters.items():
+            if not cluster.managers and not any(clusters[one].managers for one in knows[name]):
+                raise self._wrong(
+                    ("topology", "clusters", name, "managers"),
+                    "a floating domain is for clusters with managers that know it:"
+                    f" name {name} and them in topology.federation",
+                )
+        return {name: replace(one, knows=tuple(knows[name])) for name, one in clusters.items()}
+
+    def _strangers(
+        self, where: Where, one: Cluster, other: Cluster, knows: Mapping[str, list[str]]
+    ) -> None:
+        """Refuse two that know each other already, and two that could not talk."""
+        if one is other:
+            raise self._wrong(where, f"{one.name} is there twice")
+        if other.name in knows[one.name]:
+            raise self._wrong(where, f"{other.name} and {one.name} know each other already")
+        if one.underlay != other.underlay:
+            raise self._wrong(
+                where,
+                f"{other.name} talks over {other.underlay} and {one.name} over {one.underlay}:"
+                " give both the same underlay",
+            )
 
     def _reachable(self, name: str, node: Node, clusters: Mapping[str, Cluster]) -> None:
         if node.kind == "switch":
@@ -449,17 +496,34 @@ class _Reader:
             raise self._wrong(where, f"{name} is a switch: nothing runs on it")
         return nodes[name]
 
-    def _endpoints(self, nodes: Mapping[str, Node]) -> dict[str, Endpoint]:
+    def _manager(
+        self, where: Where, name: str, nodes: Mapping[str, Node], clusters: Mapping[str, Cluster]
+    ) -> Node:
+        """A node that has a manager."""
+        node = self._machine(where, name, nodes)
+        if not clusters[node.cluster].managers:
+            raise self._wrong(
+                where,
+                f"{name} is of the floating domain {node.cluster}: no wire begins or ends there;"
+                f" who offers SERVICE@{node.cluster} is on a node of a cluster that knows it",
+            )
+        return node
+
+    def _endpoints(
+        self, nodes: Mapping[str, Node], clusters: Mapping[str, Cluster]
+    ) -> dict[str, Endpoint]:
         endpoints: dict[str, Endpoint] = {}
         for key, service in self._data.get("services", {}).items():
-            bare, _, cluster = key.partition("@")
+            bare, cluster = domains.split(key)
             if cluster:
-                clusters = self._data["topology"]["clusters"]
                 self._known(("services", key), cluster, clusters, "cluster")
+            floating = cluster if cluster and not clusters[cluster].managers else ""
             for name, item in service["endpoints"].items():
                 where = ("services", key, "endpoints", name)
-                node = self._machine((*where, "on"), item["on"], nodes)
-                if cluster and node.cluster != cluster:
+                node = self._manager((*where, "on"), item["on"], nodes, clusters)
+                if floating:
+                    self._acquainted((*where, "on"), clusters[node.cluster], floating)
+                elif cluster and node.cluster != cluster:
                     says = f"{node.name} is of {node.cluster}, the service of {cluster}"
                     raise self._wrong((*where, "on"), says)
                 if name in endpoints:
@@ -473,17 +537,24 @@ class _Reader:
                     tuple(item["prefixes"]),
                     item.get("labels", {}),
                     self._programs(where, item),
+                    floating,
                 )
         return endpoints
 
     def _clients(
-        self, nodes: Mapping[str, Node], endpoints: Mapping[str, Endpoint]
+        self,
+        nodes: Mapping[str, Node],
+        clusters: Mapping[str, Cluster],
+        endpoints: Mapping[str, Endpoint],
     ) -> dict[str, Client]:
         clients = {}
         for name, item in self._data.get("clients", {}).items():
             where = ("clients", name)
-            node = self._machine((*where, "on"), item["on"], nodes)
             alone = item.get("netns-only", False)
+            if alone:
+                node = self._machine((*where, "on"), item["on"], nodes)
+            else:
+                node = self._manager((*where, "on"), item["on"], nodes, clusters)
             if alone and (item.get("connect") or item.get("labels")):
                 raise self._wrong(where, "netns-only: it connects to nothing and has no labels")
             if not alone and not item.get("connect"):
@@ -493,7 +564,7 @@ class _Reader:
             for i, text in enumerate(item.get("connect", [])):
                 spot = (*where, "connect", i)
                 asked = nsurl.parse(text)
-                self._offered(spot, asked, node, nodes, endpoints)
+                self._offered(spot, asked, clusters[node.cluster], clusters, nodes, endpoints)
                 if asked.interface and asked.interface in interfaces:
                     raise self._wrong(spot, f"interface {asked.interface} is asked for twice")
                 interfaces.add(asked.interface or "")
@@ -505,15 +576,38 @@ class _Reader:
         self,
         where: Where,
         asked: nsurl.NSURL,
-        node: Node,
+        own: Cluster,
+        clusters: Mapping[str, Cluster],
         nodes: Mapping[str, Node],
         endpoints: Mapping[str, Endpoint],
     ) -> None:
         """A service nobody offers is a typing error, except where the lab wants to be red."""
-        offered = {e.service for e in endpoints.values() if nodes[e.on].cluster == node.cluster}
-        if asked.service not in offered and "up" not in self._data.get("must-be-red", {}):
-            near = schema.nearest(asked.service, list(offered))
-            raise self._wrong(where, f"nobody in {node.cluster} offers {asked.service!r}{near}")
+        if "up" in self._data.get("must-be-red", {}):
+            return
+        service, domain = domains.split(asked.service)
+        if domain:
+            self._known(where, domain, clusters, "cluster")
+            self._acquainted(where, own, domain)
+        offers: dict[str, set[str]] = {name: set() for name in clusters}
+        for one in endpoints.values():
+            offers[one.domain or nodes[one.on].cluster].add(one.service)
+        there = domain or own.name
+        if service in offers[there]:
+            return
+        elsewhere = [f"{service}@{c}" for c in (own.name, *own.knows) if service in offers[c]]
+        near = schema.nearest(service, list(offers[there]))
+        if elsewhere:
+            near = f"; there is {', '.join(elsewhere)}"
+        raise self._wrong(where, f"nobody in {there} offers {service!r}{near}")
+
+    def _acquainted(self, where: Where, own: Cluster, domain: str) -> None:
+        """Refuse a domain that a cluster cannot reach. By its own name it needs doors, too."""
+        if domain == own.name and not own.knows:
+            raise self._wrong(where, f"{own.name} knows no other domain: leave out @{domain}")
+        if domain not in (own.name, *own.knows):
+            raise self._wrong(
+                where, f"{own.name} does not know {domain}: name both in topology.federation"
+            )
 
     def _prefixes(self, where: Where, prefixes: list[str]) -> None:
         networks = [ipaddress.ip_network(text) for text in prefixes]
@@ -627,7 +721,7 @@ def _check(
     family = asked.get("family", "any")
     families: tuple[Family, ...] = FAMILIES if family in ("any", "both") else (family,)
     strict = family != "any"
-    service = asked.get("service", "*").partition("@")[0]
+    service = asked.get("service", "*")
     match kind:
         case "ping":
             size = {"mtu": 0, "mtu+1": -1}.get(asked.get("size", "64B"))

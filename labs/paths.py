@@ -71,6 +71,18 @@ class Paths:
         """Something of a cluster."""
         return os.path.join(self.folder, "cluster", cluster, *more)
 
+    def authority(self, cluster: str) -> str:
+        """The folder of the key by which a cluster's issuer signs."""
+        return self.cluster(cluster, "authority")
+
+    def federation(self, cluster: str) -> str:
+        """The folder of what a cluster trusts of others' identities."""
+        return self.cluster(cluster, "federation")
+
+    def domains(self, cluster: str) -> str:
+        """Where a cluster has written down where others are."""
+        return self.cluster(cluster, "domains.yaml")
+
     def namespace(self, place: str) -> str:
         """The name of a place's network namespace."""
         return f"{self.lab}-{place}"

@@ -13,11 +13,14 @@ from typing import Any, Final
 
 from labs.lab import Client, Cluster, Endpoint, Lab, Node, Program
 from labs.paths import Paths
+from nsm import domains
 from nsm.kernel.namespaces import NAMED
 
 FIRST_GID: Final = 61_000  # above what distributions give out; the namespace tells two labs apart
 REGISTRY_PORT: Final = 5002
 MANAGER_PORT: Final = 5001
+MANAGER_PROXY_PORT: Final = 5004
+REGISTRY_PROXY_PORT: Final = 5005
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 READY_FD: Final = 3
 
@@ -27,17 +30,21 @@ class Stage(IntEnum):
 
     ISSUER = 0
     REGISTRY = 1
-    MANAGER = 2
-    FORWARDER = 3
-    ENDPOINT = 4
-    CLIENT = 5
-    PROGRAM = 6
+    REGISTRY_PROXY = 2
+    MANAGER = 3
+    MANAGER_PROXY = 4
+    FORWARDER = 5
+    ENDPOINT = 6
+    CLIENT = 7
+    PROGRAM = 8
 
 
 MODULES: Final[Mapping[Stage, str]] = {
     Stage.ISSUER: "nsm.process.issuer",
     Stage.REGISTRY: "registry",
+    Stage.REGISTRY_PROXY: "registry.proxy",
     Stage.MANAGER: "nsmgr",
+    Stage.MANAGER_PROXY: "nsmgr.proxy",
     Stage.FORWARDER: "forwarder",
     Stage.ENDPOINT: "endpoints.responder",
     Stage.CLIENT: "nsm.process.client",
@@ -114,6 +121,22 @@ def host(address: str, port: int) -> str:
     return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
 
 
+def at(lab: Lab, cluster: Cluster, port: int) -> str:
+    """The URL of a process on a cluster's first node: the one its registry is on."""
+    return host(lab.nodes[cluster.registry_on].address(cluster.underlay), port)
+
+
+def domains_of(lab: Lab, cluster: Cluster) -> dict[str, dict[str, list[str]]]:
+    """Where the domains are that a cluster knows, and it itself: what NSM_DOMAINS_PATH holds."""
+    found = {}
+    for name in (cluster.name, *cluster.knows):
+        one = lab.clusters[name]
+        found[name] = {"registry": [at(lab, one, REGISTRY_PORT)]}
+        if one.has_doors:
+            found[name]["nsmgr-proxy"] = [at(lab, one, MANAGER_PROXY_PORT)]
+    return found
+
+
 class _Planner:
     def __init__(self, lab: Lab, paths: Paths) -> None:
         self._lab = lab
@@ -126,10 +149,14 @@ class _Planner:
         for cluster in self._lab.clusters.values():
             self._issuer(cluster)
             self._registry(cluster)
+            if cluster.has_doors:
+                self._registry_proxy(cluster)
+                self._manager_proxy(cluster)
         for node in self._lab.nodes.values():
             if node.kind == "node":
-                self._manager(node)
-                self._forwarder(node)
+                if self._lab.clusters[node.cluster].managers:
+                    self._manager(node)
+                    self._forwarder(node)
                 gid = ctl_gid(self._lab, node.name)
                 self._entry(node.cluster, f"node/{node.name}/nsmctl", node.name, gid)
         for endpoint in self._lab.endpoints.values():
@@ -152,8 +179,10 @@ class _Planner:
             "NSM_TRUST_DOMAIN": cluster.trust_domain,
             "NSM_LISTEN_ON": f"unix://{self._paths.cluster(cluster.name, 'spiffe.sock')}",
             "NSM_ENTRIES": self._paths.cluster(cluster.name, "entries.json"),
-            "NSM_ISSUER_DIR": self._paths.cluster(cluster.name, "authority"),
+            "NSM_ISSUER_DIR": self._paths.authority(cluster.name),
         }
+        if cluster.knows:
+            settings["NSM_FEDERATION_DIR"] = self._paths.federation(cluster.name)
         self._process(name, Stage.ISSUER, cluster.registry_on, settings)
 
     def _registry(self, cluster: Cluster) -> None:
@@ -162,8 +191,35 @@ class _Planner:
             "NSM_LISTEN_ON": self._registry_url(cluster.name),
             "NSM_STORE": self._paths.cluster(cluster.name, "registry.sqlite"),
         }
+        if cluster.has_doors:
+            settings["NSM_PROXY_REGISTRY_URL"] = at(self._lab, cluster, MANAGER_PROXY_PORT)
         on = cluster.registry_on
         self._identified(f"{on}/registry", Stage.REGISTRY, on, f"node/{on}/registry", settings)
+
+    def _registry_proxy(self, cluster: Cluster) -> None:
+        settings = {
+            "NSM_NAME": f"registry-proxy-{cluster.name}",
+            "NSM_LISTEN_ON": at(self._lab, cluster, REGISTRY_PROXY_PORT),
+            "NSM_DOMAINS_PATH": self._paths.domains(cluster.name),
+        }
+        on = cluster.registry_on
+        id_ = f"node/{on}/registry-proxy"
+        self._identified(f"{on}/registry-proxy", Stage.REGISTRY_PROXY, on, id_, settings)
+
+    def _manager_proxy(self, cluster: Cluster) -> None:
+        on = cluster.registry_on
+        settings = {
+            "NSM_NAME": f"nsmgr-proxy-{cluster.name}",
+            "NSM_LISTEN_ON": at(self._lab, cluster, MANAGER_PROXY_PORT),
+            "NSM_REGISTRY_URL": self._registry_url(cluster.name),
+            "NSM_REGISTRY_PROXY_URL": at(self._lab, cluster, REGISTRY_PROXY_PORT),
+            # not this machine's own files, nor any at all
+            "NSM_MAP_IP_FILE_PATH": self._paths.cluster(cluster.name, "map-ip.yaml"),
+            "NSM_CLUSTER_INFO_PATH": self._paths.cluster(cluster.name, "clusterinfo.yaml"),
+            "NSM_OBSERVERS": f"spiffe://{cluster.trust_domain}/node/{on}/nsmctl",
+        }
+        id_ = f"node/{on}/nsmgr-proxy"
+        self._identified(f"{on}/nsmgr-proxy", Stage.MANAGER_PROXY, on, id_, settings)
 
     def _manager(self, node: Node) -> None:
         domain = self._lab.clusters[node.cluster].trust_domain
@@ -193,9 +249,9 @@ class _Planner:
         # one pool for each prefix: a wire gets addresses of every one (`wire.md` §10.1)
         pools = ",".join(f"[{prefix}]" for prefix in endpoint.prefixes)
         settings = {
-            "NSM_NAME": endpoint.name,
+            "NSM_NAME": domains.join(endpoint.name, endpoint.domain),
             "NSM_CONNECT_TO": self._door(endpoint.on),
-            "NSM_SERVICE_NAMES": endpoint.service,
+            "NSM_SERVICE_NAMES": domains.join(endpoint.service, endpoint.domain),
             "NSM_PAYLOAD": endpoint.payload.upper(),
             "NSM_CIDR_PREFIX": pools if len(endpoint.prefixes) > 1 else endpoint.prefixes[0],
         }
@@ -236,8 +292,7 @@ class _Planner:
         return f"unix://{self._paths.node(node, 'nsm.io.sock')}"
 
     def _registry_url(self, cluster: str) -> str:
-        of = self._lab.clusters[cluster]
-        return host(self._lab.nodes[of.registry_on].address(of.underlay), REGISTRY_PORT)
+        return at(self._lab, self._lab.clusters[cluster], REGISTRY_PORT)
 
     def _identified(
         self, name: str, stage: Stage, place: str, id_: str, settings: Mapping[str, str]

@@ -26,15 +26,6 @@ MOST: Final = 20  # problems told at once: more than that nobody reads
 
 # Path with `*` for any name or index -> what is missing, and what to use meanwhile.
 NOT_YET: Final[Mapping[tuple[str, ...], str]] = {
-    ("topology", "federation"): (
-        "trust between domains; what works: several clusters side by side, each on its own"
-    ),
-    ("topology", "discovery"): (
-        "finding other domains; what works: services of a node's own cluster"
-    ),
-    ("topology", "clusters", "*", "managers"): (
-        "clusters without managers; what works: every node of a cluster runs a manager"
-    ),
     ("topology", "links", "*", "rate"): "shaping of links; what works: mtu",
     ("topology", "links", "*", "delay"): "shaping of links; what works: mtu",
     ("topology", "links", "*", "loss"): "shaping of links; what works: mtu",
@@ -46,7 +37,10 @@ NOT_YET: Final[Mapping[tuple[str, ...], str]] = {
     ("clients", "*", "dns"): "names inside services; what works: addresses",
     ("faults",): "faults; what works: checks",
 }
-_ROUTER: Final = "kind: router is not yet there; what works: node and switch"
+_NOT_YET_VALUES: Final[Mapping[str, str]] = {
+    "kind: router": "is not yet there; what works: node and switch",
+    "discovery: dns": "is not yet there; what works: static",
+}
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _UNUSABLE: Final[Mapping[Network, str]] = {
     ipaddress.ip_network("0.0.0.0/8"): "unspecified",
@@ -56,7 +50,6 @@ _UNUSABLE: Final[Mapping[Network, str]] = {
     ipaddress.ip_network("::/127"): "unspecified and loopback",
     ipaddress.ip_network("ff00::/8"): "multicast",
 }
-_FAR: Final = "a service of another domain is not yet there; what works: SERVICE without @DOMAIN"
 
 
 def document() -> dict[str, Any]:
@@ -153,8 +146,9 @@ def _unknown(where: Where, key: str, known: list[str]) -> str:
 def _wrong(error: ValidationError) -> str:
     schema = error.schema if isinstance(error.schema, dict) else {}
     value = error.instance
-    if error.validator == "enum" and value == "router":
-        return _ROUTER
+    text = f"{next(reversed(error.absolute_path), '')}: {value}"
+    if error.validator == "enum" and text in _NOT_YET_VALUES:
+        return f"{text} {_NOT_YET_VALUES[text]}"
     if error.validator == "format" and isinstance(error.cause, InvalidError):
         return str(error.cause)
     return f"found {_shown(value)}, expected {_expected(error, schema)}"
@@ -240,5 +234,3 @@ def _nsurl(text: str) -> None:
         raise InvalidError(f"{text}: a lab's wires are kernel://SERVICE/INTERFACE")
     if asked.interface == "lo":
         raise InvalidError(f"{text}: lo is there already")
-    if "@" in asked.service:
-        raise InvalidError(f"{text}: {_FAR}")

@@ -15,7 +15,9 @@ from nsm.kernel.topology import enter_named
 class Seat:
     """Where the mesh is met from a place: its manager's socket and its identity's.
 
-    gid is the group by which a lab's issuer knows who is there.
+    On a node of a floating domain there is no manager: its registry is met instead, which
+    answers who offers what, and nothing else. gid is the group by which a lab's issuer knows
+    who is there.
     """
 
     name: str
@@ -67,9 +69,13 @@ def of(lab: Lab, paths: Paths, place: str) -> Seat:
     namespace = paths.namespace(place)
     entries = processes.plan(lab, paths).entries
     entry = next(e for e in reversed(entries) if e.namespace == namespace)
+    cluster = lab.clusters[node.cluster]
+    manager = f"unix://{paths.node(node.name, 'nsm.io.sock')}"
+    if not cluster.managers:
+        manager = processes.at(lab, cluster, processes.REGISTRY_PORT)
     return Seat(
         place if place != node.name else f"nsmctl-{node.name}-{os.getpid()}",
-        f"unix://{paths.node(node.name, 'nsm.io.sock')}",
+        manager,
         f"unix://{paths.cluster(node.cluster, 'spiffe.sock')}",
         entry.gid,
     )

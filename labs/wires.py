@@ -9,6 +9,7 @@ from labs import state
 from labs.hands import Hands
 from labs.lab import Family, Lab
 from labs.paths import Paths
+from nsm import domains
 from nsm.kernel import owner, topology
 from nsm.kernel.messages import Device
 
@@ -21,7 +22,8 @@ class Wire:
 
     id: str
     client: str
-    service: str
+    service: str  # as the client asks for it
+    domain: str  # whose service that is
     endpoint: str
     nodes: tuple[str, str]
     interface: str
@@ -31,6 +33,7 @@ class Wire:
     endpoint_addresses: tuple[str, ...]
     ms: float  # from the client's request to its answer
     stages: Mapping[str, float] = field(default_factory=dict)  # in ms
+    hops: tuple[str, ...] = ()  # the names on its path, client and endpoint too
 
     def far(self, place: str) -> tuple[str, ...]:
         """The addresses at the other end, seen from a client or endpoint."""
@@ -39,6 +42,11 @@ class Wire:
     def joins(self, a: str, b: str) -> bool:
         """Whether it is between those two."""
         return {a, b} == {self.client, self.endpoint}
+
+    def serves(self, service: str) -> bool:
+        """Whether it is of a service: a glob, of NAME@CLUSTER if it says one, else of NAME."""
+        own, _ = domains.split(self.service)
+        return fnmatchcase(domains.join(own, self.domain) if "@" in service else own, service)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +72,12 @@ def _of(lab: Lab, paths: Paths, client: str) -> Iterator[Wire]:
         device = topology.device(paths.namespace(client), interface) if interface else None
         endpoint = whose(lab, str(told.get("endpoint", "")))
         far = lab.endpoints[endpoint].on if endpoint in lab.endpoints else "?"
+        service = str(told.get("service", ""))
         yield Wire(
             str(told["id"]),
             client,
-            str(told.get("service", "")),
+            service,
+            domains.split(service)[1] or lab.node_of(client).cluster,
             endpoint,
             (lab.clients[client].on, far),
             interface,
@@ -77,6 +87,7 @@ def _of(lab: Lab, paths: Paths, client: str) -> Iterator[Wire]:
             _bare(told.get("dst", [])),
             float(told.get("ms", 0.0)),
             {str(k): float(v) for k, v in told.get("stages", {}).items()},
+            tuple(str(hop["name"]) for hop in told.get("path", ())),
         )
 
 
@@ -88,7 +99,8 @@ def _mechanism(device: Device) -> str:
 
 
 def whose(lab: Lab, registered: str) -> str:
-    """The lab's name of an endpoint: a registry may have put something behind it."""
+    """The lab's name of an endpoint: there may be a domain behind it, or a registry's suffix."""
+    registered, _ = domains.split(registered)
     if registered in lab.endpoints:
         return registered
     near = [name for name in lab.endpoints if registered.startswith(f"{name}-")]
@@ -102,7 +114,7 @@ def of_family(addresses: Sequence[str], families: Sequence[Family]) -> list[str]
 
 def between(all_: Sequence[Wire], a: str, b: str, service: str) -> list[Wire]:
     """The wires of a service (a glob) that join two places."""
-    return [w for w in all_ if w.joins(a, b) and fnmatchcase(w.service, service)]
+    return [w for w in all_ if w.joins(a, b) and w.serves(service)]
 
 
 def answers(all_: Sequence[Wire], paths: Paths, hands: Hands) -> dict[str, Answers]:

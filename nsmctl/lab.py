@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 import yaml
@@ -506,14 +506,17 @@ def _ms(value: float | None) -> str:
     return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
 
 
+_SHORT: Final = {"handshake": "keys", "identity": "id"}
+
+
 def _stage_table(wires: "Sequence[Wire]") -> None:
     stages = list(dict.fromkeys(stage for wire in wires for stage in wire.stages))
     if not stages:
         return
     show.table(
         "set-up by stage, ms",
-        # the word of four letters, because the table would not fit 80 columns
-        ("wire", *(f">{'keys' if stage == 'handshake' else stage}" for stage in stages)),
+        # short words, because the table would not fit 80 columns
+        ("wire", *(f">{_SHORT.get(stage, stage)}" for stage in stages)),
         [
             (wire.id, *(_ms(wire.stages[s]) if s in wire.stages else "" for s in stages))
             for wire in wires

@@ -67,11 +67,6 @@ def wrong(old: str, new: str) -> str:
             id="an interface name too long",
         ),
         pytest.param(
-            "kernel://y/", "kernel://y@west/",
-            "a service of another domain is not yet there",
-            id="another domain",
-        ),
-        pytest.param(
             "services:", "faults: []\nservices:",
             "labs/x.yaml:12: faults: not yet: faults; what works: checks",
             id="a key of a later piece",
