@@ -34,6 +34,12 @@ SHIPPED = {  # the wires of each: client, interface, kind, nodes, and the MTU a 
         ("app", "nsm-1", "wireguard", ["east-1", "east-2"], 1440),
         ("app-six", "nsm-1", "wireguard", ["six-1", "six-2"], 1420),
     ],
+    "interdomain": [
+        ("app-e", "nsm-1", "wireguard", ["east-1", "west-1"], 1440),
+        ("app-e", "nsm-2", "vxlan", ["east-1", "west-1"], 1446),
+        ("app-w", "nsm-1", "veth", ["west-1", "west-1"], None),
+        ("app-w", "nsm-2", "wireguard", ["west-1", "east-1"], 1440),
+    ],
 }
 
 
