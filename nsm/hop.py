@@ -23,7 +23,7 @@ from structlog.contextvars import bind_contextvars
 from nsm import path, policy
 from nsm.caller import Caller
 from nsm.connections import Connections, Held
-from nsm.errors import DeadlineError, NsmError
+from nsm.errors import DeadlineError, InvalidError, NsmError
 from nsm.events import Events, Sees
 from nsm.leases import Leases
 from nsm.model import Connection, EventType, Path, Request, State
@@ -100,6 +100,12 @@ class Hop(Generic[M]):
         The answer is at the caller's own segment (`wire.md` §3.1).
         """
         conn, back = path.enter(asked.connection, self.name)
+        if asked.connection.segments and back == conn.index:
+            raise InvalidError(
+                f"{caller.id} and {caller.handshake.own.id}, whom it asks, are both called"
+                f" {self.name!r}: on a path two neighbours of one name are one",
+                hint="give one of them another name (NSM_NAME)",
+            )
         _named(conn)
         began = time.monotonic()
         async with self._in_time(conn, caller), self.connections.turn(conn.id) as held:
@@ -110,6 +116,7 @@ class Hop(Generic[M]):
             followed = bool(self.watches and self.watches.follows(held.id))
             if held.made and conn.state == State.RESELECT_REQUESTED:
                 await self._let_go(held, caller)
+            held.again = False
             try:
                 with self.connections.interruptible(held):
                     async with Undo() as undo:
@@ -131,6 +138,8 @@ class Hop(Generic[M]):
                 self.watches.follow(made.id, done.next_url)
             self.events.publish(EventType.UPDATE, made, held.previous)
             self._count()
+            if held.again:
+                self._asked_again(held)
             return path.leave(made, back)
 
     async def close(self, asked: Connection, caller: Caller) -> None:
@@ -177,8 +186,7 @@ class Hop(Generic[M]):
         """Have whoever asked for a connection ask again: it would get another answer now."""
         async with self.connections.turn(id_, own=True) as held:
             if held.made and held.made.state == State.UP:
-                held.made = replace(held.made, state=State.REFRESH_REQUESTED)
-                self.events.publish(EventType.UPDATE, held.made, held.previous)
+                self._asked_again(held)
 
     def stop(self) -> None:
         """Forget timers and streams; the kernel keeps every wire."""
@@ -246,6 +254,8 @@ class Hop(Generic[M]):
     def _changed(self, id_: str, conn: Connection | None) -> None:
         """What the next hop says of a connection of ours; None: gone, or nobody knows."""
         held = self.connections.get(id_)
+        if held and held.running and conn and conn.state == State.REFRESH_REQUESTED:
+            held.again = True
         if held is None or held.made is None:
             return
         if conn is None:
@@ -262,6 +272,11 @@ class Hop(Generic[M]):
             context=conn.context,
             path=Path(segments, made.index, made.path.unknown if made.path else b""),
         )
+        self.events.publish(EventType.UPDATE, held.made, held.previous)
+
+    def _asked_again(self, held: Held[M]) -> None:
+        assert held.made is not None
+        held.made = replace(held.made, state=State.REFRESH_REQUESTED)
         self.events.publish(EventType.UPDATE, held.made, held.previous)
 
     def _down(self, held: Held[M]) -> None:

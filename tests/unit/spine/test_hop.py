@@ -116,6 +116,17 @@ async def test_a_path_that_goes_on_keeps_what_the_next_hops_added(world):
     assert len(made.segments) == 3
 
 
+async def test_who_has_our_name_is_told_so_before_two_hops_become_one(world):
+    named = (Segment("nsc", "c0"), Segment("hop", "h"))
+    for asked in (
+        Connection(id="h", path=Path(named, 1)),
+        Connection(id="h", path=Path(named[1:])),
+    ):
+        with pytest.raises(InvalidError, match=r"spiffe://td/proxy and spiffe://td/hop, .* 'hop'"):
+            await world.request(asked, who="proxy")
+    assert world.route.log == []
+
+
 async def test_a_refused_request_takes_back_what_it_did_and_holds_nothing(world):
     world.route.fail = NotFoundError("no endpoint")
     with pytest.raises(NotFoundError):
