@@ -26,7 +26,8 @@ class Held(Generic[M]):
 
     made is the connection as established, at this hop (own id, own index), or
     None before the first success. previous is who asked for it; origin is whom
-    its first segment's token named. memory is the route's own.
+    its first segment's token named. memory is the route's own. again is set where what is
+    under way has to be asked for once more: it may have been answered before that was said.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Held(Generic[M]):
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     waiting: int = 0
     running: "Interruptible | None" = None
+    again: bool = False
 
     def forget(self) -> None:
         """Remember nothing; the id is free as soon as nobody waits for it."""

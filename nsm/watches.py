@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Protocol
 
 from nsm.errors import NsmError
-from nsm.model import Connection, Event, EventType, Segment, Selector
+from nsm.model import Connection, Event, EventType, Segment, Selector, State
 
 PAUSES = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between tries; the last repeats
 
@@ -100,6 +100,8 @@ class Watches:
             if own in followed:
                 told.add(own)
                 self._on_change(own, None if event.type == EventType.DELETE else conn)
+            elif own and conn.state == State.REFRESH_REQUESTED:  # its answer is still on the way
+                self._on_change(own, conn)
         if event.type == EventType.INITIAL_STATE_TRANSFER:
             for id_ in (followed & asked) - told:  # it was restarted and knows nothing of them
                 self._on_change(id_, None)

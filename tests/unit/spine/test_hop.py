@@ -18,6 +18,7 @@ from nsm.hop import Established, Hop
 from nsm.model import (
     SECOND,
     Connection,
+    Event,
     EventType,
     Path,
     Request,
@@ -41,6 +42,7 @@ class Route:
         self.entered = asyncio.Event()
         self.left = asyncio.Event()
         self.leaving = None
+        self.holding = None
         self.stuck = None
         self.withdrawn = None
 
@@ -53,6 +55,8 @@ class Route:
             await asyncio.Event().wait()
         if self.fail:
             raise self.fail
+        if self.holding:
+            await self.holding.wait()
         held.memory = "memory"
         return Established(conn, self.next_url)
 
@@ -207,6 +211,54 @@ async def test_those_who_watch_hear_up_down_and_gone(world):
     await world.hop.close(made, world.mesh.call("nsc"))
     assert (await anext(seen)).type == EventType.DELETE
     await seen.aclose()
+
+
+async def test_who_asked_can_be_told_to_ask_again(world):
+    made = await world.request()
+    seen = world.hop.events.watch(Selector(), world.mesh.svid("nsc").id)
+    await anext(seen)
+    await world.hop.want_again(made.segments[1].id)
+    (told,) = (await anext(seen)).connections.values()
+    assert told.state == State.REFRESH_REQUESTED
+    assert (await world.request(made)).state == State.UP
+    assert [held.made.state for held in world.hop.connections.established()] == [State.UP]
+    await world.hop.want_again("nobody's")
+    await seen.aclose()
+
+
+async def test_being_told_to_ask_again_while_asking_is_not_forgotten(mesh):
+    """The next hop may have answered before it changed its mind: that answer is still on its
+    way when the news of it arrive, by another stream."""
+    world, told = World(mesh), asyncio.Queue()
+
+    async def follow(url, selector):
+        while True:
+            yield await told.get()
+
+    world.hop = Hop("hop", world.route, lifetime=600 * SECOND, spawn=world.spawn, monitor=follow)
+    world.route.next_url = "unix:next"
+    first = await world.request()
+    seen = world.hop.events.watch(Selector(), mesh.svid("nsc").id)
+    await anext(seen)
+    world.route.entered.clear()
+    world.route.holding = asyncio.Event()
+    other = replace(ASKED, id="c1", path=Path((Segment("nsc", "c1"),)))
+    asking = asyncio.create_task(world.request(other))
+    await world.route.entered.wait()
+    (own,) = [held.id for held in world.hop.connections._held.values() if held.made is None]
+    path_ = Path((Segment("nsc", "c1"), Segment("hop", own), Segment("next", "n")), 2)
+    news = Connection(id="n", state=State.REFRESH_REQUESTED, path=path_)
+    await told.put(Event(EventType.UPDATE, {"n": news}))
+    await until(lambda: world.hop.connections.get(own).again, "the news to arrive", record=False)
+    world.route.holding.set()
+    assert (await asking).state == State.UP
+    states = {held.id: held.made.state for held in world.hop.connections.established()}
+    assert states == {own: State.REFRESH_REQUESTED, first.segments[1].id: State.UP}
+    (conn,) = (await anext(seen)).connections.values()
+    assert (conn.id, conn.state) == (own, State.REFRESH_REQUESTED)
+    await seen.aclose()
+    world.hop.stop()
+    await asyncio.gather(*world.tasks, return_exceptions=True)
 
 
 # ---- who may ---------------------------------------------------------------------------------
