@@ -3,6 +3,10 @@
 Each router runs among its node's programs, and its wires end in a namespace of its own.
 """
 
+import json
+import re
+import signal
+import subprocess
 from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -12,6 +16,7 @@ from labs.processes import Entry, Plan, Process, Stage
 from tests.e2e.vl3.names import ROUTERS
 from tests.e2e.wires.nodes import Nodes, Program
 from tests.support.spaces import Space, ip
+from tests.support.wait import until
 
 LAB = """
 name: vl3
@@ -117,6 +122,13 @@ class Domain(Nodes):
         """Start a router; it says that it is ready when it is registered."""
         return self.bear(self.routers[name], name, **variables).ready()
 
+    def end_clients(self) -> None:
+        """Who came last goes first: members before their routers, those before their plan."""
+        self.hear(lambda: False, 0.0)
+        for program in reversed(self.programs):
+            if program not in self.now.values() and program.pid and program.status is None:
+                program.end()
+
     def member(self, place: str, *, at: str = "", **variables: str) -> "Member":
         """Start a member and wait for its wire; at chooses the router."""
         url = f"kernel://net/nsm-1{'?at=' + at if at else ''}"
@@ -146,7 +158,8 @@ class Member:
     @property
     def router(self) -> str:
         """The router its wire leads to."""
-        return str(self.program.told[-1]["endpoint"])
+        ups = [one for one in map(json.loads, self.program.log) if one.get("state") == "up"]
+        return str(ups[-1]["endpoint"])
 
 
 def routes(space: Space) -> set[str]:
@@ -179,3 +192,38 @@ def full(member: Member, address: str) -> tuple[str, ...]:
     """The options of a ping that fills the wire and must not be cut."""
     headers = 48 if ":" in address else 28
     return "-M", "do", "-s", str(member.mtu - headers)
+
+
+async def joined(domain: Domain, *names: str) -> None:
+    """Wait until each of those routers has a route to each other's prefixes."""
+
+    def all_known() -> bool:
+        found = [routes(domain.space(name)) for name in names]
+        wide = [{one for one in each if "/" in one} for each in found]
+        return all(len(each) >= 2 * (len(names) - 1) for each in wide)
+
+    await until(all_known, f"{len(names)} routers to be joined", bar=3)
+
+
+class Pinging:
+    """Pings that go on while something happens; `lost` is how many did not come back."""
+
+    def __init__(self, member: Member, address: str) -> None:
+        command = ["ip", "netns", "exec", member.space.name, "ping", "-n", "-q", "-i", "0.02"]
+        self._process = subprocess.Popen(
+            [*command, address], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def end(self) -> tuple[int, int]:
+        """How many were sent, and how many of them came back. The last may be under way."""
+        self._process.send_signal(signal.SIGINT)
+        said, _ = self._process.communicate(timeout=10)
+        match = re.search(r"(\d+) packets transmitted, (\d+) received", said)
+        assert match, said
+        return int(match[1]), int(match[2])
+
+
+def lost(pinging: Iterable[Pinging]) -> tuple[int, int]:
+    """Of how many pings how many were lost, the last of each aside."""
+    counts = [one.end() for one in pinging]
+    return sum(sent for sent, _ in counts), sum(max(0, sent - got - 1) for sent, got in counts)

@@ -1,43 +1,146 @@
 """One flat network of members at two routers: what it carries, and what it does not."""
 
-from tests.e2e.vl3.domain import Domain, Member, full, routes, unreachable
+import asyncio
+import re
+import subprocess
+
+import pytest
+
+from tests.e2e.vl3.domain import Domain, Member, full, joined, routes, unreachable
 from tests.support.wait import until
 
+SERVER = """
+import socket
+listening = socket.create_server(("", 8080))
+print("listening", flush=True)
+taken, _ = listening.accept()
+total = 0
+while data := taken.recv(1 << 16):
+    total += len(data)
+print(total, flush=True)
+"""
+SENDER = """
+import socket, sys
+with socket.create_connection((sys.argv[1], 8080), timeout=10) as to:
+    to.sendall(bytes(5_000_000))
+"""
 
-async def start(domain: Domain, *at: str) -> dict[str, Member]:
-    """An address plan, two routers, and a member at each of those."""
+
+async def start(domain: Domain, *at: str) -> list[Member]:
+    """An address plan, two routers, and a member at each of those named."""
     domain.lend()
     for name in ("r1", "r2"):
         domain.route(name)
-    members = {
-        f"m{place}": domain.member(f"m{place}", at=router) for place, router in enumerate(at, 1)
-    }
+    members = [domain.member(f"m{n}", at=router) for n, router in enumerate(at, 1)]
     await joined(domain, "r1", "r2")
     return members
-
-
-async def joined(domain: Domain, *names: str) -> None:
-    """Wait until each of those routers has a route to each other's prefix."""
-
-    def all_known() -> bool:
-        found = [routes(domain.space(name)) for name in names]
-        wide = [{one for one in each if "/" in one} for each in found]
-        return all(len(each) >= 2 * (len(names) - 1) for each in wide)
-
-    await until(all_known, f"{len(names)} routers to be joined", bar=3)
 
 
 async def test_all_members_reach_one_another_with_full_packets_in_both_families(
     domain: Domain,
 ) -> None:
     members = await start(domain, "r1", "r1", "r2")
-    listed = list(members.values())
-    assert [one.router for one in listed] == ["r1", "r1", "r2"]
-    assert all(len(one.addresses) == 2 for one in listed)
-    assert await unreachable(listed) == []
-    for one in listed:
-        for other in listed:
-            if one is other:
-                continue
-            for address in other.addresses:
-                assert await one.space.pings(address, *full(one, address)), address
+    assert [one.router for one in members] == ["r1", "r1", "r2"]
+    assert all(len(one.addresses) == 2 for one in members)
+    assert await unreachable(members) == []
+    await until(lambda: {one.mtu for one in members} == {1440}, "one MTU for all", bar=2)
+    for one in members:
+        for other in members:
+            if one is not other:
+                for address in other.addresses:
+                    assert await one.space.pings(address, *full(one, address)), address
+        own = [f"172.16.{n}.0" for n in (0, 1)] + ["2001:db8:10::", "2001:db8:10::1:0"]
+        for address in own:
+            assert await one.space.pings(address), address
+
+
+async def test_tcp_and_routers_are_what_is_between_members(domain: Domain) -> None:
+    one, _, three = await start(domain, "r1", "r1", "r2")
+    with subprocess.Popen(
+        ["ip", "netns", "exec", three.space.name, "python3", "-c", SERVER],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "listening\n"
+        sent = await asyncio.to_thread(one.space.run, "python3", "-c", SENDER, three.addresses[0])
+        assert sent.returncode == 0, sent.stderr
+        assert server.stdout.readline() == "5000000\n"
+    hops = [
+        re.findall(r"From (\S+)", one.space.run("ping", "-n", "-c1", "-W2", "-t", ttl, to).stdout)
+        for to in three.addresses
+        for ttl in ("1", "2", "3")
+    ]
+    assert hops == [["172.16.0.0"], ["172.16.1.0"], [], ["2001:db8:10::"], ["2001:db8:10::1:0"], []]
+
+
+async def test_nobody_speaks_for_another_and_nothing_leaves_the_domain(domain: Domain) -> None:
+    one, two, three = await start(domain, "r1", "r1", "r2")
+    r1 = domain.space("r1")
+    before = echoes(three)
+    for stolen in (two.addresses[0], "172.16.9.9"):  # a neighbour's, and nobody's
+        one.space.do("addr", "add", f"{stolen}/32", "dev", "lo")
+        assert not await one.space.pings(three.addresses[0], "-I", stolen, "-W1")
+        one.space.do("addr", "del", f"{stolen}/32", "dev", "lo")
+    assert echoes(three) == before
+    assert await one.space.pings(three.addresses[0])
+    assert echoes(three) == before + 1
+
+    two.space.do("addr", "add", "10.9.9.9/32", "dev", "lo")
+    (way,) = r1.ip("route", "get", two.addresses[0])
+    r1.do("route", "add", "10.9.9.9/32", "dev", way["dev"])
+    one.space.do("route", "add", "10.9.9.9/32", "dev", "nsm-1")
+    before = echoes(two)
+    try:
+        assert not await one.space.pings("10.9.9.9", "-W1")
+        assert echoes(two) == before
+    finally:
+        r1.do("route", "del", "10.9.9.9/32")
+        two.space.do("addr", "del", "10.9.9.9/32", "dev", "lo")
+
+
+@pytest.mark.parametrize("families", ["4", "6"])
+async def test_a_domain_of_one_family_has_nothing_of_the_other(
+    domain: Domain, families: str
+) -> None:
+    domain.lend()
+    for name in ("r1", "r2"):
+        domain.route(name, NSM_FAMILIES=families)
+    members = [domain.member("m1", at="r1"), domain.member("m3", at="r2")]
+    assert all(len(one.addresses) == 1 for one in members)
+    assert {":" in one.addresses[0] for one in members} == {families == "6"}
+    await until(lambda: unreached(members), "members to reach one another", bar=3)
+
+
+async def unreached(members: list[Member]) -> bool:
+    return await unreachable(members) == []
+
+
+async def test_before_a_prefix_is_lent_members_are_told_to_wait(domain: Domain) -> None:
+    domain.route("r1")
+    asking = domain.asks("m1", "kernel://net/nsm-1?at=r1", name="m1")
+    await until(
+        lambda: any("prefix pool is initializing" in one["error"] for one in asking.told),
+        "a member to be refused",
+    )
+    domain.lend()
+    asking.ready()
+    assert await domain.space("m1").pings("172.16.0.0")
+
+
+async def test_a_router_without_members_ends_and_its_wires_with_it(domain: Domain) -> None:
+    one, _, three = await start(domain, "r1", "r1", "r1")
+    short = domain.route("r3", NSM_IDLE_TIMEOUT="1s")
+    await joined(domain, "r1", "r2", "r3")
+    assert short.ended() == 0
+    await until(
+        lambda: "172.16.2.0/24" not in routes(domain.space("r1")), "its routes to go", bar=3
+    )
+    assert await unreachable([one, three]) == []
+
+
+def echoes(member: Member) -> int:
+    """Echo requests that came to a member."""
+    lines = member.space.run("cat", "/proc/net/snmp").stdout.splitlines()
+    heads, values = (line.split() for line in lines if line.startswith("Icmp:"))
+    return int(values[heads.index("InEchos")])

@@ -10,7 +10,7 @@ import pytest
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
-from nsm.client import Change, Client, Settings
+from nsm.client import Change, Client, Settings, Wish
 from nsm.descriptors import Descriptors
 from nsm.endpoint import Endpoint, EndpointRoute, FromPools
 from nsm.errors import (
@@ -382,6 +382,54 @@ async def test_a_manager_may_ask_for_a_refresh(authority, door):
             manager._hop.events.publish(EventType.UPDATE, wanted, held.previous)
             await until(lambda: len(seen.asked) == 2, "a refresh that was asked for", bar=0.5)
         assert asking.kinds == [Change.UP, Change.CLOSED]
+
+
+async def test_a_wish_names_the_endpoint_and_shapes_each_request(authority, door):
+    answers, more = [], ["10.7.0.0/32"]
+
+    def shaped(context):
+        return replace(context, mtu=1400, ip=replace(context.ip, src_ip_addrs=tuple(more)))
+
+    wish = Wish(endpoint="manager", shape=shaped, on_answer=lambda wire: answers.append(wire.mtu))
+    async with (
+        managed(authority, door) as (_, seen),
+        Asking(authority, door).client as client,
+        client.connect("kernel://echo/nsm-1", wish=wish) as wire,
+    ):
+        more.append("10.7.0.1/32")
+        wire.refresh()
+        await until(lambda: len(answers) == 2, "a refresh that was asked for", bar=0.5)
+    assert [one.connection.endpoint for one in seen.asked] == ["manager", "manager"]
+    assert [one.connection.context.mtu for one in seen.asked] == [1400, 1400]
+    assert [one.connection.context.ip.src_ip_addrs for one in seen.asked] == [
+        ("10.7.0.0/32",),
+        ("10.7.0.0/32", "10.7.0.1/32"),
+    ]
+
+
+async def test_a_wire_that_may_lead_to_one_endpoint_is_not_led_to_another(authority, door):
+    async with managed(authority, door) as (manager, seen):
+        async with (
+            Asking(authority, door).client as client,
+            client.connect("kernel://echo/nsm-1", wish=Wish(endpoint="manager")),
+        ):
+            await watched(manager)
+            (held,) = manager._hop.connections.established()
+            manager._hop.events.publish(EventType.DELETE, held.made, held.previous)
+            await until(lambda: len(seen.asked) == 2, "a wire that was asked for again", bar=0.5)
+        assert seen.asked[1].connection.state == State.RESELECT_REQUESTED
+        assert seen.asked[1].connection.endpoint == "manager"
+
+
+async def test_a_wire_that_was_left_stands_for_the_next_life(authority, door):
+    async with managed(authority, door) as (manager, _):
+        for _ in range(2):
+            async with (
+                Asking(authority, door).client as client,
+                client.connect("kernel://echo", id_="app-0") as wire,
+            ):
+                wire.leave()
+            assert len(manager.connections) == 1
 
 
 async def test_a_manager_that_was_restarted_gets_the_wire_again(authority, door):

@@ -1,0 +1,158 @@
+"""Routers and address plans that come, go and come back while members talk."""
+
+import signal
+
+from tests.e2e.vl3.domain import Domain, Member, Pinging, joined, lost, routes, unreachable
+from tests.e2e.wires.nodes import Program
+from tests.support.wait import until
+
+
+def granted(program: Program) -> int:
+    """How many Requests it granted."""
+    words = '"method": "networkservice.NetworkService/Request"', '"code": "OK"'
+    return sum(all(word in line for word in words) for line in program.log)
+
+
+async def test_a_third_router_is_joined_and_its_members_reached(domain: Domain) -> None:
+    domain.lend()
+    for name in ("r1", "r2"):
+        domain.route(name)
+    members = [domain.member("m1", at="r1"), domain.member("m3", at="r2")]
+    domain.route("r3")
+    await joined(domain, "r1", "r2", "r3")
+    members.append(domain.member("m4", at="r3"))
+    assert members[-1].router == "r3"
+    assert await unreachable(members) == []
+    # each pair has one wire
+    for name in ("r1", "r2", "r3"):
+        ways = [one["dst"] for one in domain.space(name).ip("route") if "/" in one["dst"]]
+        assert len(ways) == len(set(ways)) == 2
+
+
+async def test_a_router_that_leaves_takes_its_routes_along_and_its_members_find_another(
+    domain: Domain,
+) -> None:
+    domain.lend()
+    leaving = domain.route("r2")
+    moving = domain.member("m3")  # at whichever there is
+    assert moving.router == "r2"
+    domain.route("r1")
+    staying = [domain.member("m1", at="r1"), domain.member("m2", at="r1")]
+    await joined(domain, "r1", "r2")
+    mine, its = ({one for one in routes(domain.space(name)) if "/" in one} for name in ("r2", "r1"))
+    assert not mine & its
+    before = moving.addresses
+    pinging = [Pinging(staying[0], staying[1].addresses[0])]
+    assert leaving.end() == 0
+    await until(
+        lambda: not its & routes(domain.space("r1")),
+        "the routes of a router that left to go",
+        bar=2,
+    )
+    await until(lambda: moving.router == "r1", "its member to find another router", bar=4)
+    members = [*staying, moving]
+
+    async def settled() -> bool:
+        return await unreachable(members) == []
+
+    await until(settled, "all members to be one network again", bar=3)
+    assert len(moving.addresses) == 2
+    assert set(moving.addresses) & set(before) == set()
+    sent, gone = lost(pinging)
+    assert (sent > 50, gone) == (True, 0)
+
+
+async def test_members_notice_nothing_of_an_address_plan_that_is_away(domain: Domain) -> None:
+    plan = domain.lend()
+    routers = [domain.route("r1"), domain.route("r2")]
+    members = [domain.member("m1", at="r1"), domain.member("m3", at="r2")]
+    await joined(domain, "r1", "r2")
+    before = [one.addresses for one in members]
+    pinging = [Pinging(members[0], members[1].addresses[0])]
+    assert plan.end() == 0
+    members.append(domain.member("m2", at="r1"))  # of what the router has already
+    lent = [sum("prefix lent" in line for line in one.log) for one in routers]
+    domain.lend()
+    await until(
+        lambda: all(
+            sum("prefix lent" in line for line in one.log) == before + 2
+            for one, before in zip(routers, lent, strict=True)
+        ),
+        "the routers to have their prefixes again",
+        bar=2,
+    )
+    assert await unreachable(members) == []
+    assert [one.addresses for one in members[:2]] == before
+    sent, gone = lost(pinging)
+    assert (sent > 50, gone) == (True, 0)
+    assert not any("another answer" in line for one in routers for line in one.log)
+
+
+async def test_a_router_that_is_killed_and_started_again_is_missed_by_nobody(
+    domain: Domain,
+) -> None:
+    """Once the one that others asked for wires, once the one that asked."""
+    domain.lend()
+    routers = {name: domain.route(name) for name in ("r1", "r2")}
+    members = [domain.member(f"m{n}", at=at) for n, at in ((1, "r1"), (2, "r1"), (3, "r2"))]
+    await joined(domain, "r1", "r2")
+    before = [one.addresses for one in members]
+    one, two, three = members
+    for name, wires in (("r1", 3), ("r2", 1)):
+        pinging = [
+            Pinging(one, two.addresses[0]),
+            Pinging(one, three.addresses[0]),
+            Pinging(three, two.addresses[1]),
+        ]
+        known = {each: routes(domain.space(each)) for each in ("r1", "r2")}
+        routers[name].end(signal.SIGKILL)
+        again = routers[name] = domain.route(name)
+        await until(lambda: granted(again) >= wires, "its wires to be asked for again", bar=3)  # noqa: B023
+        await until(lambda: taken_over(again) or name == "r1", "its own to be found", bar=3)  # noqa: B023
+        sent, gone = lost(pinging)
+        assert (sent > 50, gone) == (True, 0), name
+        assert [each.addresses for each in members] == before
+        assert {each: routes(domain.space(each)) for each in ("r1", "r2")} == known
+    new = domain.member("m4", at="r1")
+    assert not set(new.addresses) & {one for each in before for one in each}
+    assert await unreachable([*members, new]) == []
+
+
+def taken_over(program: Program) -> bool:
+    return any("wire of an earlier life is taken over" in line for line in program.log)
+
+
+async def test_a_router_may_be_told_to_leave_its_wires_for_its_next_life(domain: Domain) -> None:
+    domain.lend()
+    domain.route("r1")
+    asking = domain.route("r2", NSM_UNREGISTER_ITSELF="false")
+    members = [domain.member("m1", at="r1"), domain.member("m3", at="r2")]
+    await joined(domain, "r1", "r2")
+    pinging = [Pinging(members[0], members[1].addresses[0])]
+    assert asking.end() == 0
+    again = domain.route("r2")
+    await until(lambda: taken_over(again), "its wire to be found", bar=3)
+    sent, gone = lost(pinging)
+    assert (sent > 20, gone) == (True, 0)
+
+
+async def test_the_smallest_mtu_is_everybodys(domain: Domain) -> None:
+    domain.lend()
+    domain.route("r1")
+    near = domain.member("m1", at="r1")
+    assert near.mtu == 9000
+    domain.route("r2")
+    far = domain.member("m3", at="r2")
+    members: list[Member] = [near, far]
+    await until(lambda: [one.mtu for one in members] == [1440, 1440], "a lower MTU", bar=2)
+    node = domain.space("two")
+    node.do("link", "set", "eth0", "mtu", "1400")
+    try:
+        members.append(domain.member("m4", at="r1"))  # over a tunnel with less room
+        assert members[-1].mtu == 1340
+        await until(
+            lambda: [one.mtu for one in members] == [1340] * 3, "the lowest MTU for all", bar=2
+        )
+        assert await unreachable(members) == []
+    finally:
+        node.do("link", "set", "eth0", "mtu", "1500")
