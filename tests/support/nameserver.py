@@ -31,12 +31,15 @@ class Nameserver:
     is one that the server has lost: it answers SERVFAIL.
     """
 
-    def __init__(self, folder: Path, host: str, port: int) -> None:
+    def __init__(self, folder: Path, host: str, port: int, space: str) -> None:
         self.host = host
+        self._space = space
         self.port = port or free_port(host, socket.SOCK_DGRAM)
         self._folder = folder
         self._zones: dict[str, str] = {}
         self._serial = 1
+        self._seen = 0
+        self._forward = ""
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -45,9 +48,18 @@ class Nameserver:
         return f"{self.host}:{self.port}"
 
     async def serve(
-        self, zones: Mapping[str, str], *, negative: int = 60, minimum: int | None = None
+        self,
+        zones: Mapping[str, str],
+        *,
+        negative: int = 60,
+        minimum: int | None = None,
+        forward: str = "",
     ) -> None:
-        """Serve these zones instead of what it serves. negative: the TTL of "there is none"."""
+        """Serve these zones instead of what it serves. negative: the TTL of "there is none".
+
+        forward: lines of forward-zone clauses, for what it asks others.
+        """
+        self._forward = forward
         self._serial += 1
         for zone, records in zones.items():
             soa = SOA.format(
@@ -72,7 +84,9 @@ class Nameserver:
             assert found, "unbound is not installed: make setup"
             shutil.copy(found, program)
         with (self._folder / "unbound.log").open("ab") as log:
+            self._seen = log.tell()
             self._process = await asyncio.create_subprocess_exec(
+                *(["ip", "netns", "exec", self._space] if self._space else []),
                 *(program, "-d", "-p", "-c", self._folder / "unbound.conf"),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
@@ -92,6 +106,8 @@ class Nameserver:
         assert self._process is not None
         log = (self._folder / "unbound.log").read_text()
         assert self._process.returncode is None, f"unbound ended: {log}"
+        if self._space:  # not to be reached from here
+            return "start of service" in log[self._seen :]
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             return probe.connect_ex((self.host, self.port)) == 0
 
@@ -110,9 +126,11 @@ auth-zone:
         return f"""
 server:
   interface: {self.host}@{self.port}
-  access-control: 127.0.0.0/8 allow
+  access-control: {"0.0.0.0/0 allow_setrd" if self._space else "127.0.0.0/8 allow"}
   port: {self.port}
   do-ip6: no
+  verbosity: 1
+  do-not-query-localhost: no
   do-daemonize: no
   num-threads: 1
   username: ""
@@ -124,16 +142,19 @@ server:
   module-config: "iterator"
 remote-control:
   control-enable: no
-{zones}"""
+{zones}{self._forward}"""
 
 
 @asynccontextmanager
 async def nameserver(
-    folder: Path, host: str = "127.0.0.1", port: int = 0
+    folder: Path, host: str = "127.0.0.1", port: int = 0, space: str = ""
 ) -> AsyncIterator[Nameserver]:
-    """A name server to be told what to serve, at any free port; it ends with the block."""
+    """A name server to be told what to serve, at any free port; it ends with the block.
+
+    space: the named namespace it is in.
+    """
     folder.mkdir(exist_ok=True)
-    made = Nameserver(folder, host, port)
+    made = Nameserver(folder, host, port, space)
     try:
         yield made
     finally:
