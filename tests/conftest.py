@@ -60,11 +60,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def alone() -> Iterator[leaks.Alone]:
+def alone() -> leaks.Alone:
     """Whether this is the only run of tests on the machine, asked when it matters."""
-    alone = leaks.Alone()
-    yield alone
-    alone.close()
+    return leaks.alone()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -23,7 +23,9 @@ class Guest:
     """A command in a kernel of its own, from entering the block to leaving it.
 
     share is a folder that both sides write to, at the same path. Its output goes to the file
-    descriptor output; with a terminal, its input comes from descriptor 0.
+    descriptor output; with a terminal, its input comes from descriptor 0. What it needs of files
+    is in folder meanwhile: in /tmp, and not where TMPDIR says, as the kernel's command line knows
+    no blanks.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Guest:
         command: Sequence[str],
         *,
         share: Path | None = None,
+        folder: Path = Path("/tmp"),
         environment: Mapping[str, str] | None = None,
         output: int = 1,
         terminal: bool = False,
@@ -47,12 +50,12 @@ class Guest:
         self._terminal = terminal
         self._memory = memory
         self._boot = tuple(boot)
+        self._parent = folder
         self._folder = Path()
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        # in /tmp, and not where TMPDIR says: the kernel's command line knows no blanks
-        self._folder = Path(tempfile.mkdtemp(prefix="vwire-lane-", dir="/tmp"))
+        self._folder = Path(tempfile.mkdtemp(prefix="vwire-lane-", dir=self._parent))
         try:
             self._start()
         except BaseException:

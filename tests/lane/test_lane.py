@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.lane import kernel
+from tests.support.processes import alive, below
 from tests.support.wait import until, write
 
 ROOT = Path(__file__).parents[2]
@@ -46,18 +47,6 @@ def running(*options: str) -> Iterator["subprocess.Popen[str]"]:
             yield process
         finally:
             process.kill()
-
-
-def below(pid: int) -> set[int]:
-    """The processes that stand below one: around the guest, its kernel, and its processes."""
-    found = set()
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        found |= {int(child)} | below(int(child))
-    return found
-
-
-def alive(pids: set[int]) -> set[int]:
-    return {pid for pid in pids if os.path.exists(f"/proc/{pid}")}
 
 
 @pytest.mark.parametrize(
