@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import grpclib.server
 from grpclib.const import Status
@@ -38,7 +38,7 @@ from nsm.rpc.grpclib_private import Limits, Method, ServerHttp2, method, stream_
 from nsm.rpc.holders import holder_of_port
 from nsm.rpc.sockets import watch_for_death
 from nsm.rpc.status import expected, grpc_error, status_of
-from nsm.rpc.tls import Contexts, Telling, unproven
+from nsm.rpc.tls import Contexts, Telling, secured, unproven
 
 log = logging.getLogger(__name__)
 
@@ -401,12 +401,13 @@ class Server:
                 sock=raw if isinstance(raw, FdSocket) else None,
                 whose=whose,
             )
-            await asyncio.get_running_loop().connect_accepted_socket(
+            await secured(
                 make,
-                raw,
-                ssl=cast("ssl.SSLContext", Telling(context, raw)),
-                ssl_handshake_timeout=self._limits.handshake,
-                ssl_shutdown_timeout=1.0,
+                lambda layer: asyncio.get_running_loop().connect_accepted_socket(layer, raw),
+                Telling(context, raw),
+                server=True,
+                patience=self._limits.handshake,
+                shutdown=1.0,
             )
         except ssl.SSLCertVerificationError as error:
             log.warning(
