@@ -139,14 +139,14 @@ class Vxlan:
         self,
         span: Span,
         asked: Mechanism | None,
-        _: Seat,
+        seat: Seat,
         known: Wire | None,
-        __: Mapping[Namespace, int],
-        ___: Undo,
+        _: Mapping[Namespace, int],
+        __: Undo,
     ) -> "VxlanHalf":
         # Who answers keeps what is proposed, if it is free there too: so there is nothing to
         # agree on afterwards. What stands since before a restart is proposed again.
-        held = vni, port = self._held(span, known)
+        held = vni, port = self._held(span, known, seat[0])
         if asked:
             vni = mechanisms.vni(asked) or vni
             port = vxlan.port_in(asked, mechanisms.SRC_PORT) or port
@@ -160,14 +160,14 @@ class Vxlan:
     def gone(self, _: str) -> None:
         """Identifiers are the kernel's alone to know."""
 
-    def _held(self, span: Span, known: Wire | None) -> tuple[int, int]:
+    def _held(self, span: Span, known: Wire | None, where: Namespace) -> tuple[int, int]:
         """The identifier and port this connection has, be it from before a restart; or zeros.
 
         Wherever it led: a far node's manager and its tunnels may have different addresses, and
         the latter is not known before that node has answered.
         """
         if known is None:
-            return self._recovery.vxlan(span.connection, span.hop)
+            return self._recovery.vxlan(span.connection, where, span.hop)
         tunnel = known.tunnel if isinstance(known, RemoteWire) else None
         return (tunnel.vni, tunnel.port) if isinstance(tunnel, VxlanTunnel) else (0, 0)
 

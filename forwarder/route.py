@@ -445,7 +445,7 @@ class ForwarderRoute:
         in the workload either way, and what comes after it may be the kernel's.
         """
         if known is None:
-            return self._recovery.hop(id_, encrypted=remote.type == mechanisms.WIREGUARD)
+            return self._recovery.hop(id_, where, encrypted=remote.type == mechanisms.WIREGUARD)
         wire = known.wire
         if not isinstance(wire, RemoteWire) or wire.end.namespace != where:
             return None

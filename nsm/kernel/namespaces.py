@@ -258,6 +258,19 @@ def number(own: Socket, fd: int, *, assign: bool) -> int:
     return number(own, fd, assign=False)
 
 
+def own_number(own: Socket) -> int:
+    """The nsid under which the calling thread's namespace, which is own's, knows itself.
+
+    OWN until it has one: the kernel gives it one with the first look at a device elsewhere
+    that stands on it.
+    """
+    fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return number(own, fd, assign=False)
+    finally:
+        os.close(fd)
+
+
 def numbers(own: Socket) -> list[int]:
     """All nsids own's namespace has given."""
     found = []

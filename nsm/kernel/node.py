@@ -25,7 +25,7 @@ from typing import Literal, ParamSpec, Self, TypeVar
 
 from nsm.errors import InternalError, InvalidError, PreconditionError
 from nsm.kernel import ensure as ensuring
-from nsm.kernel import isolation, messages, owner, ports, sweep, tunnels
+from nsm.kernel import isolation, messages, namespaces, owner, ports, sweep, tunnels
 from nsm.kernel.ensure import Journal, Place
 from nsm.kernel.messages import Counters, Device
 from nsm.kernel.namespaces import Home
@@ -261,6 +261,19 @@ class Kernel:
         found = sweep.find(self.group)
         self._processes.sweep(_names(found))
         return found
+
+    async def own_number(self) -> int:
+        """The nsid under which this namespace knows itself, OWN if it has none as yet.
+
+        A tunnel device elsewhere that stands on this node says so by it (`Device.far`), and
+        nobody who may do nothing here can have it say so.
+        """
+
+        def work() -> int:
+            with Socket.here() as own:
+                return namespaces.own_number(own)
+
+        return await self._run(self._creating, None, work)
 
     async def remove(self, connection: str) -> int:
         """Take a wire away, all of it that is on this node; how many devices that were.

@@ -121,6 +121,9 @@ class Kernel:
     async def remove_found(self, found):
         assert not found
 
+    async def own_number(self):
+        return 3
+
     async def find(self):
         found = [SimpleNamespace(mark=Mark(one, "src")) for one in self.wires]
         if self.looking:
