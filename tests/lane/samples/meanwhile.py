@@ -1,4 +1,4 @@
-"""A test of the host that ends after one of the lane has, and the guest with it."""
+"""Tests of the host that see a test of the lane come and go."""
 
 import os
 from pathlib import Path
@@ -9,12 +9,29 @@ from tests.support.processes import arguments, children
 from tests.support.wait import until
 
 
-async def test_ends_later() -> None:
+@pytest.fixture
+def folder() -> Path:
+    """The folder of this session's lane."""
     (beside,) = children(os.getpid())
-    told = Path(arguments(beside)[-1]) / "told"
-    await until(lambda: '"over"' in told.read_text(), "the lane is over", bar=10, record=False)
+    return Path(arguments(beside)[-1])
+
+
+async def test_begins_before(folder: Path) -> None:
+    told = folder / "told"
+    assert told.read_text() == ""
+    await until(lambda: "start" in told.read_text(), "a test in there runs", bar=10, record=False)
+    assert list(folder.glob("vwire-lane-*"))
+
+
+async def test_ends_after(folder: Path) -> None:
+    told = folder / "told"
+    assert "over" not in told.read_text()
+    (share,) = folder.glob("run-*")
+    (share / "go").touch()
+    await until(lambda: "over" in told.read_text(), "the lane is over", bar=10, record=False)
 
 
 @pytest.mark.needs_kernel("wireguard")
-def test_ends_sooner() -> None:
-    pass
+async def test_meanwhile() -> None:
+    go = Path(os.environ["LANE_OUT"]) / "go"
+    await until(go.exists, "the host lets it end", bar=10, record=False)
