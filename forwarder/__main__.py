@@ -88,6 +88,7 @@ async def serve(config: Config, process: Process) -> None:
                     keep_registered(
                         registry,
                         endpoint,
+                        on_failure=lambda why: process.waits(f"not registered: {why}"),
                         on_registered=lambda _: _once_ready(process, server.urls, config, found),
                         unregister=False,  # wires stay, and so does the name that carries them
                     ),
