@@ -32,7 +32,7 @@ from nsm.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from nsm.kernel import topology
+from nsm.kernel import topology, wireguard_go
 from nsm.kernel.namespaces import NAMED, create_named, delete_named, list_named
 from nsm.kernel.topology import Plug
 from nsm.process import config
@@ -327,10 +327,11 @@ def _taken_down(paths: Paths, report: Report, *, keep_folder: bool) -> Gone:
     inodes = [topology.inode_named(name) for name in list_named() if name in names]
     alive.kill(alive.inside(inodes))
     stubborn = alive.inside(inodes)
+    sockets = wireguard_go.tidy(_cookies(now.namespaces if now else {}, names))
     report(f"namespaces: {len(names)}")
     for name in names:
         delete_named(name)
-    left = _left(paths, names, stubborn)
+    left = [*_left(paths, names, stubborn), *(f"socket {path}" for path in sockets)]
     if not left:
         if keep_folder:
             _empty(paths)
@@ -400,6 +401,15 @@ def _own(namespaces: Mapping[str, int]) -> list[str]:
         if cookie in (0, found):
             own.append(name)
     return own
+
+
+def _cookies(noted: Mapping[str, int], names: Sequence[str]) -> set[int]:
+    """Those of a lab's namespaces, as noted or as they are."""
+    found = set(noted.values())
+    for name in names:
+        with contextlib.suppress(NotFoundError, InvalidError):
+            found.add(topology.cookie_named(name))
+    return found - {0}
 
 
 def _left(paths: Paths, names: Sequence[str], stubborn: Sequence[Mark]) -> list[str]:

@@ -23,11 +23,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 
 from nsm.errors import InternalError, PreconditionError, TakenError, UnavailableError
-from nsm.kernel import owner
+from nsm.kernel import capabilities, owner
 from nsm.kernel.keys import Key
 from nsm.kernel.netlink import PortTakenError, explain
 from nsm.kernel.wireguard import EVERYTHING, Change, Peer, PeerChange, Settings
@@ -147,9 +148,11 @@ class Processes:
                 (os.POSIX_SPAWN_DUP2, listening.fileno(), 3),
             ]
             said = {_OWNER: whose, "WG_UAPI_FD": "3", "LOG_LEVEL": "verbose"}
-            with inside:
+
+            def spawn() -> int:
+                capabilities.hand_on_only({capabilities.NET_ADMIN})
                 # no fork, which threads would not survive; no Popen, which wants to be waited for
-                pid = os.posix_spawn(
+                return os.posix_spawn(
                     program,
                     [PROGRAM, "-f", name],
                     said,
@@ -158,6 +161,11 @@ class Processes:
                     setsigmask=(),
                     setsigdef=(signal.SIGPIPE,),
                 )
+
+            # it reads packets from anybody and needs one right; a thread that gave up the others
+            # has no way back, so it is a thread for this alone, born in the same namespace
+            with inside, ThreadPoolExecutor(1) as apart:
+                pid = apart.submit(spawn).result()
             failing.callback(_end_child, pid)
             running = Running(mark, pid, os.pidfd_open(pid), mine=True, log=log)
             failing.pop_all()
@@ -335,6 +343,22 @@ def find_program() -> str:
             f"there is no {PROGRAM} on this node", hint=f"apt-get install {PROGRAM}"
         )
     return found
+
+
+def tidy(homes: Collection[int]) -> list[str]:
+    """Take away what is left of processes that ended with the namespaces their owners ran in.
+
+    Those, by their cookies, are gone or going, and so is everybody who could do it. Returns the
+    sockets that somebody still listens on.
+    """
+    left = []
+    for name in _sockets():
+        with suppress(OSError, ValueError):  # it goes meanwhile, or has no mark of ours
+            _, home, _ = os.getxattr(_path(name), _XATTR).decode(errors="replace").split("/", 2)
+            if home in {f"{one:x}" for one in homes}:
+                _unlink_dead(name)
+                left += [_path(name)] if os.path.lexists(_path(name)) else []
+    return left
 
 
 # --- sockets ---------------------------------------------------------------------------------
