@@ -181,7 +181,11 @@ class Vxlan:
         """A port instead of the one that is taken, from now on for all tunnels that are made."""
         if self._other in (0, taken):
             self._other = await self._free_port(taken)
-            log.warning("VXLAN tunnels take another UDP port", port=self._other, why=why.message)
+            log.warning(
+                "VXLAN tunnels take another UDP port, which must pass between nodes",
+                port=self._other,
+                why=why.message,
+            )
         return self._other
 
     async def _free_port(self, taken: int) -> int:

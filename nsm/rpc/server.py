@@ -25,6 +25,7 @@ import grpclib.server
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
+from nsm import holders
 from nsm.caller import TOKEN, TOKEN_EXPIRES, Caller
 from nsm.errors import Code, InvalidError, NsmError, TakenError, UnauthenticatedError
 from nsm.identity.background import background
@@ -35,7 +36,6 @@ from nsm.model import SECOND
 from nsm.rpc import addresses
 from nsm.rpc.fds import FdSocket, credentials_of, process_of
 from nsm.rpc.grpclib_private import Limits, Method, ServerHttp2, method, stream_of
-from nsm.rpc.holders import holder_of_port
 from nsm.rpc.sockets import watch_for_death
 from nsm.rpc.status import expected, grpc_error, status_of
 from nsm.rpc.tls import Contexts, Telling, secured, unproven
@@ -279,8 +279,9 @@ class Server:
                 if error.errno not in (errno.EAGAIN, errno.ETIMEDOUT):  # those: alive and busy
                     raise self._cannot_listen(url, error) from error
             pid = credentials_of(probe).pid
+        holder = holders.seen(pid) or holders.Process(pid, ()) if pid else None
         raise TakenError(
-            f"cannot listen on {url}: {_process(pid)} answers there",
+            f"cannot listen on {url}: {_told(holder)} answers there",
             hint=f"stop it or set {self._variable} to another path",
         )
 
@@ -300,9 +301,10 @@ class Server:
             if sock is not None:
                 sock.close()
             if error.errno == errno.EADDRINUSE:
-                pid = holder_of_port(address.port)
+                found = holders.of_port("tcp", address.port)
+                holder = found[0].process if found else None
                 raise TakenError(
-                    f"cannot listen on {url}: {_process(pid)} has port {address.port}",
+                    f"cannot listen on {url}: {_told(holder)} has port {address.port}",
                     hint=f"stop it or set {self._variable} to another address",
                 ) from error
             raise self._cannot_listen(url, error) from error
@@ -606,15 +608,11 @@ def _bindable(address: addresses.Tcp) -> tuple[socket.AddressFamily, tuple[Any, 
     return found[0][0], found[0][4]
 
 
-def _process(pid: int | None) -> str:
-    if not pid:
+def _told(process: holders.Process | None) -> str:
+    if process is None:
         return "another process"
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            command = file.read(300).replace(b"\0", b" ").decode(errors="replace").strip()
-    except OSError:
-        command = ""
-    return f"process {pid} ({command})" if command else f"process {pid}"
+    command = " ".join(process.argv)[:300]
+    return f"process {process.pid} ({command})" if command else f"process {process.pid}"
 
 
 def _peer_of(sock: socket.socket) -> tuple[str, str]:

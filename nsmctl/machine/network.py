@@ -106,7 +106,7 @@ def input_policy() -> Answer:
         return ok("none drops what comes in by policy")
     return note(
         f"{dropping[0]} drops what no rule lets in",
-        "let in UDP 4789 and 51820, TCP 5001 and 5002 from the other nodes",
+        "let in UDP 4789 and from 51820, TCP 5001 and 5002 from the other nodes",
     )
 
 

@@ -24,7 +24,7 @@ ALL: Final = (
     Question("default-device", "default device", network.default_device),
     Question("tcp-5001", "TCP 5001", ports.manager),
     Question("tcp-5002", "TCP 5002", ports.registry),
-    Question("udp-4789", "UDP 4789", ports.vxlan, needed=True),
+    Question("udp-4789", "UDP 4789", ports.vxlan),
     Question("udp-51820", "UDP 51820", ports.wireguard),
     Question("forwarding", "forwarding", network.forwarding),
     Question("input", "packet filter", network.input_policy),
