@@ -196,11 +196,16 @@ def tun() -> None:
     except FileNotFoundError:
         raise UnsupportedError(f"there is no {TUN}") from None
     except PermissionError:
-        raise RightsError(f"may not open {TUN}") from None
+        raise RightsError(f"may not open {TUN}", hint=f"let this container use {TUN}") from None
     except OSError as failure:  # the file is there, and no driver behind it
         raise UnsupportedError(f"{TUN}: {failure.strerror}") from None
     try:
         fcntl.ioctl(file, _TUNSETIFF, struct.pack("16sH22x", b"try-tun", _IFF_TUN | _IFF_NO_PI))
+    except PermissionError as failure:
+        raise RightsError(
+            f"`ip tuntap add try-tun mode tun` in {HERE}: {failure.strerror}",
+            hint="give this container CAP_NET_ADMIN",
+        ) from failure
     except OSError as failure:
         raise netlink.explain(failure, "ip tuntap add try-tun mode tun", HERE) from failure
     finally:

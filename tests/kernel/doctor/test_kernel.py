@@ -105,10 +105,51 @@ def test_a_device_that_may_not_be_made_is_told_with_the_kernels_word(powerless, 
     assert re.search(rf"`ip link add {made}` .*: Operation not permitted", found), found
 
 
+NOT_PERMITTED = r"`{}` .*: Operation not permitted"
+MADE_BY_NETLINK = {  # what root without CAP_NET_ADMIN is told it could not do, and its level
+    "wireguard": ("bad", NOT_PERMITTED.format("ip link add try-wireguard type wireguard")),
+    "tun": ("note", NOT_PERMITTED.format("ip tuntap add try-tun mode tun")),
+    "hop": ("note", NOT_PERMITTED.format("ip link add try-veth type veth")),
+    "nft": ("note", NOT_PERMITTED.format("nft add chain inet try in")),
+    "netem": ("note", NOT_PERMITTED.format("tc qdisc add dev lo root netem")),
+}
+
+
+@pytest.mark.parametrize("name", MADE_BY_NETLINK)
+def test_what_may_not_be_tried_is_not_taken_for_missing(powerless, name):
+    expected, said = MADE_BY_NETLINK[name]
+    level, found, fix = powerless.line(name)
+    assert (level, fix) == (expected, "give this container CAP_NET_ADMIN")
+    assert re.fullmatch(said, found), found
+
+
+def test_nor_is_wireguard_where_its_program_is_missing():
+    no_program = "mount --bind /dev/null $(which wireguard-go)"
+    told = doctor(no_program, rights=WITHOUT_NET_ADMIN)
+    for name, level, before in (
+        ("wireguard", "bad", ""), ("wireguard-go", "note", r"not installed; is it needed\? ")
+    ):  # fmt: skip
+        said, found, fix = told.line(name)
+        assert (said, fix) == (level, "give this container CAP_NET_ADMIN")
+        assert re.fullmatch(before + MADE_BY_NETLINK["wireguard"][1], found), found
+
+
+def test_a_tun_that_may_not_be_opened_is_told():
+    told = doctor(
+        "mount -t tmpfs none /dev/net; mknod -m 0 /dev/net/tun c 10 200",
+        rights="setpriv --bounding-set=-dac_override --inh-caps=-dac_override",
+    )
+    expected = ("note", "may not open /dev/net/tun", "let this container use /dev/net/tun")
+    assert told.line("tun") == expected
+    if not WIREGUARD:
+        fix = f"modprobe wireguard, or {expected[2]}"
+        assert told.line("wireguard") == ("bad", expected[1], fix)
+
+
 def test_where_not_even_a_place_to_try_in_can_be_made_that_is_told():
     closed = "echo 0 >/proc/sys/user/max_user_namespaces"
     told = doctor(closed, before=ALL_USERS, rights=WITHOUT_SYS_ADMIN)
-    for name, level in LINKS.items():
+    for name, level in {**LINKS, "wireguard": "bad", "hop": "note", "sysctls": "bad"}.items():
         said, found, fix = told.line(name)
         assert (said, fix) == (level, "let this container make namespaces")
         assert "unshare --net --mount" in found
@@ -291,6 +332,8 @@ def test_a_host_that_lets_nobody_go_apart_keeps_its_run():
         f" {NSMCTL} doctor --json || ls /run >&2; ip -br link >&2",
         before="unshare -U -r",
     )
-    assert told.line("wireguard")[2] == "let this container make namespaces"
+    for name in ("veth", "netem", "wireguard", "hop", "tun"):
+        assert "no more namespaces to try in" in told.line(name)[1], name
+        assert told.line(name)[2] == "raise /proc/sys/user/max_net_namespaces", name
     assert told.err.split()[0] == "here"
     assert "try" not in told.err
