@@ -19,7 +19,7 @@ demo: setup  ## two nodes on this machine, wires between them, checks; all taken
 	@$(BIN)/nsmctl lab run labs/two-nodes.yaml
 	@$(BIN)/python -m bench.wire --quick
 
-test: setup  ## every test; as root, because wires need namespaces
+test: setup  ## every test but those of matrix; as root, because wires need namespaces
 	@rm -f out/times.json
 	@$(BIN)/python -P -m pytest
 
