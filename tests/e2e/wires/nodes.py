@@ -445,6 +445,7 @@ def flow(space: Space, address: str, interval: float = 0.02) -> Iterator[Flow]:
     )
     try:
         yield counts
+        assert pinging.poll() is None, "the block took longer than it was watched"
     finally:
         pinging.send_signal(signal.SIGINT)
         said, _ = pinging.communicate(timeout=10)

@@ -116,10 +116,12 @@ def both(client: Space, endpoint: Space, device: str = "nsm-1") -> tuple[Sealed,
 def told(nodes: Nodes, name: str, **variables: str) -> Iterator[Program]:
     """A process of the mesh with other settings for the block."""
     nodes.now[name].end()
-    yield nodes.start(name, **variables).ready()
-    if nodes.now[name].status is None:
-        nodes.now[name].end()
-    nodes.start(name).ready()
+    try:
+        yield nodes.start(name, **variables).ready()
+    finally:
+        if nodes.now[name].status is None:
+            nodes.now[name].end()
+        nodes.start(name).ready()
 
 
 # --- what is inside and outside --------------------------------------------------------------
