@@ -132,6 +132,7 @@ class Machine:
         pinging = subprocess.Popen(["nsenter", f"--net={door}", *command], stdout=-1, text=True)
         try:
             yield counts
+            assert pinging.poll() is None, "the block took longer than it was watched"
         finally:
             pinging.send_signal(signal.SIGINT)
             said, _ = pinging.communicate(timeout=WALL)
@@ -192,7 +193,7 @@ def machine(name: str) -> Iterator[Machine]:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(_first(process.pid) or process.pid, signal.SIGKILL)
-            process.wait()
+            process.wait(WALL)
             subprocess.run(["unshare", "--mount", "sh", "-c", _BURIED.format(**words)], check=True)
 
 
@@ -207,7 +208,8 @@ def _up(name: str, process: "subprocess.Popen[bytes]", said: Path) -> Machine:
             return False
         found[:] = [Machine(name, first, said)]
         words = found[0].inside("systemctl", "is-system-running", "--wait")
-        return subprocess.run(words, stdout=-1, stderr=-2, check=False).stdout == b"running\n"
+        done = subprocess.run(words, stdout=-1, stderr=-2, check=False, timeout=WALL)
+        return done.stdout == b"running\n"
 
     wait(up, "a machine's systemd", bar=2)
     return found[0]

@@ -12,8 +12,15 @@ PAGE = (ROOT / "docs" / "systemd.md").read_text()
 UNITS = ("vwire-issuer", "vwire-registry", "vwire-nsmgr", "vwire-forwarder")
 WORKLOADS = ("app", "near", "sealed", "root", "extra", "more", "safe", "pong", "far", "vault")
 STATE = "/var/lib/vwire/issuer"
-ELSEWHERE = ["python3 -m venv /opt/vwire", "/opt/vwire/bin/pip install vwire"]
-UPGRADE = "/opt/vwire/bin/pip install --upgrade vwire"
+ELSEWHERE = [
+    "umask 022",
+    "python3 -m venv /opt/vwire",
+    "/opt/vwire/bin/pip install dist/vwire-*.whl",
+]
+UPGRADE = [
+    "/opt/vwire/bin/pip install --force-reinstall --no-deps dist/vwire-*.whl",
+    "/opt/vwire/bin/pip install dist/vwire-*.whl",
+]
 START = "systemctl enable --now vwire-issuer vwire-registry vwire-nsmgr vwire-forwarder"
 
 
@@ -58,6 +65,17 @@ def share_authority(of: Machine, to: Machine) -> None:
     pem = of.run("cat", f"{STATE}/authority.pem")
     (command,) = commands("Several machines")
     to.sh(f"cd /run; cat >authority.pem <<'END'\n{pem}END\n{command}; rm authority.pem")
+
+
+@contextlib.contextmanager
+def setting(one: Machine, program: str, line: str) -> Iterator[None]:
+    """Another line in the file of a program's settings, for the block. It is not restarted."""
+    path = f"/etc/vwire/{program}.env"
+    one.sh(f"cp {path} /run/{program}.env; echo {line} >>{path}")
+    try:
+        yield
+    finally:
+        one.sh(f"mv /run/{program}.env {path}")
 
 
 @contextlib.contextmanager
