@@ -3,6 +3,9 @@
 import asyncio
 import sys
 
+from forwarder import origin  # noqa: F401 - first, because what stands in for `nsm` would be run
+
+# isort: split
 import structlog
 
 from forwarder import rights
