@@ -39,11 +39,11 @@ DIRECTORY = "/var/run/wireguard"
 
 _OWNER = "VWIRE_OWNER"  # in the process's environment
 _XATTR = "trusted.vwire"  # on its socket's file, the same
+DIES = 5.0  # seconds within which a process ends after its SIGKILL: mostly it takes 30 ms
 _ELSEWHERE = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ANSWERS = 0.5  # seconds; it takes some milliseconds, and who hangs is as good as dead
 _OBEYS = 3.0  # seconds
 _STARTS = 3.0  # seconds until its UDP socket is there: it looks once a second at the least
-_DIES = 5.0  # seconds after a SIGKILL
 _HEARS = 1.0  # seconds until it knows its device's size; it takes a millisecond
 _ITS_MTU = 1420  # bytes, which it gives each device first
 _MOST = 1 << 20  # bytes of an answer
@@ -206,22 +206,42 @@ class Processes:
         running = self._find(name)
         if running:
             self._kill(running)
+            self._see_end(running, DIES)
         with self._lock:
             if running and self._running.get(name) is running:
                 del self._running[name]
             _unlink_dead(name)
+
+    def kill(self, name: str) -> Running | None:
+        """Have the process of that name end, if there is one, and do not wait: who deletes its
+        device has all that anybody sees of it. `ended` takes away what it leaves.
+
+        `start` of the same name waits; its port is free once it has ended.
+        """
+        running = self._find(name)
+        if running:
+            self._kill(running)
+            return running
+        with self._lock:
+            _unlink_dead(name)
+        return None
 
     def _kill(self, running: Running) -> None:
         with self._lock:
             if running.pidfd < 0:
                 return
             running.stopped = True
-            _close_log(running)  # first, because there may be no room for another file
+            _close_log(running)  # before anybody asks for another file: there may be no room
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(running.pidfd, signal.SIGKILL)
+
+    def _see_end(self, running: Running, patience: float) -> None:
+        with self._lock:
+            if running.pidfd < 0:
+                return
             held = os.dup(running.pidfd)
         try:
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(held, signal.SIGKILL)
-            if not _has_ended(held, _DIES):
+            if not _has_ended(held, patience):
                 raise InternalError(f"{PROGRAM} (pid {running.pid}) does not die")
         finally:
             os.close(held)
@@ -251,7 +271,13 @@ class Processes:
             return os.dup(running.pidfd)
 
     def close(self) -> None:
-        """Let go of all of them: they run on."""
+        """Let go of all of them: they run on, but for those that were told to end."""
+        until = time.monotonic() + DIES
+        for running in self.known():
+            if running.stopped:
+                with suppress(InternalError):  # the next life finds what it leaves
+                    self._see_end(running, max(0.0, until - time.monotonic()))
+                    self.ended(running)
         with self._lock:
             for running in self._running.values():
                 os.close(running.pidfd)

@@ -68,7 +68,7 @@ async def test_keys_and_ports_are_read_back_by_the_next_life_which_changes_nothi
         assert (encrypted.wg(near), remains()) == (before, objects)
         assert await encrypted.client.pings("172.16.0.1")
         assert await second.remove(near.connection) == 2
-        assert remains() == set()
+        await until(lambda: not remains(), "what a closed wire left is taken away", bar=0.2)
         assert await second.remove(near.connection) == 0
     assert encrypted.client.links() == encrypted.server.links() == set()
 
@@ -303,6 +303,7 @@ async def test_what_dead_processes_left_is_in_nobodys_way_and_is_swept(
         stale.bind(path)
     await ensured(encrypting, near)
     await encrypting.remove(near.connection)
+    await until(lambda: not remains(), "what a closed wire left is taken away", bar=0.2)
     with socket.socket(socket.AF_UNIX) as foreign:
         foreign.bind(path)
         foreign.listen()
