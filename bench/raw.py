@@ -216,7 +216,8 @@ class RawGo(Raw):
         return False
 
     def _delete(self) -> None:
-        """The device goes with the process."""
+        """The same message; its process, which nothing is left for, is ended when it is gone."""
+        super()._delete()
         assert self._process is not None
         self._process.kill()
         self._process.wait()
@@ -327,6 +328,7 @@ class Measured:
             await asyncio.to_thread(self._make, raw, mine, fds, first=n % 2)
             async with Undo() as undo:  # it gets to know it: as one that made it itself
                 await self._kernel.ensure(mine, undo, fds=fds)
+            await self._kernel.find()  # and the process, for which it would look all over
         for whose in ("raw", "ours")[:: 1 if n % 4 < 2 else -1]:
             if whose == "raw":
                 self.closing.raw.append(await asyncio.to_thread(raw.away))
@@ -334,8 +336,13 @@ class Measured:
                 start = time.perf_counter()
                 await self._kernel.remove(mine.connection)
                 self.closing.ours.append(time.perf_counter() - start)
-                # it answers while the kernel still tidies up, holding the lock all need
-                await asyncio.to_thread(_idle)
+                await asyncio.to_thread(self._until_idle, mine)
+
+    def _until_idle(self, mine: Wire) -> None:
+        """Until its process has ended too, and the kernel tidied up, holding the lock all need."""
+        while self._kernel.has_engine(owner.Mark(mine.connection, "src")):
+            time.sleep(0.001)
+        _idle()
 
     def _make(self, raw: Raw, mine: Wire, fds: Mapping[Namespace, int], *, first: int) -> None:
         for whose in (first, 1 - first):
