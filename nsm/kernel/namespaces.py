@@ -281,6 +281,24 @@ def numbers(own: Socket) -> list[int]:
     return found
 
 
+def have_handles() -> bool:
+    """Whether this kernel leads to a namespace by its file handle: Linux 6.18 does.
+
+    Where it does not, only who is in a namespace leads there, and of other users' processes
+    that is hidden from whoever has no CAP_SYS_PTRACE. Blocks.
+    """
+    fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        handle = _handle(fd)
+    finally:
+        os.close(fd)
+    made = _by_handle(handle) if handle else None
+    if made is None:
+        return False
+    os.close(made)
+    return True
+
+
 def _handle(fd: int) -> bytes:
     """The file handle of a namespace: bytes, which hold nothing. Empty before Linux 6.18."""
     buffer = (ctypes.c_ubyte * 136)()
