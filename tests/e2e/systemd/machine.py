@@ -87,6 +87,13 @@ class Machine:
         """What a unit said, in all its lives."""
         return self.run("journalctl", "--no-pager", "--output=cat", f"--unit={unit}")
 
+    def granted(self, unit: str) -> set[str]:
+        """The connections that a program of the mesh granted in its present life."""
+        life = f"_SYSTEMD_INVOCATION_ID={self.show(unit, 'InvocationID')}"
+        lines = self.run("journalctl", "--no-pager", "--output=cat", life).splitlines()
+        told = [json.loads(line) for line in lines if "NetworkService/Request" in line]
+        return {one["connection"] for one in told if one.get("code") == "OK"}
+
     def kill(self, unit: str, number: int) -> None:
         """Send a signal to a unit's main process, from the outside of systemd's view."""
         self.run("kill", f"-{number}", str(self.main_pid(unit)))
