@@ -141,6 +141,15 @@ def nft(family, table, name, hook, policy="drop"):
     return NFT % locals()
 
 
+def test_a_filter_of_a_family_that_is_not_forwarded_does_no_harm():
+    """docker's for IPv6, on a node that forwards IPv4 only."""
+    only = "echo 1 >/proc/sys/net/ipv4/ip_forward;"
+    docker = nft("ip6", "filter", "FORWARD", "forward")
+    assert doctor(f"{only} {docker}").line("forwarding") == ("ok", "on for IPv4", "")
+    both = nft("inet", "mine", "passing", "forward")
+    assert doctor(f"{only} {both}").line("forwarding")[0] == "note"
+
+
 def test_forwarding_is_told_and_off_is_no_fault():
     assert doctor().line("forwarding") == ("ok", "off: wires need none", "")
     assert doctor(FORWARDS).line("forwarding") == ("ok", "on for IPv4 and IPv6", "")
@@ -161,9 +170,22 @@ DROPS = "nodes in containers or machines behind this one do not reach each other
             "iptables -I FORWARD -i BRIDGE -o BRIDGE -j ACCEPT", id="as today's iptables writes it",
         ),
         pytest.param(
-            f"{nft('ip', 'filter', 'FORWARD', 'forward')}; cp /bin/sleep /run/dockerd;"
-            " /run/dockerd 600 & ", "nft ip filter FORWARD",
+            f"{nft('ip', 'filter', 'FORWARD', 'forward')}; nft add chain ip filter DOCKER-USER",
+            "nft ip filter FORWARD",
             "iptables -I DOCKER-USER -i BRIDGE -o BRIDGE -j ACCEPT", id="docker's",
+        ),
+        pytest.param(
+            f"{nft('ip6', 'filter', 'FORWARD', 'forward')}; nft add table ip filter;"
+            " nft add chain ip filter DOCKER-USER", "nft ip6 filter FORWARD",
+            "ip6tables -I FORWARD -i BRIDGE -o BRIDGE -j ACCEPT", id="of IPv6",
+        ),
+        pytest.param(
+            nft("inet", "filter", "FORWARD", "forward"), "nft inet filter FORWARD",
+            "accept their packets in nft inet filter FORWARD", id="of a table like iptables'",
+        ),
+        pytest.param(
+            f"{LEGACY} 6 FORWARD DROP", "iptables-legacy ip6 filter FORWARD",
+            "ip6tables-legacy -I FORWARD -i BRIDGE -o BRIDGE -j ACCEPT", id="ip6tables-legacy",
         ),
         pytest.param(
             nft("inet", "mine", "passing", "forward"), "nft inet mine passing",
@@ -181,10 +203,22 @@ def test_a_filter_that_drops_what_is_forwarded_is_told_with_what_lets_it_through
     assert told.line("forwarding") == ("note", f"on, but {who} drops it: {DROPS}", fix)
 
 
+OPEN = nft("inet", "fw", "in", "input", "accept")
+SSH = "nft add rule inet fw in tcp dport 22 accept"
+
+
+@pytest.mark.parametrize("rule", ["ct state invalid drop", "tcp dport 23 reject", "accept"])
+def test_a_filter_that_drops_some_of_it_keeps_no_node_out(rule):
+    told = doctor(f"{OPEN}; nft add rule inet fw in {rule}")
+    assert told.line("input") == ("ok", "none drops all that no rule lets in", "")
+
+
 @pytest.mark.parametrize(
     ("rules", "who"),
     [
         (nft("inet", "filter", "arriving", "input"), "nft inet filter arriving"),
+        (f"{OPEN}; {SSH}; nft add rule inet fw in counter reject", "nft inet fw in"),  # firewalld's
+        (f"{OPEN}; nft add rule inet fw in log drop", "nft inet fw in"),
         (f"{LEGACY} 6 INPUT DROP", "iptables-legacy ip6 filter INPUT"),
     ],
 )
@@ -207,22 +241,47 @@ def test_asking_for_the_older_tables_does_not_make_them():
     assert told.err == ""
 
 
-def test_strict_reverse_path_filters_are_told_with_the_devices():
-    everywhere = doctor("echo 1 >/proc/sys/net/ipv4/conf/all/rp_filter")
-    assert everywhere.line("rp-filter") == (
-        "note",
-        "strict on every device: drops what comes back over another wire",
-        "sysctl -w net.ipv4.conf.all.rp_filter=2",
-    )
-    setting = "/proc/sys/net/ipv4/conf/left/rp_filter"
-    one = f"ip link add left type veth peer name right; echo 1 >{setting};"
-    told = doctor(one)
+# --- reverse path filters --------------------------------------------------------------------
+
+PAIR = (
+    "cd /proc/sys/net/ipv4/conf; ip link add left type veth peer name left.5;"
+    " set_all() { for name in left left.5 default; do echo $1 >$name/rp_filter; done; };"
+)
+LOOSEN = "sysctl -w net.ipv4.conf.all.rp_filter=2"
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ("set_all 0; echo 1 >all/rp_filter", "every device"),
+        ("set_all 1; echo 0 >all/rp_filter", "every device"),
+        ("set_all 0; echo 1 >left/rp_filter", "left"),
+        ("set_all 2; echo 1 >all/rp_filter; echo 0 >left.5/rp_filter", r"left\.5"),
+        ("set_all 0; echo 1 >default/rp_filter", "devices to come"),
+        (
+            "set_all 1; echo 2 >left/rp_filter; ip link add b0 type veth peer name b1",
+            r"b0, b1, left\.5 and 1 more",
+        ),
+    ],
+)
+def test_strict_reverse_path_filters_are_told_and_what_is_told_loosens_them(settings, where):
+    told = doctor(f"{PAIR} {settings}")
     assert told.code == 0
-    assert told.line("rp-filter") == (
+    level, found, fix = told.line("rp-filter")
+    assert (level, fix) == ("note", LOOSEN)
+    assert re.fullmatch(f"strict on {where}: drops what comes back over another wire", found), found
+    assert doctor(f"{PAIR} {settings}; {fix}").line("rp-filter") == ("ok", "not strict", "")
+
+
+def test_the_looser_of_two_reverse_path_filters_holds():
+    """The larger number: a strict one for all makes no loose device strict."""
+    told = doctor(f"{PAIR} set_all 2; echo 1 >all/rp_filter")
+    assert told.line("rp-filter") == ("ok", "not strict", "")
+
+
+def test_settings_that_are_hidden_are_told():
+    assert doctor("mount -t tmpfs none /proc/sys").line("rp-filter") == (
         "note",
-        "strict on left: drops what comes back over another wire",
-        "sysctl -w net.ipv4.conf.left.rp_filter=2",
+        "/proc/sys/net cannot be read: No such file or directory",
+        "in a container, mount /proc with its /proc/sys/net",
     )
-    # the larger of the two holds
-    loose = doctor(f"{one} echo 2 >/proc/sys/net/ipv4/conf/all/rp_filter")
-    assert loose.line("rp-filter") == ("ok", "not strict", "")
