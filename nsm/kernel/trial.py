@@ -20,7 +20,7 @@ import time
 from contextlib import ExitStack
 from typing import Final
 
-from nsm.errors import InternalError, RightsError, UnsupportedError
+from nsm.errors import InternalError, RightsError, UnavailableError, UnsupportedError
 from nsm.kernel import firewall, messages, netlink, splice
 from nsm.kernel.netlink import Refusal, Socket, attr, message, nested, text, u32
 
@@ -175,6 +175,8 @@ def wireguard_go(program: str) -> None:
                 if os.path.exists("/run/wireguard/try-wg.sock"):
                     return
                 time.sleep(0.01)
+            if running.poll() is None:
+                raise UnavailableError(f"{program} makes no device within {_PATIENCE:g} s")
         finally:
             running.kill()
         said = (running.stdout.read(4096) if running.stdout else b"").decode(errors="replace")

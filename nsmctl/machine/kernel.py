@@ -11,12 +11,14 @@ from nsm.errors import (
     NsmError,
     PreconditionError,
     RightsError,
+    UnavailableError,
     UnsupportedError,
 )
 from nsm.kernel import trial
 from nsm.kernel import wireguard_go as userspace
+from nsm.kernel.namespaces import have_handles
 from nsmctl import show
-from nsmctl.machine.asking import Answer, bad, not_tried, note, ok
+from nsmctl.machine.asking import Answer, bad, not_tried, note, ok, when_idle
 
 LET_MAKE: Final = "let this container make namespaces"
 RAISE_LIMIT: Final = "raise /proc/sys/user/max_net_namespaces"
@@ -35,7 +37,8 @@ def capabilities() -> Answer:
         lacks = f"user {os.geteuid()} lacks {', '.join(missing)}"
         return bad(lacks, show.again_as_root())
     told = "; ".join(f"no {name}: {rights.WITHOUT[name]}" for name in missing)
-    hop = ", or set NSM_ISOLATION=hop" if missing == ["CAP_SYS_PTRACE"] else ""
+    spare = missing == ["CAP_SYS_PTRACE"] and have_handles()
+    hop = ", or set NSM_ISOLATION=hop" if spare else ""
     return bad(told, f"give it to the container or service this runs in{hop}")
 
 
@@ -113,6 +116,8 @@ def wireguard() -> Answer:
         trial.wireguard_go(program)
     except RightsError as refusal:
         return _not_tried(refusal, needed=True, fix=f"modprobe wireguard, or {refusal.hint}")
+    except UnavailableError as late:
+        return note(f"no kernel module, and {late.message}", f"{when_idle()}; {WIREGUARD_FIX}")
     except NsmError as refusal:
         return bad(f"no kernel module, and {refusal.message}: no encrypted wires", WIREGUARD_FIX)
     return note("userspace (no kernel module)", "modprobe wireguard")

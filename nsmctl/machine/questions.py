@@ -7,6 +7,7 @@ from nsmctl.machine.asking import Question
 
 ALL: Final = (
     Question("python", "Python", host.python, needed=True),
+    Question("kernel", "kernel", host.kernel, needed=True),
     Question("capabilities", "capabilities", kernel.capabilities, needed=True),
     Question("namespaces", "namespaces", kernel.namespaces, needed=True),
     Question("sysctls", "sysctls", kernel.settings, needed=True),
