@@ -90,6 +90,10 @@ FAULTS = {
         "base/nsmgr.yaml", "configMap: {name: excluded-prefixes}", "configMap: {name: prefixes}",
         "there is no ConfigMap nsm-system/prefixes",
     ),
+    "a critical priority without a quota": (
+        "base/quota.yaml", "values: [system-node-critical, ", "values: [",
+        "no ResourceQuota of nsm-system names its priority class, system-node-critical",
+    ),
     "a mount of no volume": (
         "base/registry.yaml", "{name: store, mountPath", "{name: stroe, mountPath",
         "container registry mounts stroe, which is no volume",

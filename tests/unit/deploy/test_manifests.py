@@ -217,6 +217,32 @@ def test_probes_look_at_the_health_file_and_leave_it_time_to_be_written(one: Run
     assert probes
 
 
+def test_a_probe_has_time_for_a_command_where_all_processors_are_busy() -> None:
+    for one in EVERY:
+        for each in containers(pod) if (pod := pod_of(one)) else ():
+            for name in (key for key in each if key.endswith("Probe")):
+                probe = each[name]
+                assert probe["timeoutSeconds"] >= 5, f"{one['metadata']['name']}: {name}"
+                if name == "livenessProbe":  # several misses, none overlapping the next, end it
+                    assert probe["timeoutSeconds"] < probe["periodSeconds"]
+                    assert probe["failureThreshold"] >= 4
+
+
+def test_what_every_node_needs_is_not_evicted_for_an_ordinary_pod() -> None:
+    given = {
+        one["metadata"]["name"]: (one["kind"], pod["priorityClassName"])
+        for one in (*MADE["overlays/issuer"], *MADE["overlays/spire"])
+        if (pod := pod_of(one))
+    }
+    node = ("DaemonSet", "system-node-critical")
+    assert given == {
+        "nsmgr": node,
+        "forwarder": node,
+        "issuer": node,
+        "registry": ("Deployment", "system-cluster-critical"),
+    }
+
+
 def test_the_forwarder_alone_has_capabilities_and_those_it_asks_for() -> None:
     added = {
         (one["metadata"]["name"], each["name"]): each["securityContext"]["capabilities"]["add"]
