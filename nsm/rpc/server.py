@@ -27,7 +27,14 @@ from grpclib.exceptions import GRPCError
 
 from nsm import holders
 from nsm.caller import TOKEN, TOKEN_EXPIRES, Caller
-from nsm.errors import Code, InvalidError, NsmError, TakenError, UnauthenticatedError
+from nsm.errors import (
+    Code,
+    InvalidError,
+    NsmError,
+    PreconditionError,
+    TakenError,
+    UnauthenticatedError,
+)
 from nsm.identity.background import background
 from nsm.identity.source import Source
 from nsm.identity.spiffe import SpiffeId
@@ -303,16 +310,19 @@ class Server:
             if error.errno == errno.EADDRINUSE:
                 found = holders.of_port("tcp", address.port)
                 holder = found[0].process if found else None
+                who = "" if holder else f" (root sees which: ss -ltnp sport = :{address.port})"
                 raise TakenError(
                     f"cannot listen on {url}: {_told(holder)} has port {address.port}",
-                    hint=f"stop it or set {self._variable} to another address",
+                    hint=f"stop it{who} or set {self._variable} to another address",
                 ) from error
             raise self._cannot_listen(url, error) from error
         port = sock.getsockname()[1]
         return _Listener(sock, addresses.tcp_url(address.host, port))
 
     def _cannot_listen(self, url: str, error: OSError) -> NsmError:
-        return InvalidError(
+        # an address that is not there yet comes with the network, and the setting may be right
+        kind = PreconditionError if error.errno == errno.EADDRNOTAVAIL else InvalidError
+        return kind(
             f"cannot listen on {url}: {error.strerror or error}",
             hint=f"set {self._variable} to an address of this machine that this user may take",
         )
