@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from bench.requests import Requests
-from bench.verdict import Judged, median_of, of_medians
+from bench.verdict import Judged, median_of, of_medians, slope_of
 
 SAME: Final = 0.97  # of throughput, and of round trips by hand ÷ ours
 MAKING: Final = 2.0  # ÷ the raw batches
@@ -68,7 +68,8 @@ def _memory(of: Mapping[str, Any]) -> Iterator[Judged]:
         idle = statistics.median(sum(told["idle"].values()) for told in of.values())
         yield Judged("nsmgr and forwarder at rest", idle / 1e6, IDLE, unit="MB")
     for kind, told in of.items():
-        yield Judged(f"{kind}: one more wire in both", told["each"] / 1e3, WIRE, unit="kB")
+        points = [(n, octets / 1e3) for n, octets in zip(told["wires"], told["both"], strict=True)]
+        yield slope_of(f"{kind}: one more wire in both", points, WIRE, unit="kB")
 
 
 def _bringups(of: Mapping[str, Any]) -> Iterator[Judged]:

@@ -16,7 +16,6 @@ from nsm.errors import NsmError
 
 PARTS: Final = ("same", "paths", "setup", "requests", "memory", "bringups")
 ALONE: Final = ("same", "paths", "setup", "bringups")  # without a mesh
-HELPERS: Final = 30  # wires whose wireguard-go, two each, a machine's inotify instances suffice for
 Report = Callable[[str], None]
 
 
@@ -73,7 +72,7 @@ def measure(
     for kind in kinds if settings.all_kinds else kinds[:1]:
         if "memory" not in wanted:
             break
-        wires = min(settings.wires, HELPERS if kind == "wireguard-go" else settings.wires)
+        wires = settings.wires
         report(f"{kind}: the memory of {wires} wires")
         # one mesh for each, because memory that was once used is not given back
         with found.trying(f"memory of {kind}"), mesh() as there:

@@ -65,9 +65,9 @@ def test_a_quick_bench_measures_every_part_judges_it_and_writes_figures_and_pict
         check_paths(kind, told["samples"]["paths"][kind], bars)
         check_floors(kind, told["samples"], bars)
     idle = told["samples"]["memory"]["veth"]["idle"]
-    assert set(idle) == {"nsmgr", "forwarder"}
-    assert all(10e6 < octets < 900e6 for octets in idle.values()), idle
-    write("PSS of nsmgr and forwarder at rest, MB", sum(idle.values()) / 1e6, 90.0)
+    assert set(idle) == {"nsmgr", "forwarder", "files of both"}
+    assert all(5e6 < octets < 900e6 for octets in idle.values()), idle
+    write("memory of nsmgr and forwarder at rest, MB", sum(idle.values()) / 1e6, 90.0)
     assert [len(times) for times in told["samples"]["bringups"].values()] in ([10], [10, 10])
 
 

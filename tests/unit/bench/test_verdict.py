@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from bench.verdict import Judged, interval, median_of, of_medians
+from bench.verdict import Judged, interval, median_of, of_medians, slope, slope_of
 
 pytestmark = pytest.mark.unit
 
@@ -67,3 +67,14 @@ def test_a_ratio_of_medians_does_not_mind_a_few_very_long_times():
     judged = of_medians("x", ours, floors, 2.5)
     assert judged.value == 2.0
     assert judged.interval == (2.0, 2.0)
+
+
+def test_a_slope_is_what_one_more_adds_whatever_was_there_and_whatever_came_once():
+    points = [(n, 800.0 + 20 * n) for n in range(10, 110, 10)]
+    assert slope(points) == 20
+    points[2] = (30, 9999.0)
+    judged = slope_of("one more", points, 21.0, "kB")
+    assert judged.value == pytest.approx(20, abs=0.5)
+    assert judged.interval[0] <= 20 <= judged.interval[1]
+    assert judged.figure.endswith("kB")
+    assert interval([(n, 5.0 * n) for n in range(1, 11)], slope) == (5, 5)
