@@ -1,7 +1,6 @@
 """What earlier labs and wires left: found by their own marks, never by a name's pattern."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -11,7 +10,6 @@ from labs.paths import ROOT, Paths
 from labs.units import count
 from nsm.errors import NsmError
 from nsm.kernel import messages, netlink, owner
-from nsm.kernel.namespaces import NAMED, Home
 from nsm.kernel.netlink import Socket
 from nsmctl.machine import processes, sight
 from nsmctl.machine.asking import Answer, note, ok
@@ -125,33 +123,8 @@ def _name(process: Process) -> str | None:
 
 def _ours() -> Iterator[Left]:
     """Devices with our mark in every namespace that somebody's process or name leads to."""
-    with Socket.here() as sock:
-        yield from _marked(sock, "")
-    if os.geteuid() != 0:
-        return
-    with Home() as home:
-        seen = {home.namespace.inode}
-        for path, inside in _doors():
-            with contextlib.suppress(OSError, NsmError):
-                inode = os.stat(path).st_ino
-                if inode in seen:
-                    continue
-                seen.add(inode)
-                fd = home.opened_path(path, path)
-                try:
-                    with home.socket(fd) as sock:
-                        yield from _marked(sock, inside)
-                finally:
-                    os.close(fd)
-
-
-def _doors() -> Iterator[tuple[str, str]]:
-    """Ways into namespaces, each with what to write before a command to run it there."""
-    for name in sorted(os.listdir(NAMED)) if os.path.isdir(NAMED) else ():
-        yield f"{NAMED}/{name}", f"ip netns exec {name} "
-    for pid in os.listdir("/proc"):
-        if pid.isdigit():
-            yield f"/proc/{pid}/ns/net", f"nsenter -n -t {pid} "
+    for sock, inside in sight.namespaces():
+        yield from _marked(sock, inside)
 
 
 def _marked(sock: Socket, inside: str) -> Iterator[Left]:

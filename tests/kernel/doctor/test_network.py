@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.kernel.doctor.world import AS_NOBODY, FENCE, HERE, doctor, inside
+from tests.kernel.doctor.world import AS_NOBODY, FENCE, HERE, NSMCTL, doctor, inside
 
 LEGACY = f"{sys.executable} -P {HERE}/legacy.py"
 UPLINK = (
@@ -115,8 +115,39 @@ def test_tunnel_devices_share_their_port_with_ours():
     )  # fmt: skip
 
 
+def test_and_so_do_those_that_are_in_other_namespaces():
+    """As each of ours is, which is a workload's."""
+    moved = f"{TUNNELS}; ip netns add workload; ip link set tunnel0 netns workload"
+    assert doctor(moved).line("udp-4789") == ("ok", "held by VXLAN devices, which share it", "")
+
+
+def test_a_device_of_another_port_or_of_another_node_has_nothing_to_do_with_it():
+    other = TUNNELS.replace("4789", "4788")
+    elsewhere = f"ip netns add node-2; ip netns exec node-2 sh -c '{TUNNELS}'"
+    held = f"{HOLDER} udp-4789 127.0.0.1 & while ! [ -s /run/held-* ]; do sleep 0.02; done"
+    told = seen_from_a_container(f"{other}; {elsewhere}; {held}")
+    assert told.line("udp-4789")[1].startswith("held by the kernel, or by somebody who runs")
+
+
+def seen_from_a_container(script):
+    """Asked in a PID namespace of its own, as in a pod with hostNetwork and without hostPID."""
+    return inside(f"{{ {script}\n}} >&2; unshare -p -f --mount-proc {NSMCTL} doctor --json")
+
+
+def test_a_program_that_is_not_seen_is_not_taken_for_a_tunnel_device():
+    holders = " & ".join(f"{HOLDER} {name} 127.0.0.1" for name in PORTS)
+    wait = f"while [ $(ls /run | grep -c held) != {len(PORTS)} ]; do sleep 0.02; done"
+    told = seen_from_a_container(f"{holders} & {wait}")
+    for name, (level, variable) in PORTS.items():
+        said, found, fix = told.line(name)
+        unseen = "held by the kernel, or by somebody who runs outside of this PID namespace"
+        assert (said, found.partition(":")[0]) == (level, unseen), name
+        assert variable in fix
+
+
 def test_who_holds_a_port_may_be_hidden_from_an_ordinary_user():
-    told = inside(f"{TUNNELS}; exec {AS_NOBODY} --json")
+    held = f"{HOLDER} udp-4789 127.0.0.1 & while ! [ -s /run/held-* ]; do sleep 0.02; done"
+    told = inside(f"{held}; exec {AS_NOBODY} --json")
     assert told.line("udp-4789") == (
         "note",
         (
