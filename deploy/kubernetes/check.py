@@ -37,7 +37,11 @@ ENTRIES = (  # what people apply
     "crds/examples",
     "examples/icmp-responder",
 )
-COMPONENTS = ("components/ipv6", "components/tun")  # what people add to an overlay
+COMPONENTS = (  # what people add to an overlay
+    "components/ipv6",
+    "components/tun",
+    "components/no-volume",
+)
 VERSIONS = ("1.30", "1.37")  # since 1.30 appArmorProfile is a field; the newest we have schemas of
 KINDS = {"Kustomization": ("resources", "components"), "Component": ("patches",)}
 MERGED_BY = {  # the API's own merge keys, of the lists that patches here touch
@@ -114,7 +118,12 @@ def render(folder: Path, *components: Path) -> list[Object]:
 def merged(value: Any, change: Any, key: str = "") -> Any:
     """value with change, as the API's strategic merge does it with what is used here."""
     if isinstance(value, dict) and isinstance(change, dict):
-        return value | {one: merged(value.get(one), more, one) for one, more in change.items()}
+        kept = {one: old for one, old in value.items() if one not in change}
+        return kept | {
+            one: merged(value.get(one), more, one)
+            for one, more in change.items()
+            if more is not None  # which is how a patch takes something away
+        }
     if isinstance(value, list) and key in MERGED_BY:
         by = MERGED_BY[key]
         old = {one[by]: one for one in value}
