@@ -47,7 +47,9 @@ def test_root_without_a_capability_is_told_which_and_what_it_is_for(lacks):
 
 
 def test_an_ordinary_user_is_told_what_was_not_tried_and_how_to_ask_again():
-    told = inside(f"exec {AS_NOBODY} --json")
+    # udev opens it to everybody, and not every machine has udev
+    closed = "mount -t tmpfs none /dev/net; mknod -m 600 /dev/net/tun c 10 200"
+    told = inside(f"{closed}; exec {AS_NOBODY} --json")
     assert told.code == 1, told.err
     assert told.err == ""
     assert told.line("capabilities") == (
@@ -59,8 +61,12 @@ def test_an_ordinary_user_is_told_what_was_not_tried_and_how_to_ask_again():
     for name in ("namespaces", "tun", "input", "cgroup"):
         assert told.line(name) == not_tried, name
     # these are tried in a user namespace, where this machine lets users make them
+    as_nobody = ("--reuid=65534", "--regid=65534", "--clear-groups")
+    opened = kernel_has(
+        "setpriv", *as_nobody, "unshare", "--user", "--map-root-user", "--net", "true"
+    )
     for name in ("veth", "bridge", "vxlan", "macvlan", "nft", "sysctls"):
-        assert told.line(name)[0] == "ok", name
+        assert told.line(name)[0] == ("ok" if opened else "note"), name
 
 
 # --- namespaces and settings -----------------------------------------------------------------
