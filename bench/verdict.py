@@ -30,14 +30,9 @@ class Judged:
 
     @property
     def verdict(self) -> Holds:
-        """unclear: the figure misses its bar, but by less than what runs like this differ by."""
-        if self._within(self.value):
-            return "holds"
-        return (
-            "unclear"
-            if self.interval and any(map(self._within, self.interval))
-            else "does not hold"
-        )
+        """unclear: the bar is within what runs like this differ by, on whichever side we are."""
+        within = [self._within(end) for end in self.interval or (self.value,)]
+        return "holds" if all(within) else "unclear" if any(within) else "does not hold"
 
     def words(self) -> dict[str, Any]:
         """All of it, for JSON."""

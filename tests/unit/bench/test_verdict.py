@@ -17,14 +17,18 @@ pytestmark = pytest.mark.unit
         (0.96, None, False, "does not hold"),
         (0.96, (0.93, 0.98), False, "unclear"),
         (0.96, (0.95, 0.969), False, "does not hold"),
-        (0.98, (0.90, 1.05), False, "holds"),
+        (0.98, (0.90, 1.05), False, "unclear"),
+        (0.98, (0.972, 1.05), False, "holds"),
+        (1.4, (1.2, 1.6), True, "unclear"),
+        (1.4, (1.2, 1.5), True, "holds"),
+        (1.6, (1.51, 1.8), True, "does not hold"),
         (0.97, None, False, "holds"),
         (1.6, None, True, "does not hold"),
         (1.6, (1.4, 1.8), True, "unclear"),
         (0.97, None, True, "holds"),
     ],
 )
-def test_a_bar_holds_by_the_figure_and_is_unclear_where_the_interval_reaches_it(
+def test_a_bar_holds_with_its_whole_interval_and_is_unclear_where_that_is_on_both_sides(
     value, between, most, verdict
 ):
     bar = 0.97 if value < 1 else 1.5
