@@ -14,15 +14,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench.mesh import SERVICES, Mesh
+from bench.mesh import ASKER, SERVICES, Mesh, must_be
 from bench.wires import Kind
 from labs import alive, processes, state
+from nsm.kernel import topology
 
 NODE: Final = "node-1"
 WARM: Final = 50  # wires that are there before one is counted, and were made and closed before
@@ -58,6 +59,8 @@ def measure(mesh: Mesh, kind: Kind, wires: int) -> Memory:
         found.idle["files of both"] = files(pids.values())
         for wanted in (WARM, 0, WARM):
             _hold(holder, wanted)
+        device = topology.device(mesh.paths.namespace(ASKER), "m-0")
+        must_be(kind, device.kind if device else "")
         for wanted in counts:
             _hold(holder, wanted)
             time.sleep(REST)
@@ -65,8 +68,6 @@ def measure(mesh: Mesh, kind: Kind, wires: int) -> Memory:
             found.helpers.append(sum(map(pss, _helpers(mesh))))
         assert holder.stdin is not None
         holder.stdin.close()
-    if (kind == "wireguard-go") is not bool(found.helpers[-1]):
-        raise RuntimeError(f"the mesh makes its wires otherwise, and these are not of {kind}")
     return found
 
 
@@ -151,13 +152,13 @@ def _agents(mesh: Mesh) -> Iterator[dict[str, int]]:
     alive.stop([born[process.name].mark for process in wanted], PATIENCE)
     started: list[subprocess.Popen[bytes]] = []
     try:
-        started.extend(_start(process) for process in wanted)
+        started.extend(_start(process, mesh.settings) for process in wanted)
         yield {p.name.partition("/")[2]: s.pid for p, s in zip(wanted, started, strict=True)}
     finally:
         _stop(started)
 
 
-def _start(process: processes.Process) -> "subprocess.Popen[bytes]":
+def _start(process: processes.Process, more: Mapping[str, str]) -> "subprocess.Popen[bytes]":
     """One, and wait until it says that it is ready."""
     ready, said = os.pipe()
     with open(process.log, "ab") as log, open(ready) as line:
@@ -165,7 +166,7 @@ def _start(process: processes.Process) -> "subprocess.Popen[bytes]":
             ["ip", "netns", "exec", process.namespace, sys.executable, "-P", "-m", process.module],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", pass_fds=[said],
             group=process.gid, extra_groups=[],
-            env={**process.environment, "NSM_READY_FD": str(said)},
+            env={**process.environment, **more, "NSM_READY_FD": str(said)},
         )  # fmt: skip
         os.close(said)
         if not line.readline():

@@ -44,8 +44,12 @@ IPV6: Final = "/proc/sys/net/ipv6"  # not there where the kernel was booted with
 CARRIER: Final = 5.0  # seconds until cables pass packets; some milliseconds in fact
 TELLING: Final = 0.5  # seconds a client may take from being ready to having written it
 POLITE: Final = 5.0  # seconds a process may take to end
-# A slow machine's manager and forwarder may need longer than upstream's to hear one another.
-_HANDED_ON: Final = dict.fromkeys((Stage.MANAGER, Stage.FORWARDER), ("NSM_DIAL_TIMEOUT",))
+# A slow machine's manager and forwarder may need longer than upstream's to hear one another; and
+# whose WireGuard a lab has is asked of its forwarders.
+_HANDED_ON: Final = {
+    Stage.MANAGER: ("NSM_DIAL_TIMEOUT",),
+    Stage.FORWARDER: ("NSM_DIAL_TIMEOUT", "NSM_WIREGUARD"),
+}
 _STAGES: Final = {
     Stage.ISSUER: "issuers",
     Stage.REGISTRY: "registries",

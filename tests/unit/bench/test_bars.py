@@ -7,7 +7,7 @@ import pytest
 
 from bench import picture
 from bench.__main__ import lines, some_of, status
-from bench.bars import judged
+from bench.bars import judged, without_floors
 from bench.verdict import Judged
 
 pytestmark = pytest.mark.unit
@@ -61,6 +61,15 @@ def test_each_figure_is_made_of_its_samples():
         "veth: one more wire in both": (pytest.approx(25.0), "does not hold"),
         "wireguard: slowest bring-up ÷ median": (pytest.approx(20.0), "does not hold"),
     }
+
+
+def test_without_the_batches_of_a_kind_nothing_is_said_of_its_requests_floors():
+    alone = {"requests": SAMPLES["requests"]}
+    assert judged(alone) == []
+    assert without_floors(alone) == (
+        ["request and close of vxlan ÷ their floors: those need the part setup of it"]
+    )
+    assert without_floors(SAMPLES) == []
 
 
 def test_the_exit_code_is_that_of_the_worst():
