@@ -91,6 +91,9 @@ def check_floors(kind: str, samples: dict[str, Any], bars: dict[str, Any]) -> No
         both = samples["setup"][kind][what]
         assert len(both["raw"]) == len(both["ours"]) == 12
         assert bars[f"{kind}: {what} ÷ raw"]["bar"] == 2.0
+    told = samples["requests"][kind]["told"]
+    for took, stages in zip(told["request_ms"], told["stages"], strict=True):
+        assert sum(stages.values()) == pytest.approx(took, rel=0.05, abs=1.0), stages
     for what in ("request", "close"):
         bar = bars[f"{kind}: {what} ÷ its floors"]
         assert bar["bar"] == 3.0
