@@ -175,8 +175,8 @@ def objects(where: Stage, plan: Plan, tun: Callable[[Plan, int], str]) -> Object
                 found[what] = [*found.get(what, ()), *answer]
         found[f"{role} sysctl"] = [_sysctl(space)]
         found[f"{role} offloads"] = offloads(space)
-        for what, command in MORE.items():
-            found[f"{role} {what}"] = json.loads(_output(command.format(space=space).split()))
+        for what, asking in MORE.items():
+            found[f"{role} {what}"] = json.loads(_output(asking.format(space=space).split()))
     for node in ("near neigh", "far neigh"):
         del found[node]  # of the cable between them; how fresh they are changes by itself
     if plan.kind.startswith("wireguard"):
