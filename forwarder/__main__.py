@@ -6,6 +6,9 @@ import sys
 from forwarder import origin  # noqa: F401 - first, because what stands in for `nsm` would be run
 
 # isort: split
+from nsm.process import lean  # noqa: F401 - before all that logs
+
+# isort: split
 import structlog
 
 from forwarder import rights
