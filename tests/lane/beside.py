@@ -26,7 +26,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypedDict
@@ -40,9 +40,20 @@ TIMES = "times.json"
 SLOWER = 5  # times: to start a process, on one processor, at 0.1 ms a system call
 # A test inside is ended after the first, with a traceback of where it hangs; the second is for a
 # guest that hangs as a whole. The slowest test takes 35 s on a quiet machine, the next one 19 s.
-LONGEST = 150
+# Both are of the guest's own time: see Patience.
+LONGEST = 150.0
 SILENCE = 180.0
-NICE = 10  # the host's tests go first
+LOOK = 1.0  # s, from one to the next
+# What a pytest inside is started by: when $1 is there, faulthandler says where it hangs, in C and
+# so whatever holds Python up. No process is started to look: tests look for what is left of them.
+WATCHED = """\
+( ( exec {never}<> <(:)
+    while [ ! -e "$1" ]; do read -rt 1 -u "$never"; done
+    kill -ABRT $$
+) & )
+exec "${@:2}"
+"""
+NICE = 5  # the host's tests go first, where the scheduler does not share by session
 
 
 class Order(TypedDict):
@@ -74,6 +85,62 @@ class Lines:
         self._file.close()
 
 
+class Patience:
+    """How much of its own time somebody has had, on a machine that others use too.
+
+    Not of its own is what its processes waited for a processor, and what passed while nobody
+    looked: the machine stood still, and so did it.
+    """
+
+    def __init__(self) -> None:
+        self.spent = 0.0
+        self._looked = time.monotonic()
+        self._waited: dict[int, float] = {}
+
+    def look(self, now: float, waited: Mapping[int, float]) -> None:
+        """Take in what each of its processes has waited by now, in seconds."""
+        new = sum(max(0.0, there - self._waited.get(pid, 0.0)) for pid, there in waited.items())
+        self.spent += max(0.0, min(now - self._looked, 2 * LOOK) - new)
+        self._looked, self._waited = now, dict(waited)
+
+
+def waited(processes: Mapping[int, Path]) -> dict[int, float]:
+    """What each has waited for a processor, in seconds."""
+    found = {}
+    for pid, told in processes.items():
+        with contextlib.suppress(OSError):  # it has ended, or this kernel does not count it
+            found[pid] = int((told / "schedstat").read_text().split()[1]) / 1e9
+    return found
+
+
+def doing(processes: Mapping[int, Path]) -> str:
+    """What the host sees of each: state, time used within a second, what it waits for, signals."""
+    before = {pid: _used(told) for pid, told in processes.items()}
+    time.sleep(1)
+    lines = []
+    for pid, told in processes.items():
+        with contextlib.suppress(OSError):
+            new = [now - then for now, then in zip(_used(told), before[pid], strict=True)]
+            status = dict(
+                line.split(":\t", 1) for line in (told / "status").read_text().splitlines()
+            )
+            lines.append(
+                f"{pid} {status['Name']}: {status['State']}, in one second {new[0]} ticks as itself"
+                f" and {new[1]} in the kernel, waits in {(told / 'wchan').read_text()},"
+                f" pending {status['SigPnd']}, blocked {status['SigBlk']}"
+            )
+    return "\n".join(lines)
+
+
+def _used(told: Path) -> list[int]:
+    try:
+        return [
+            int(ticks) for ticks in (told / "stat").read_text().rpartition(")")[2].split()[11:13]
+        ]
+    except OSError:
+        return [0, 0]
+
+
 class Run:
     """One start of the lane, with a pytest in it."""
 
@@ -91,7 +158,11 @@ class Run:
             self._guest = stack.enter_context(
                 Guest(
                     kernel,
-                    [*order["command"], f"@{share}/tests"],
+                    [
+                        *("bash", "-c", WATCHED, "bash", f"{share}/end"),
+                        *order["command"],
+                        f"@{share}/tests",
+                    ],
                     share=self._share,
                     folder=folder,
                     output=1 if order["live"] else out.fileno(),
@@ -99,21 +170,40 @@ class Run:
                 )
             )
             self._open = stack.pop_all()
+        self._in_test = Patience()
 
     def listen(self) -> dict[str, Any] | None:
         """What the pytest in there says next; None if it has ended, and why then says how."""
-        quiet = time.monotonic()
+        silence = Patience()
+        looked = start = time.monotonic()
         while True:
             status = self._guest.wait(0)  # asked first: what it said, it said before it ended
             if said := self._lines.next():
+                if "what" in said:
+                    self._in_test = Patience()
                 return said
             if status is not None:
-                self.why = f"exit code {status}\n{self._last_words()}"
+                late = f"not done after {LONGEST:.0f} s, " if self._told_to_end.exists() else ""
+                self.why = f"{late}exit code {status}\n{self._last_words()}"
                 return None
-            if time.monotonic() - quiet > SILENCE:
-                self.why = f"nothing was heard for {SILENCE:.0f} s\n{self._last_words()}"
+            if (now := time.monotonic()) - looked >= LOOK:
+                looked = now
+                processes = self._guest.processes()
+                for patience in (silence, self._in_test):
+                    patience.look(now, waited(processes))
+                if self._in_test.spent > LONGEST:
+                    self._told_to_end.touch()
+            if silence.spent > SILENCE:
+                self.why = (
+                    f"nothing was heard for {SILENCE:.0f} s of its time ({now - start:.0f} s)\n"
+                    f"{self._last_words()}\nthe host sees of it:\n{doing(self._guest.processes())}"
+                )
                 return None
             self._guest.wait(0.05)
+
+    @property
+    def _told_to_end(self) -> Path:
+        return self._share / "end"
 
     def _last_words(self) -> str:
         output = (self._share / "output").read_text(errors="replace").splitlines()
@@ -206,8 +296,6 @@ def end(*_: object) -> None:
 def step_back() -> None:
     """Let the host's tests go first."""
     os.nice(NICE)
-    with contextlib.suppress(OSError):  # where the scheduler is fair to sessions, ours counts less
-        Path("/proc/self/autogroup").write_text(str(NICE))
 
 
 def main() -> None:

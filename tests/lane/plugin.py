@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Container, Mapping
 from contextlib import ExitStack
@@ -27,13 +28,14 @@ from typing import Any, Self
 
 import pytest
 
-from tests.lane.beside import LONGEST, REPORTS, SLOWER, TIMES, Lines, Order
+from tests.lane.beside import REPORTS, SLOWER, TIMES, Lines, Order
 from tests.lane.features import TRIALS, lacks
 from tests.lane.kernel import foreign, standing
 from tests.support import leaks, wait
 
 INSIDE = "LANE_GUEST" in os.environ
 ROOT = Path(__file__).parents[2]
+DEAF = 1800  # s; the longest that is right is a builder who waits for another one
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -198,10 +200,16 @@ class Lane:
         if not (self._waits or self._over or standing() or foreign()):
             self._say("lane: it is not built yet, and the tests that are left wait for it")
         self._waits = True
+        heard = time.monotonic()
         while not self._over and (test is None or test in self._todo):
-            if not self._hear():
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(0.05)
+            if self._hear():
+                heard = time.monotonic()
+                continue
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.05)
+            if time.monotonic() - heard > DEAF:
+                self._say(f"lane: nothing was heard for {DEAF} s of its process, which is ended")
+                self._end()
 
     def _hear(self) -> bool:
         """Take in one more thing that is told, if there is one."""
@@ -252,7 +260,7 @@ def _pytest(config: pytest.Config) -> list[str]:
     return [
         sys.executable, "-P", "-m", "pytest", f"--rootdir={config.rootpath}",
         "-c", str(config.inipath), "-p", "no:cacheprovider",
-        "--color=no", "-o", f"faulthandler_timeout={LONGEST}", "--no-header", "--no-summary",
+        "--color=no", "-o", "faulthandler_timeout=0", "--no-header", "--no-summary",
         f"--tb={asked.tbstyle}", f"--capture={asked.capture}",
         *["-v"] * max(asked.verbose, 0), *["--showlocals"] * bool(asked.showlocals),
         *["--runxfail"] * bool(asked.runxfail),

@@ -143,9 +143,25 @@ def test_a_lane_in_which_nothing_moves_is_given_up(
     assert told[0] == {"test": frozen, "what": "start"}
     assert told[-1] == {"what": "over"}
     assert told[-2]["test"] == frozen
-    why = "the lane ended while this test ran in it: nothing was heard for 15 s\n"
+    why = "the lane ended while this test ran in it: nothing was heard for 15 s of its time ("
     assert told[-2]["failed"].startswith(why)
     assert "collected 1 item" in told[-2]["failed"]
+    assert re.search(r"\d+ linux: \S \(.*\), in one second \d+ ticks as ", told[-2]["failed"])
+
+
+def test_a_test_that_hangs_is_ended_and_says_where(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(beside, "LONGEST", 5.0)
+    pytest_there = [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider"]
+    waits = "tests/lane/samples/waits.py::test_waits"
+    order = beside.Order(command=pytest_there, tests=[waits], live=False)
+    (tmp_path / "order").write_text(json.dumps(order))
+    beside.Beside(tmp_path).run()
+    told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
+    why = "the lane ended while this test ran in it: not done after 5 s, exit code 134\n"
+    assert told[-2]["failed"].startswith(why)
+    assert 'samples/waits.py", line 10 in test_waits' in told[-2]["failed"]
 
 
 def test_only_what_needs_it_goes_there_and_is_told_after_the_hosts() -> None:
@@ -240,6 +256,20 @@ async def test_if_what_runs_the_lane_is_killed_its_tests_have_failed(tmp_path: P
         assert session.wait(20) == 1, said.read_text()
         await until(lambda: not alive(ours), "its guest's processes are gone", bar=2.0)
     assert "the process that runs the lane has ended: exit code -9" in said.read_text()
+
+
+def test_what_runs_the_lane_and_says_nothing_is_ended(tmp_path: Path) -> None:
+    """It waits for a builder who does nothing."""
+    (tmp_path / "impatient.py").write_text(
+        "def pytest_configure():\n    from tests.lane import plugin\n    plugin.DEAF = 2\n"
+    )
+    variables = {"KERNEL_LANE_DIR": str(tmp_path), "PYTHONPATH": str(tmp_path)}
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = run("here.py", "-p", "impatient", **variables)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "lane: nothing was heard for 2 s of its process, which is ended" in done.stdout
+    assert "the process that runs the lane has ended" in done.stdout
 
 
 def test_nothing_is_started_for_who_only_looks_or_selects_others(tmp_path: Path) -> None:
