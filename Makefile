@@ -19,12 +19,12 @@ demo: setup  ## two nodes on this machine, wires between them, checks; all taken
 	@$(BIN)/nsmctl lab run labs/two-nodes.yaml
 	@$(BIN)/python -m bench.wire --quick
 
-test: setup  ## every test; as root, because wires need namespaces
+test: setup  ## every test but those of matrix; as root, because wires need namespaces
 	@rm -f out/times.json
 	@$(BIN)/python -P -m pytest
 
 matrix: setup  ## the wheel on every Python of this machine, and make setup in a fresh Debian 12
-	@command -v debootstrap >/dev/null || apt-get -qq install --yes debootstrap
+	@command -v debootstrap >/dev/null || apt-get -qq -o DPkg::Lock::Timeout=300 install --yes debootstrap
 	@VWIRE_MATRIX=1 $(BIN)/python -P -m pytest tests/e2e/install tests/e2e/trouble/test_bookworm.py
 
 check: setup  ## what CI asks before the tests: style, types, import rules, generated code, docs, manifests

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench import lane, machine, parts, picture
-from bench.bars import judged
+from bench.bars import judged, without_floors
 from bench.verdict import Judged
 from bench.wires import KINDS, Kind
+from nsm.kernel.tunnels import Engine
 
 OUT: Final = Path(__file__).parents[1] / "out" / "bench"
 
@@ -37,16 +38,19 @@ def main() -> int:
     began = time.monotonic()
     before = machine.facts()
     settings = parts.QUICK if told.quick else parts.FULL
-    here, in_lane, missing = where(told.kinds, use_lane=told.lane)
+    engines = machine.engines()
+    here, in_lane, missing = where(told.kinds, told.only, engines, use_lane=told.lane)
     whole = f"about {told.takes}" if set(told.only) == set(parts.PARTS) else "less than all"
-    places = [f"{kind} here" for kind in here] + ["wireguard in the lane"] * in_lane
-    say(f"{', '.join(places)}: {whole}")
+    places = [f"{kind} here" for kind in here] + ["wireguard in the lane"] * bool(in_lane)
+    say(f"{', '.join(places) or 'nothing here'}: {whole}")
     found = parts.measure(here, told.only, settings, say)
     if in_lane:
         say("wireguard: in the lane")
-        lane.add(found, [part for part in told.only if part in parts.ALONE], quick=told.quick)
-    missing += found.missing
+        lane.add(found, in_lane)
     samples = found.samples
+    missing += [*found.missing, *without_floors(samples)]
+    if not samples and not missing:
+        missing.append(f"{', '.join(told.only)} of {', '.join(told.kinds)}: there is none")
     silence()
     bars = judged(samples)
     results = {
@@ -94,17 +98,29 @@ def some_of(known: Sequence[str]) -> Callable[[str], list[str]]:
     return read
 
 
-def where(wanted: Sequence[Kind], *, use_lane: bool) -> tuple[list[Kind], bool, list[str]]:
-    """Kinds that are measured here, whether the lane is needed, and what there is nobody for."""
+def where(
+    wanted: Sequence[Kind],
+    only: Sequence[str],
+    engines: tuple[Engine, Engine],
+    *,
+    use_lane: bool,
+) -> tuple[list[Kind], list[str], list[str]]:
+    """Kinds that are measured here, parts that the lane is needed for, and what of it there is
+    nobody for. engines are the kernel's WireGuard and wireguard-go, as they are here."""
     here, missing = list(wanted), []
-    kernel, userspace = machine.engines()
+    kernel, userspace = engines
     if "wireguard-go" in here and not userspace.name:
         here.remove("wireguard-go")
         missing.append(f"wireguard-go: {userspace.why}")
     if "wireguard" not in here or kernel.name:
-        return here, False, missing
+        return here, [], missing
     here.remove("wireguard")
-    return here, use_lane, missing
+    if not use_lane:
+        missing.append(f"wireguard: {kernel.why}, and the lane was not to be used")
+        return here, [], missing
+    meshed = [part for part in only if part not in parts.ALONE]
+    missing += [f"{one} of wireguard: {kernel.why}, and in the lane is no mesh" for one in meshed]
+    return here, [part for part in only if part in parts.ALONE], missing
 
 
 def reporter(*, live: bool) -> tuple[Callable[[str], None], Callable[[], None]]:

@@ -22,6 +22,8 @@ from nsm.errors import NsmError
 from nsm.identity import tokens
 from nsm.identity.source import Svid
 from nsm.identity.workload import workload_source
+from nsm.kernel import messages
+from nsm.kernel.netlink import Socket
 from nsm.model import SECOND, Request
 from nsm.process.config import parse
 from nsm.process.workload import Surroundings
@@ -58,6 +60,7 @@ async def asked(
             took = time.perf_counter() - start
             made = wire.connection
             assert made.mechanism is not None
+            device = _device(made.mechanism.parameters["name"])
             start = time.perf_counter()
         closed = time.perf_counter() - start
         # by turns, because a machine is not as fast now as a second ago
@@ -78,9 +81,16 @@ async def asked(
         "request_ms": requests,
         "close_ms": closes,
         "stages": stages,
+        "device": device,
         "calls_ms": bare_requests,
         "close_calls_ms": bare_closes,
     }
+
+
+def _device(name: str) -> str:
+    """Of which kind it is, in the kernel's words."""
+    with Socket.here() as own:
+        return messages.device(own.ask(messages.get_link(name=name))).kind
 
 
 def token_floor(own: Svid) -> float:

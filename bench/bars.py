@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from bench.requests import Requests
-from bench.verdict import Judged, median_of, of_medians
+from bench.verdict import Judged, median_of, of_medians, slope_of
 
 SAME: Final = 0.97  # of throughput, and of round trips by hand ÷ ours
 MAKING: Final = 2.0  # ÷ the raw batches
@@ -27,6 +27,15 @@ def judged(samples: Samples) -> list[Judged]:
         *_requests(samples.get("requests", {}), samples.get("setup", {})),
         *_memory(samples.get("memory", {})),
         *_bringups(samples.get("bringups", {})),
+    ]
+
+
+def without_floors(samples: Samples) -> list[str]:
+    """Figures that cannot be judged: of their floors, the batches are those of another part."""
+    lacking = samples.get("requests", {}).keys() - samples.get("setup", {}).keys()
+    return [
+        f"request and close of {kind} ÷ their floors: those need the part setup of it"
+        for kind in sorted(lacking)
     ]
 
 
@@ -53,12 +62,12 @@ def _setup(of: Mapping[str, Any]) -> Iterator[Judged]:
 def _requests(of: Mapping[str, Any], setup: Mapping[str, Any]) -> Iterator[Judged]:
     for kind, told in of.items():
         asked = Requests(**told)
-        batch, delete = (
-            statistics.median(setup[kind][what]["raw"]) * 1000 if kind in setup else 0.0
-            for what in ("making", "closing")
-        )
-        yield of_medians(f"{kind}: request ÷ its floors", *asked.requests(batch), REQUEST)
-        yield of_medians(f"{kind}: close ÷ its floors", *asked.closes(delete), REQUEST)
+        if kind in setup:
+            batch, delete = (
+                statistics.median(setup[kind][what]["raw"]) * 1000 for what in ("making", "closing")
+            )
+            yield of_medians(f"{kind}: request ÷ its floors", *asked.requests(batch), REQUEST)
+            yield of_medians(f"{kind}: close ÷ its floors", *asked.closes(delete), REQUEST)
         if kind.startswith("wireguard"):
             yield _slowest(f"{kind}: slowest request ÷ median", asked.told["request_ms"])
 
@@ -68,7 +77,8 @@ def _memory(of: Mapping[str, Any]) -> Iterator[Judged]:
         idle = statistics.median(sum(told["idle"].values()) for told in of.values())
         yield Judged("nsmgr and forwarder at rest", idle / 1e6, IDLE, unit="MB")
     for kind, told in of.items():
-        yield Judged(f"{kind}: one more wire in both", told["each"] / 1e3, WIRE, unit="kB")
+        points = [(n, octets / 1e3) for n, octets in zip(told["wires"], told["both"], strict=True)]
+        yield slope_of(f"{kind}: one more wire in both", points, WIRE, unit="kB")
 
 
 def _bringups(of: Mapping[str, Any]) -> Iterator[Judged]:

@@ -2,9 +2,10 @@
 
     python -m bench.holding SERVICE
 
-Numbers come as lines on standard input; each is answered once so many wires are up. They
-are those of CLIENTS clients, in turn: the addresses of a client's wires are excluded from each
-other of its wires, so those of one client alone would not be like those of many.
+Numbers come as lines on standard input; each is answered once so many wires are up, and no
+more of them: the newest are closed. They are those of CLIENTS clients, in turn: the addresses
+of a client's wires are excluded from each other of its wires, so those of one client alone
+would not be like those of many.
 """
 
 import asyncio
@@ -27,10 +28,10 @@ async def main(service: str) -> None:
     told = parse(Surroundings, dict(os.environ))  # noqa: TID251
     async with (
         workload_source(told.spiffe_endpoint_socket, patience=10) as source,
-        AsyncExitStack() as wires,
+        AsyncExitStack() as stack,
     ):
         clients = [
-            await wires.enter_async_context(
+            await stack.enter_async_context(
                 nsm.Client(
                     f"holder-{n}",
                     source=source,
@@ -40,21 +41,36 @@ async def main(service: str) -> None:
             )
             for n in range(CLIENTS)
         ]
-        held = 0
         gate = asyncio.Semaphore(AT_ONCE)
 
-        async def one_more(n: int) -> None:
-            async with gate:
-                wire = clients[n % CLIENTS].connect(f"kernel://{service}/m-{n}", patience=20)
-                await wires.enter_async_context(wire)
+        async def hold(n: int, up: asyncio.Event, over: asyncio.Event) -> None:
+            async with AsyncExitStack() as wire:
+                async with gate:
+                    made = clients[n % CLIENTS].connect(f"kernel://{service}/m-{n}", patience=20)
+                    await wire.enter_async_context(made)
+                up.set()
+                await over.wait()
+                async with gate:
+                    await wire.aclose()
 
-        while line := await asyncio.to_thread(sys.stdin.readline):
-            wanted = int(line)
-            async with asyncio.TaskGroup() as group:
-                for n in range(held, wanted):
-                    group.create_task(one_more(n))
-            held = wanted
-            print(held, flush=True)
+        held: list[tuple[asyncio.Task[None], asyncio.Event]] = []
+        async with asyncio.TaskGroup() as group:
+            while line := await asyncio.to_thread(sys.stdin.readline):
+                wanted, coming = int(line), []
+                for n in range(len(held), wanted):
+                    up, over = asyncio.Event(), asyncio.Event()
+                    held.append((group.create_task(hold(n, up, over)), over))
+                    coming.append(up)
+                going, held = held[wanted:], held[:wanted]
+                for _, over in going:
+                    over.set()
+                for up in coming:
+                    await up.wait()
+                for task, _ in going:
+                    await task
+                print(wanted, flush=True)
+            for _, over in held:
+                over.set()
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ ROOT = Path(__file__).parents[1]
 LIMIT = 1500  # seconds
 
 
-def add(found: Found, parts: Sequence[str], *, quick: bool) -> None:
+def add(found: Found, parts: Sequence[str]) -> None:
     """Run this very bench in there, and add what it found."""
     with tempfile.TemporaryDirectory(prefix="vwire-bench-") as share:
         done = subprocess.run(
             [sys.executable, "-m", "tests.lane", "-o", share, "-t", str(LIMIT), "--",
              sys.executable, "-m", "bench", "--kinds", "wireguard", "--only", ",".join(parts),
-             "--out", share, "--guest", *["--quick"] * quick],
+             "--out", share, "--guest"],
             check=False, cwd=ROOT, stdout=sys.stderr,
         )  # fmt: skip
         told = Path(share, "bench.json")

@@ -1,71 +1,141 @@
 """What a node's manager and forwarder have in memory: at rest, and for each wire.
 
-PSS, as the kernel counts it: pages of their own, and a share of those that others have too.
 In a mesh all programs are forked from one that has imported everything, and share with it
 what they would not share on a node. So the two that are measured are started anew, as a
-node's service manager does.
+node's service manager does. Of the files they map, every Python of this machine has a part,
+and how many there are would be in the figure: so files count as if only those two had them.
+
+One more wire is a slope, of how much memory of their own they have over how many wires there
+are, because some is taken once: by the first calls, by as many at a time as there are. It begins
+where all that closed wires left free is taken again.
 """
 
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
-from bench.mesh import SERVICES, Mesh
+from bench.mesh import ASKER, SERVICES, Mesh, must_be
 from bench.wires import Kind
 from labs import alive, processes, state
+from nsm.kernel import topology
 
 NODE: Final = "node-1"
-FEW: Final = 10  # wires that are there before one is counted: what is made once is made then
+WARM: Final = 50  # wires that are there before one is counted, and were made and closed before
+STEPS: Final = 10  # readings, each with as many wires more
 REST: Final = 1.0  # seconds after which what a request leaves for later has been done
 PATIENCE: Final = 20.0
+INSTANCES: Final = Path("/proc/sys/fs/inotify/max_user_instances")
+SPARE: Final = 256  # of them for everybody else
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """In bytes. each is what one more wire takes of both, helper of a wireguard-go beside them."""
+    """In bytes. idle is each one's own, and the files they map; both is what both have of their
+    own with so many wires, helpers what all wireguard-go processes of the node have then."""
 
     idle: dict[str, int]
-    each: float
-    wires: int
-    helper: float
+    wires: list[int]
+    both: list[int]
+    helpers: list[int]
 
 
 def measure(mesh: Mesh, kind: Kind, wires: int) -> Memory:
-    """Start them, and have FEW wires, then as many more as told."""
-    with _agents(mesh) as pids, mesh.asker("bench.holding", SERVICES[kind]) as holder:
-        assert holder.stdin is not None
-        assert holder.stdout is not None
+    """Start them, make WARM wires and close them, make them again, and so many more in STEPS."""
+    counts = [WARM + wires * step // STEPS for step in range(1, STEPS + 1)]
+    found = Memory({}, counts, [], [])
+    with (
+        _instances(2 * counts[-1]),
+        _agents(mesh) as pids,
+        mesh.asker("bench.holding", SERVICES[kind]) as holder,
+    ):
         time.sleep(REST)
-        idle = {name: pss(pid) for name, pid in pids.items()}
-        figures = []
-        for wanted in (FEW, FEW + wires):
-            holder.stdin.write(f"{wanted}\n")
-            holder.stdin.flush()
-            if holder.stdout.readline() != f"{wanted}\n":
-                raise RuntimeError(f"{wanted} wires did not come up; see above")
+        found.idle.update({name: own(pid) for name, pid in pids.items()})
+        found.idle["files of both"] = files(pids.values())
+        for wanted in (WARM, 0, WARM):
+            _hold(holder, wanted)
+        device = topology.device(mesh.paths.namespace(ASKER), "m-0")
+        must_be(kind, device.kind if device else "")
+        for wanted in counts:
+            _hold(holder, wanted)
             time.sleep(REST)
-            figures.append((sum(map(pss, pids.values())), _helpers(mesh)))
+            found.both.append(sum(map(own, pids.values())))
+            found.helpers.append(sum(map(pss, _helpers(mesh))))
+        assert holder.stdin is not None
         holder.stdin.close()
-    (few, few_helpers), (many, many_helpers) = figures
-    more = sum(many_helpers) - sum(few_helpers)
-    return Memory(idle, (many - few) / wires, wires, more / wires)
+    return found
+
+
+def _hold(holder: "subprocess.Popen[str]", wanted: int) -> None:
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    holder.stdin.write(f"{wanted}\n")
+    holder.stdin.flush()
+    if holder.stdout.readline() != f"{wanted}\n":
+        raise RuntimeError(f"{wanted} wires did not come up; see above")
 
 
 def pss(pid: int) -> int:
-    """Bytes, as smaps_rollup says."""
-    with open(f"/proc/{pid}/smaps_rollup") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
+    """Bytes, a share of what others have too."""
+    return _rolled_up(pid, "Pss:")
+
+
+def own(pid: int) -> int:
+    """Bytes that are no file's, a share of what others have too."""
+    return _rolled_up(pid, "Pss_Anon:", "Pss_Shmem:")
+
+
+def _rolled_up(pid: int, *words: str) -> int:
+    lines = [line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
+    return sum(int(line[1]) * 1024 for line in lines if line[0] in words)
+
+
+def files(pids: Iterable[int]) -> int:
+    """Bytes of files' pages that they have between them, each counted once."""
+    most: dict[tuple[str, ...], int] = {}
+    for pid in pids:
+        for mapping, octets in _mapped(Path(f"/proc/{pid}/smaps").read_text()):
+            most[mapping] = max(octets, most.get(mapping, 0))
+    return sum(most.values())
+
+
+def _mapped(smaps: str) -> Iterator[tuple[tuple[str, ...], int]]:
+    """What part of which file, and how many bytes of it are there and as in the file."""
+    part: tuple[str, ...] = ()
+    resident = 0
+    for line in smaps.splitlines():
+        first, *rest = line.split()
+        if not first.endswith(":"):
+            begin, _, end = first.partition("-")
+            size = str(int(end, 16) - int(begin, 16))
+            _, offset, device, inode, *_ = rest
+            part = (device, inode, offset, size) if inode != "0" else ()
+        elif part and first == "Rss:":
+            resident = int(rest[0]) * 1024
+        elif part and first == "Anonymous:":
+            yield part, resident - int(rest[0]) * 1024
+
+
+@contextmanager
+def _instances(many: int) -> Iterator[None]:
+    """Room for as many wireguard-go, each of which takes one of inotify's instances."""
+    before = int(INSTANCES.read_text())
+    INSTANCES.write_text(str(max(before, many + SPARE)))
+    try:
+        yield
+    finally:
+        INSTANCES.write_text(str(before))
 
 
 def _helpers(mesh: Mesh) -> list[int]:
-    """PSS of each wireguard-go of the node."""
+    """The wireguard-go processes of the node."""
     inode = os.stat(f"/run/netns/{mesh.paths.namespace(NODE)}").st_ino
-    return [pss(mark.pid) for mark in alive.inside([inode]) if _command(mark.pid) == "wireguard-go"]
+    return [mark.pid for mark in alive.inside([inode]) if _command(mark.pid) == "wireguard-go"]
 
 
 def _command(pid: int) -> str:
@@ -82,13 +152,13 @@ def _agents(mesh: Mesh) -> Iterator[dict[str, int]]:
     alive.stop([born[process.name].mark for process in wanted], PATIENCE)
     started: list[subprocess.Popen[bytes]] = []
     try:
-        started.extend(_start(process) for process in wanted)
+        started.extend(_start(process, mesh.settings) for process in wanted)
         yield {p.name.partition("/")[2]: s.pid for p, s in zip(wanted, started, strict=True)}
     finally:
         _stop(started)
 
 
-def _start(process: processes.Process) -> "subprocess.Popen[bytes]":
+def _start(process: processes.Process, more: Mapping[str, str]) -> "subprocess.Popen[bytes]":
     """One, and wait until it says that it is ready."""
     ready, said = os.pipe()
     with open(process.log, "ab") as log, open(ready) as line:
@@ -96,7 +166,7 @@ def _start(process: processes.Process) -> "subprocess.Popen[bytes]":
             ["ip", "netns", "exec", process.namespace, sys.executable, "-P", "-m", process.module],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", pass_fds=[said],
             group=process.gid, extra_groups=[],
-            env={**process.environment, "NSM_READY_FD": str(said)},
+            env={**process.environment, **more, "NSM_READY_FD": str(said)},
         )  # fmt: skip
         os.close(said)
         if not line.readline():

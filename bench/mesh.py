@@ -4,9 +4,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,12 @@ from labs.paths import Paths
 SERVICES: Final[dict[Kind, str]] = {
     "veth": "near", "vxlan": "far", "wireguard": "safe", "wireguard-go": "safe",
 }  # fmt: skip
+ENGINES: Final[dict[Kind, str]] = {"wireguard": "kernel", "wireguard-go": "userspace"}
+"""A mesh has the one or the other; the other kinds are the same in both."""
+
+DEVICES: Final[dict[Kind, str]] = {
+    "veth": "veth", "vxlan": "vxlan", "wireguard": "wireguard", "wireguard-go": "tun",
+}  # fmt: skip
 ASKER: Final = "asker"
 _FILE: Final = Path(__file__).with_name("mesh.yaml")
 
@@ -28,6 +34,7 @@ class Mesh:
 
     lab: Lab
     paths: Paths
+    settings: Mapping[str, str] = field(default_factory=dict)  # of its forwarders
 
     def ask(self, module: str, *words: str) -> Any:
         """What a program of ours says, in JSON, that runs as the asker."""
@@ -52,16 +59,30 @@ class Mesh:
         )  # fmt: skip
 
 
+def must_be(kind: Kind, device: str) -> None:
+    """RuntimeError if a wire's device, in the kernel's word for it, is not of that kind."""
+    if device != DEVICES[kind]:
+        raise RuntimeError(
+            f"the mesh made a {device or 'wire without a device'} where {kind} was to be"
+            f" measured, whose devices are {DEVICES[kind]}: no figure of it is one of {kind}"
+        )
+
+
 @contextmanager
-def mesh() -> Iterator[Mesh]:
-    """A mesh for the block."""
+def mesh(*kinds: Kind) -> Iterator[Mesh]:
+    """A mesh for the block that makes those kinds; of both WireGuards it has but one."""
+    engines = {ENGINES[kind] for kind in kinds if kind in ENGINES}
+    if len(engines) > 1:
+        raise ValueError(f"no mesh makes all of {', '.join(kinds)}")
+    settings = {"NSM_WIREGUARD": engines.pop()} if engines else {}
     name = f"bench-{os.getpid() % 100000}"
     nsmctl = [sys.executable, "-P", "-m", "nsmctl", "lab"]
     try:
         up = [*nsmctl, "up", str(_FILE), "--name", name]
-        made = subprocess.run(up, check=False, capture_output=True, text=True)
+        environment = {**os.environ, **settings}  # noqa: TID251
+        made = subprocess.run(up, check=False, capture_output=True, text=True, env=environment)
         if made.returncode:
             raise RuntimeError(f"there is no mesh to measure in: {made.stderr.strip()}")
-        yield Mesh(*engine.running(name))
+        yield Mesh(*engine.running(name), settings)
     finally:
         subprocess.run([*nsmctl, "down", name], check=False, capture_output=True)

@@ -10,13 +10,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from bench import bringups, memory, paths, raw, requests, same
-from bench.mesh import mesh
+from bench.mesh import ENGINES, mesh
 from bench.wires import Kind, stage
 from nsm.errors import NsmError
 
 PARTS: Final = ("same", "paths", "setup", "requests", "memory", "bringups")
 ALONE: Final = ("same", "paths", "setup", "bringups")  # without a mesh
-HELPERS: Final = 30  # wires whose wireguard-go, two each, a machine's inotify instances suffice for
 Report = Callable[[str], None]
 
 
@@ -29,7 +28,7 @@ class Settings:
     requests: int
     wires: int
     bringups: int
-    all_kinds: bool  # the memory of each, or of the first alone, because a mesh is started for it
+    all_kinds: bool  # the memory of each, or of the first alone: a mesh is started for each
 
 
 FULL: Final = Settings(30, 60, 60, 100, 100, all_kinds=True)
@@ -65,20 +64,30 @@ def measure(
         for part in (one for one in ALONE if one in wanted):
             with found.trying(f"{part} of {kind}"):
                 asyncio.run(_alone(found, part, kind, settings, report))
-    if "requests" in wanted:
-        with found.trying("requests"), mesh() as there:
-            report(f"{', '.join(kinds)}: {settings.requests} requests and closes of each")
-            for kind, told in requests.asked(there, kinds, settings.requests).items():
+    for some in in_meshes(kinds) if "requests" in wanted else ():
+        names = ", ".join(some)
+        with found.trying(f"requests of {names}"), mesh(*some) as there:
+            report(f"{names}: {settings.requests} requests and closes of each")
+            for kind, told in requests.asked(there, some, settings.requests).items():
                 found.put("requests", kind, asdict(told))
-    for kind in kinds if settings.all_kinds else kinds[:1]:
-        if "memory" not in wanted:
-            break
-        wires = min(settings.wires, HELPERS if kind == "wireguard-go" else settings.wires)
+    for number, kind in enumerate(kinds if "memory" in wanted else ()):
+        if number and not settings.all_kinds:
+            found.missing.append(f"memory of {kind}: with --quick, that of {kinds[0]} alone is")
+            continue
+        wires = settings.wires
         report(f"{kind}: the memory of {wires} wires")
         # one mesh for each, because memory that was once used is not given back
-        with found.trying(f"memory of {kind}"), mesh() as there:
+        with found.trying(f"memory of {kind}"), mesh(kind) as there:
             found.put("memory", kind, asdict(memory.measure(there, kind, wires)))
     return found
+
+
+def in_meshes(kinds: Sequence[Kind]) -> list[list[Kind]]:
+    """The kinds that one mesh can make, and those for which there must be another."""
+    first = next((ENGINES[kind] for kind in kinds if kind in ENGINES), "")
+    fit = [kind for kind in kinds if ENGINES.get(kind, first) == first]
+    rest = [kind for kind in kinds if kind not in fit]
+    return [some for some in (fit, rest) if some]
 
 
 async def _alone(found: Found, part: str, kind: Kind, settings: Settings, report: Report) -> None:

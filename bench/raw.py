@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_interface
+from typing import Final
 
-from bench.wires import Kind, Stage
+from bench.wires import UNDERLAY, Kind, Stage, shell
 from nsm.kernel import messages, netlink, owner, wireguard, wireguard_netlink
 from nsm.kernel.ensure import Journal, ensure
 from nsm.kernel.keys import Key
@@ -50,6 +51,13 @@ from nsm.undo import Undo
 
 Paths = Mapping[Namespace, str]
 
+# All VXLANs of a port share its socket. Who opens it as the first, or closes it as the last, waits
+# for all processors; with another one there, as there is on a node at work, neither of ours does.
+OTHER: Final = """
+ip -n {near} link add other type vxlan id 999 local {here} dstport 4789 nolearning
+ip -n {near} link set other up
+"""
+
 
 def wire(client: Namespace, server: Namespace, n: int) -> LocalWire:
     """A wire as endpoints ask for it: a /32, a route and a neighbour on each side."""
@@ -76,7 +84,7 @@ def wire(client: Namespace, server: Namespace, n: int) -> LocalWire:
 
 def half(kind: Kind, client: Namespace, underlay: Namespace, n: int) -> RemoteWire:
     """What a node makes of a wire to another one, where both ends are to have the same."""
-    local, remote = ip_address("192.0.2.1"), ip_address("192.0.2.2")
+    local, remote = map(ip_address, UNDERLAY)
     tunnel: VxlanTunnel | WireguardTunnel = VxlanTunnel(1000 + n, local, remote, underlay)
     if kind != "vxlan":
         engine: EngineName = "kernel" if kind == "wireguard" else "userspace"
@@ -216,7 +224,8 @@ class RawGo(Raw):
         return False
 
     def _delete(self) -> None:
-        """The device goes with the process."""
+        """The same message; its process, which nothing is left for, is ended when it is gone."""
+        super()._delete()
         assert self._process is not None
         self._process.kill()
         self._process.wait()
@@ -289,6 +298,8 @@ async def measured(kind: Kind, rounds: int, where: Stage) -> "Measured":
             for name in (where.client, where.server, where.near)
         }
         client, server, near = spaces
+        if kind == "vxlan":
+            shell(OTHER.format(near=where.near, here=UNDERLAY[0]))
 
         def wanted(n: int) -> Wire:
             return wire(client, server, n) if kind == "veth" else half(kind, client, near, n)
@@ -327,6 +338,7 @@ class Measured:
             await asyncio.to_thread(self._make, raw, mine, fds, first=n % 2)
             async with Undo() as undo:  # it gets to know it: as one that made it itself
                 await self._kernel.ensure(mine, undo, fds=fds)
+            await self._kernel.find()  # and the process, for which it would look all over
         for whose in ("raw", "ours")[:: 1 if n % 4 < 2 else -1]:
             if whose == "raw":
                 self.closing.raw.append(await asyncio.to_thread(raw.away))
@@ -334,8 +346,13 @@ class Measured:
                 start = time.perf_counter()
                 await self._kernel.remove(mine.connection)
                 self.closing.ours.append(time.perf_counter() - start)
-                # it answers while the kernel still tidies up, holding the lock all need
-                await asyncio.to_thread(_idle)
+                await asyncio.to_thread(self._until_idle, mine)
+
+    def _until_idle(self, mine: Wire) -> None:
+        """Until its process has ended too, and the kernel tidied up, holding the lock all need."""
+        while self._kernel.has_engine(owner.Mark(mine.connection, "src")):
+            time.sleep(0.001)
+        _idle()
 
     def _make(self, raw: Raw, mine: Wire, fds: Mapping[Namespace, int], *, first: int) -> None:
         for whose in (first, 1 - first):

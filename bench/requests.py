@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from bench.mesh import SERVICES, Mesh
+from bench.mesh import SERVICES, Mesh, must_be
 from bench.wires import Kind
 
 Shape = Literal["one node", "two nodes"]
@@ -68,7 +68,7 @@ class Requests:
 
 
 def asked(mesh: Mesh, kinds: Sequence[Kind], rounds: int) -> dict[Kind, Requests]:
-    """Ask for wires of these kinds, one after the other."""
+    """Ask for wires of these kinds, one after the other. RuntimeError if others were made."""
     shapes: dict[Shape, list[Kind]] = {}
     for kind in kinds:
         shapes.setdefault("one node" if kind == "veth" else "two nodes", []).append(kind)
@@ -76,5 +76,7 @@ def asked(mesh: Mesh, kinds: Sequence[Kind], rounds: int) -> dict[Kind, Requests
     for shape, some in shapes.items():
         urls = [f"kernel://{SERVICES[kind]}/b-1" for kind in some]
         told = mesh.ask("bench.asking", shape, str(rounds), *urls)
-        found |= {kind: Requests(shape, one) for kind, one in zip(some, told, strict=True)}
+        for kind, one in zip(some, told, strict=True):
+            must_be(kind, one["device"])
+            found[kind] = Requests(shape, one)
     return found

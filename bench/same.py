@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from bench.offloads import offloads
 from bench.traffic import traffic
 from bench.wires import ByHand, Kind, Ours, Plan, Stage, stage
 from nsm.kernel import owner
@@ -64,7 +65,7 @@ MAY_DIFFER: Final = (
 NUMBERS: Final = frozenset({"ifindex", "link_index"})
 """Drawn, by us or by the kernel: they differ from run to run whoever makes a device."""
 
-NAMES: Final = ("ifname", "type", "dst", "table", "priority", "public-key")
+NAMES: Final = ("ifname", "type", "dst", "table", "priority", "public-key", "mac", "dev")
 """By what objects are told apart, as far as they have it."""
 
 EVENTS: Final = frozenset({"latest-handshake", "received", "sent"})
@@ -73,6 +74,11 @@ EVENTS: Final = frozenset({"latest-handshake", "received", "sent"})
 QUESTIONS: Final = {  # by options of `ip`
     "": ("link", "addr", "neigh", "route show table all", "rule"),
     "-6": ("route show table all", "rule"),
+}
+
+MORE: Final = {
+    "fdb": "bridge -n {space} -d -j fdb show",
+    "qdisc": "tc -n {space} -j qdisc show",
 }
 
 
@@ -168,6 +174,9 @@ def objects(where: Stage, plan: Plan, tun: Callable[[Plan, int], str]) -> Object
                 what = f"{role} {question.partition(' ')[0]}"
                 found[what] = [*found.get(what, ()), *answer]
         found[f"{role} sysctl"] = [_sysctl(space)]
+        found[f"{role} offloads"] = offloads(space)
+        for what, asking in MORE.items():
+            found[f"{role} {what}"] = json.loads(_output(asking.format(space=space).split()))
     for node in ("near neigh", "far neigh"):
         del found[node]  # of the cable between them; how fresh they are changes by itself
     if plan.kind.startswith("wireguard"):

@@ -4,6 +4,7 @@ A ratio of what is taken pair by pair is known as well as its pairs agree: of 10
 this one, 95 would have it within the interval (percentile bootstrap over the pairs).
 """
 
+import itertools
 import random
 import statistics
 from collections.abc import Callable, Sequence
@@ -29,14 +30,9 @@ class Judged:
 
     @property
     def verdict(self) -> Holds:
-        """unclear: the figure misses its bar, but by less than what runs like this differ by."""
-        if self._within(self.value):
-            return "holds"
-        return (
-            "unclear"
-            if self.interval and any(map(self._within, self.interval))
-            else "does not hold"
-        )
+        """unclear: the bar is within what runs like this differ by, on whichever side we are."""
+        within = [self._within(end) for end in self.interval or (self.value,)]
+        return "holds" if all(within) else "unclear" if any(within) else "does not hold"
 
     def words(self) -> dict[str, Any]:
         """All of it, for JSON."""
@@ -55,7 +51,7 @@ class Judged:
         if not self.interval:
             return f"{self.value:.3g} {self.unit}".rstrip()
         low, high = self.interval
-        return f"{self.value:.3f} ({low:.3f} to {high:.3f})"
+        return f"{self.value:.3f} ({low:.3f} to {high:.3f}) {self.unit}".rstrip()
 
     @property
     def demand(self) -> str:
@@ -72,6 +68,18 @@ def of_medians(what: str, ours: Sequence[float], floors: Sequence[float], bar: f
     """The ratio of both medians, taken by turns: for short times, of which some are very long."""
     turns = list(zip(ours, floors, strict=True))
     return Judged(what, _ratio(turns), bar, most=True, interval=interval(turns, _ratio))
+
+
+def slope_of(what: str, points: Sequence[tuple[float, float]], bar: float, unit: str) -> Judged:
+    """How much one more adds, and how well that is known."""
+    return Judged(what, slope(points), bar, interval=interval(points, slope), unit=unit)
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """The median of the slopes between any two of them (Theil and Sen): a few that are far off
+    do not tilt it."""
+    pairs = itertools.combinations(points, 2)
+    return statistics.median((y - v) / (x - u) for (x, y), (u, v) in pairs if x != u)
 
 
 def _ratio(turns: Sequence[tuple[float, float]]) -> float:

@@ -1,7 +1,7 @@
 """What a wire costs to set up, against the floors of its stages, measured in the same run.
 
-    make bench                      the figures, some 20 seconds, and whether they hold
-    python -m bench.wire --quick    fewer rounds; --json for programs
+    python -m bench.wire            the figures, some 20 seconds, and whether they hold
+    python -m bench.wire --quick    fewer rounds, as `make demo` has it; --json for programs
 
 Ratios only: both sides of each are taken on the same machine within seconds. The
 absolute times are this machine's, and are there to see which stage they are in.
@@ -18,14 +18,12 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from bench.bars import MAKING, REQUEST
 from bench.mesh import mesh
 from bench.raw import measured
 from bench.requests import TOKENS, Requests, asked
 from bench.wires import stage
 from nsm.kernel import namespaces
-
-KERNEL_BAR = 2.0
-REQUEST_BAR = 3.0
 
 
 def main() -> int:
@@ -72,8 +70,8 @@ def judged(raw: float, ours: float, requests: Requests, documented: float | None
     floor, request = requests.floor(raw), requests.request
     tokens, _ = TOKENS[requests.shape]
     ratios = {
-        "kernel": {"ratio": ours / raw, "bar": KERNEL_BAR},
-        "request": {"ratio": request / floor, "bar": REQUEST_BAR},
+        "kernel": {"ratio": ours / raw, "bar": MAKING},
+        "request": {"ratio": request / floor, "bar": REQUEST},
     }
     return {
         "ms": {

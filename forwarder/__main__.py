@@ -3,6 +3,12 @@
 import asyncio
 import sys
 
+from forwarder import origin  # noqa: F401 - first, because what stands in for `nsm` would be run
+
+# isort: split
+from nsm.process import lean  # noqa: F401 - before all that logs
+
+# isort: split
 import structlog
 
 from forwarder import rights
@@ -88,6 +94,7 @@ async def serve(config: Config, process: Process) -> None:
                     keep_registered(
                         registry,
                         endpoint,
+                        on_failure=lambda why: process.waits(f"not registered: {why}"),
                         on_registered=lambda _: _once_ready(process, server.urls, config, found),
                         unregister=False,  # wires stay, and so does the name that carries them
                     ),

@@ -37,7 +37,7 @@ class Config(Common):
 
     vxlan_port: Port = 0
     """The UDP port of VXLAN tunnels. 0 is 4789, or where another program has that, a free one
-    above it, which both nodes then use."""
+    of 4790 to 4805, which both nodes then use."""
 
     wireguard: Literal["auto", "kernel", "userspace"] = "auto"
     """Whose WireGuard carries payload IP between nodes: the kernel's, or the program
@@ -51,8 +51,8 @@ class Config(Common):
     device on top of it in the workload's. auto is hop for whoever could misuse a tunnel: where a
     process with CAP_NET_ADMIN is in the namespace, as far as /proc shows, or a user namespace owns
     it. It looks when a wire is made, not who comes later: where an init container makes the wire
-    before the application is there, say hop. What stands stays as it is; an encrypted tunnel is
-    looked at again after a restart."""
+    before the application is there, say hop. What stands stays as it is, also where this is
+    changed; only the kernel's own encrypted tunnel in a workload is placed anew after a restart."""
 
     mechanism_priority: tuple[str, ...] = ()
     """Mechanisms to prefer where several are possible, best first. Each payload has one mechanism

@@ -13,7 +13,7 @@ import structlog
 
 from nsm.connections import Connections
 from nsm.kernel.node import Kernel
-from nsm.kernel.state import OWN
+from nsm.kernel.state import OWN, Namespace
 from nsm.kernel.sweep import Found
 
 log = structlog.get_logger(__name__)
@@ -26,38 +26,53 @@ class Recovery:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._before: dict[str, list[Found]] = {}
+        self._node = OWN  # the number by which our own namespace is known here, once it has one
 
     async def look(self) -> int:
         """Find what is ours in every namespace; return how many wires that is."""
         found = await self._kernel.find()
+        self._node = await self._kernel.own_number()
         await self._kernel.remove_found([one for one in found if one.mark is None])
         for one in found:
             if one.mark:
                 self._before.setdefault(one.mark.connection, []).append(one)
         return len(self._before)
 
-    def hop(self, connection: str, *, encrypted: bool) -> bool | None:
-        """Whether a connection's tunnel of before stands here, below a workload's device.
+    def hop(self, connection: str, where: Namespace, *, encrypted: bool) -> bool | None:
+        """Whether a connection's tunnel of before stands here, below a device of that workload's.
 
-        None where that cannot be told: of an encrypted one that is not here, because a
-        wireguard-go's device is in the workload either way, and one the workload made itself
-        looks like ours.
+        None where there is none, or it cannot be told: of an encrypted one that is not here,
+        because a wireguard-go's device is in the workload either way, and one the workload made
+        itself looks like ours.
         """
         found = self._before.get(connection, ())
-        if any(map(_stands_here, found)):
+        if any(map(_apart, found)):
             return True
-        return None if encrypted or not found else False
+        if not encrypted and any(self._in_place(one, where) for one in found):
+            return False
+        return None
 
-    def vxlan(self, connection: str, hop: bool) -> tuple[int, int]:
+    def vxlan(self, connection: str, where: Namespace, hop: bool) -> tuple[int, int]:
         """Network identifier and UDP port of a connection's VXLAN of before; zeros without one.
 
-        hop where it stands here: then what is in a workload is not believed, which whoever has
-        rights there may have put there, mark and all.
+        hop where it stands here: then what is in the workload is not believed at all.
         """
         for one in self._before.get(connection, ()):
-            if one.device.vni and (not hop or _stands_here(one)):
+            if one.device.vni and (_apart(one) or (not hop and self._in_place(one, where))):
                 return one.device.vni, one.device.port
         return 0, 0
+
+    def _in_place(self, one: Found, where: Namespace) -> bool:
+        """Whether that is a VXLAN of this node's in that workload.
+
+        Its mark does not say so, which anybody with rights in there can write: a tunnel that
+        stands on this node does. Whoever may make one there needs none of ours.
+        """
+        if not one.device.vni or one.place.nsid != where.nsid:
+            return False
+        if one.device.far is None:  # it stands where it is
+            return where.own
+        return self._node != OWN and one.device.far == self._node
 
     def settled(self, connection: str) -> None:
         """The connection was refreshed or closed: what stands is known again."""
@@ -77,5 +92,5 @@ class Recovery:
                 self.settled(connection)
 
 
-def _stands_here(one: Found) -> bool:
+def _apart(one: Found) -> bool:
     return one.place.nsid == OWN and one.mark is not None and one.mark.hop

@@ -139,10 +139,10 @@ class Vxlan:
         self,
         span: Span,
         asked: Mechanism | None,
-        _: Seat,
+        seat: Seat,
         known: Wire | None,
-        __: Mapping[Namespace, int],
-        ___: Undo,
+        _: Mapping[Namespace, int],
+        __: Undo,
     ) -> "VxlanHalf":
         if asked and span.remote == span.local:
             raise UnsupportedError(
@@ -152,7 +152,7 @@ class Vxlan:
             )
         # Who answers keeps what is proposed, if it is free there too: so there is nothing to
         # agree on afterwards. What stands since before a restart is proposed again.
-        held = vni, port = self._held(span, known)
+        held = vni, port = self._held(span, known, seat[0])
         if asked:
             vni = mechanisms.vni(asked) or vni
             port = vxlan.port_in(asked, mechanisms.SRC_PORT) or port
@@ -166,14 +166,14 @@ class Vxlan:
     def gone(self, _: str) -> None:
         """Identifiers are the kernel's alone to know."""
 
-    def _held(self, span: Span, known: Wire | None) -> tuple[int, int]:
+    def _held(self, span: Span, known: Wire | None, where: Namespace) -> tuple[int, int]:
         """The identifier and port this connection has, be it from before a restart; or zeros.
 
         Wherever it led: a far node's manager and its tunnels may have different addresses, and
         the latter is not known before that node has answered.
         """
         if known is None:
-            return self._recovery.vxlan(span.connection, span.hop)
+            return self._recovery.vxlan(span.connection, where, span.hop)
         tunnel = known.tunnel if isinstance(known, RemoteWire) else None
         return (tunnel.vni, tunnel.port) if isinstance(tunnel, VxlanTunnel) else (0, 0)
 
@@ -187,7 +187,11 @@ class Vxlan:
         """A port instead of the one that is taken, from now on for all tunnels that are made."""
         if self._other in (0, taken):
             self._other = await self._free_port(taken)
-            log.warning("VXLAN tunnels take another UDP port", port=self._other, why=why.message)
+            log.warning(
+                "VXLAN tunnels take another UDP port, which must pass between nodes",
+                port=self._other,
+                why=why.message,
+            )
         return self._other
 
     async def _free_port(self, taken: int) -> int:

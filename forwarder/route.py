@@ -58,7 +58,11 @@ TAKEN = (VniTakenError, PortTakenError)
 
 @dataclass(frozen=True, slots=True)
 class Crossing:
-    """What is remembered of a connection: where it goes, by what, and what stands in the kernel."""
+    """What is remembered of a connection: where it goes, by what, and what stands in the kernel.
+
+    wire is where its devices are and by what tunnel; what they are configured with is not read
+    from here (`_slim`).
+    """
 
     endpoint: str
     payload: str
@@ -283,7 +287,9 @@ class ForwarderRoute:
         assert made.mechanism is not None
         attempt.add("remember what was there before", self._unsettle, held, before, target.url)
         self._sockets.again(target.url)
-        held.memory = Crossing(target.endpoint, target.payload, target.url, made.mechanism, wire)
+        held.memory = Crossing(
+            target.endpoint, target.payload, target.url, made.mechanism, _slim(wire)
+        )
         self._recovery.settled(made.id)
         if before:
             if before.endpoint != target.endpoint and held.made:
@@ -445,7 +451,7 @@ class ForwarderRoute:
         in the workload either way, and what comes after it may be the kernel's.
         """
         if known is None:
-            return self._recovery.hop(id_, encrypted=remote.type == mechanisms.WIREGUARD)
+            return self._recovery.hop(id_, where, encrypted=remote.type == mechanisms.WIREGUARD)
         wire = known.wire
         if not isinstance(wire, RemoteWire) or wire.end.namespace != where:
             return None
@@ -571,6 +577,17 @@ def _with_context(conn: Connection) -> Connection:
 def _lowered(conn: Connection, *mtus: int) -> Connection:
     context = conn.context or Context()
     return replace(conn, context=replace(context, mtu=mechanisms.lowest_mtu(context.mtu, *mtus)))
+
+
+def _slim(wire: Wire) -> Wire:
+    """wire without its addresses, routes and neighbours: kilobytes, for as long as it stands."""
+
+    def bare(side: Interface) -> Interface:
+        return replace(side, addresses=(), routes=(), neighbours=(), policies=())
+
+    if isinstance(wire, LocalWire):
+        return replace(wire, src=bare(wire.src), dst=bare(wire.dst))
+    return replace(wire, end=bare(wire.end))
 
 
 def _seats(wire: Wire) -> list[Seat]:

@@ -30,13 +30,14 @@ class Tunnels:
     async def hop(self, namespace: Namespace, fd: int | None, standing: bool | None) -> bool:
         """Whether a tunnel for that namespace is to stand here, and not in there.
 
-        standing is how this wire's tunnel stands now, None if it does not. It stays so: to
-        move it loses packets, and who is in there now is not who the wire was made for.
+        standing is how this wire's tunnel stands now, None if it does not. It stays so, whatever
+        the setting is by now: to move it loses packets, on the other node too, and who is in
+        there now is not who the wire was made for.
         """
-        if self._isolation != "auto":
-            return self._isolation == "hop"
         if standing is not None:
             return standing
+        if self._isolation != "auto":
+            return self._isolation == "hop"
         return await self._kernel.misusable(namespace, fd=fd)
 
 

@@ -35,7 +35,7 @@ from nsm.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from nsm.kernel import topology
+from nsm.kernel import topology, wireguard_go
 from nsm.kernel.namespaces import NAMED, create_named, delete_named, list_named
 from nsm.kernel.topology import Plug
 from nsm.process import config
@@ -47,11 +47,14 @@ IPV6: Final = "/proc/sys/net/ipv6"  # not there where the kernel was booted with
 CARRIER: Final = 5.0  # seconds until cables pass packets; some milliseconds in fact
 TELLING: Final = 0.5  # seconds a client may take from being ready to having written it
 POLITE: Final = 5.0  # seconds a process may take to end
-# A slow machine's managers and forwarders may need longer than upstream's to hear one another.
-_HANDED_ON: Final = dict.fromkeys(
-    (Stage.REGISTRY_PROXY, Stage.MANAGER, Stage.MANAGER_PROXY, Stage.FORWARDER),
-    ("NSM_DIAL_TIMEOUT",),
-)
+# A slow machine's managers and forwarders may need longer than upstream's to hear one another; and
+# whose WireGuard a lab has is asked of its forwarders.
+_HANDED_ON: Final = {
+    **dict.fromkeys(
+        (Stage.REGISTRY_PROXY, Stage.MANAGER, Stage.MANAGER_PROXY), ("NSM_DIAL_TIMEOUT",)
+    ),
+    Stage.FORWARDER: ("NSM_DIAL_TIMEOUT", "NSM_WIREGUARD"),
+}
 _STAGES: Final = {
     Stage.ISSUER: "issuers",
     Stage.REGISTRY: "registries",
@@ -363,10 +366,11 @@ def _taken_down(paths: Paths, report: Report, *, keep_folder: bool) -> Gone:
     inodes = [topology.inode_named(name) for name in list_named() if name in names]
     alive.kill(alive.inside(inodes))
     stubborn = alive.inside(inodes)
+    sockets = wireguard_go.tidy(_cookies(now.namespaces if now else {}, names))
     report(f"namespaces: {len(names)}")
     for name in names:
         delete_named(name)
-    left = _left(paths, names, stubborn)
+    left = [*_left(paths, names, stubborn), *(f"socket {path}" for path in sockets)]
     if not left:
         if keep_folder:
             _empty(paths)
@@ -436,6 +440,15 @@ def _own(namespaces: Mapping[str, int]) -> list[str]:
         if cookie in (0, found):
             own.append(name)
     return own
+
+
+def _cookies(noted: Mapping[str, int], names: Sequence[str]) -> set[int]:
+    """Those of a lab's namespaces, as noted or as they are."""
+    found = set(noted.values())
+    for name in names:
+        with contextlib.suppress(NotFoundError, InvalidError):
+            found.add(topology.cookie_named(name))
+    return found - {0}
 
 
 def _left(paths: Paths, names: Sequence[str], stubborn: Sequence[Mark]) -> list[str]:

@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final
 
 from labs.alive import Mark, started
@@ -157,7 +158,7 @@ def _lock(paths: Paths, *, create: bool) -> int | None:
     while True:
         try:
             if create:
-                os.makedirs(paths.folder, mode=0o755, exist_ok=True)
+                _make(paths.folder)
             fd = os.open(paths.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             if create:
@@ -176,6 +177,20 @@ def _lock(paths: Paths, *, create: bool) -> int | None:
             if os.path.samestat(os.fstat(fd), os.stat(paths.folder)):
                 return fd
         os.close(fd)  # the folder we hold was removed meanwhile; another may be there
+
+
+def _make(path: str) -> None:
+    """Make a folder and what is above it, open to others whatever the umask is.
+
+    /run/vwire is also where services of other users keep their sockets.
+    """
+    whole = Path(path)
+    for folder in reversed((whole, *whole.parents)):
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        folder.chmod(0o755)
 
 
 def _busy(paths: Paths) -> TakenError:

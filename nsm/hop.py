@@ -173,6 +173,7 @@ class Hop(Generic[M]):
         """Take down a connection of our own accord, if the reason still holds at its turn."""
         async with self.connections.turn(id_, own=True) as held:
             if held.made and await still(held):
+                _named(held.made)
                 await to_the_end(self._take_down(held, held.made, None))
 
     async def lost(self, id_: str, still: Callable[[Held[M]], Awaitable[bool]]) -> None:

@@ -9,6 +9,7 @@ timer fires.
 """
 
 import asyncio
+import contextvars
 import time
 from collections.abc import Callable
 
@@ -54,7 +55,10 @@ class Leases:
     def _arm(self, id_: str, until: int) -> None:
         delay = max(0.0, (until - time.time_ns()) / SECOND)
         loop = asyncio.get_running_loop()
-        self._timers[id_] = loop.call_later(delay, self._fire, id_, until)
+        # with a context of its own, because a lease outlives the request whose it would copy
+        self._timers[id_] = loop.call_later(
+            delay, self._fire, id_, until, context=contextvars.Context()
+        )
 
     def _fire(self, id_: str, until: int) -> None:
         if until - time.time_ns() > SECOND // 100:  # the wall clock was set back

@@ -64,6 +64,8 @@ def doctor(json_: Json = False) -> None:
     else:
         _print(lines)
         told = f"{bad} bad" if bad else "everything needed is here"
+        if not bad and any(line.found.startswith(asking.LATE) for line in lines):
+            told = "nothing bad among what was answered in time"
         show.line(f"{told}, {count(notes, 'note')}" if notes else told)
     show.finish(show.FAILED if bad else show.OK)
 

@@ -23,9 +23,14 @@ PROGRAMS: Final = ("vwire-issuer", "vwire-registry", "vwire-nsmgr", "vwire-forwa
 STATE: Final = (
     SETTINGS,
     Path("/var/lib/vwire"),
-    *(Path("/run/vwire", name) for name in ("issuer", "forwarder")),
+    *(Path("/run/vwire", name) for name in ("issuer", "forwarder", "wireguard")),
 )
-EMPTY: Final = (Path("/run/vwire"), Path("/var/lib/networkservicemesh"))  # or it is others' too
+EMPTY: Final = (  # or it is others' too
+    Path("/run/vwire"),
+    Path("/run/wireguard"),
+    Path("/var/lib/networkservicemesh"),
+)
+BOOTED: Final = Path("/run/systemd/system")  # as sd_booted(3) asks
 HIDDEN: Final = ("/home", "/root", "/run/user")  # by ProtectHome=
 app = typer.Typer(no_args_is_help=True, help="Install the programs as services, or take them away.")
 Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
@@ -45,7 +50,7 @@ def install(json_: Json = False) -> None:
         if is_setting and target.exists():
             kept.append(str(target))
             continue
-        target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _make(target.parent)
         target.write_text(source.read_text().replace(PYTHON, python))
         target.chmod(0o644)
         wrote.append(str(target))
@@ -71,6 +76,7 @@ def uninstall(
     units = [unit for unit in reversed(PROGRAMS) if (UNITS / f"{unit}.service").exists()]
     if units:
         _run("systemctl", "disable", "--now", *units)
+        _tried("systemctl", "reset-failed", *units)  # or they stay listed as not found
     removed = [str(path) for path in _leftovers(purge=purge) if _removed(path)]
     for user in PROGRAMS if purge else ():
         if _exists(user):
@@ -91,6 +97,16 @@ def _place(name: str) -> tuple[Path, bool]:
     if name == "vwire-users.conf":
         return USERS, False
     return SETTINGS / name.removeprefix("vwire-"), True
+
+
+def _make(folder: Path) -> None:
+    """Make it, open to the programs' users whatever the umask is."""
+    for one in reversed((folder, *folder.parents)):
+        try:
+            one.mkdir()
+        except FileExistsError:
+            continue
+        one.chmod(0o755)
 
 
 def _leftovers(*, purge: bool) -> Iterator[Path]:
@@ -133,9 +149,9 @@ def _exists(user: str) -> bool:
 
 
 def _need_systemd() -> None:
-    if sys.platform != "linux" or not shutil.which("systemctl"):
+    if not BOOTED.is_dir():
         raise show.MachineCannotError(
-            "there is no systemd on this machine", hint="start each program with: nsmctl run"
+            "no systemd runs this machine", hint="start each program with: nsmctl run"
         )
     if os.geteuid() != 0:
         raise show.MachineCannotError(f"writes to /etc, as root: {show.again_as_root()}")
@@ -149,14 +165,18 @@ def _python(executable: str) -> str:
             if closed or str(folder) in HIDDEN:
                 raise show.MachineCannotError(
                     f"the units' users cannot reach {path}: {folder} is closed to them",
-                    hint="install vwire where everybody may read it: python3 -m venv /opt/vwire &&"
-                    " /opt/vwire/bin/pip install vwire",
+                    hint="install vwire where everybody may read it: umask 022 &&"
+                    " python3 -m venv /opt/vwire && /opt/vwire/bin/pip install dist/vwire-*.whl",
                 )
     return executable
 
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = _tried(*command)
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip()
         raise InternalError(f"{' '.join(command)}: {said or f'exit {done.returncode}'}")
+
+
+def _tried(*command: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, capture_output=True, text=True, check=False)

@@ -2,6 +2,12 @@
 
 import sys
 
+from nsmgr import origin  # noqa: F401 - first, because what stands in for `nsm` would be run
+
+# isort: split
+from nsm.process import lean  # noqa: F401 - before all that logs
+
+# isort: split
 from nsm.hop import Hop
 from nsm.identity.workload import workload_source
 from nsm.model import SECOND

@@ -5,6 +5,9 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from registry import origin  # noqa: F401 - first, because what stands in for `nsm` would be run
+
+# isort: split
 import structlog
 
 from nsm.identity.source import Source

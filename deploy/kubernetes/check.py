@@ -5,7 +5,8 @@
   by the API's own schemas, in which unknown fields are errors;
 - custom resources are what the definitions here say, and in their `spec` has only what the
   registry's messages have;
-- names, labels, volumes, accounts and config maps that objects give each other fit.
+- names, labels, volumes, accounts and config maps that objects give each other fit, and pods of
+  a critical priority are in a namespace whose quota names it.
 
 It reads of Kustomize what is used here, which is little, and refuses the rest by name.
 `check.py --kubectl` compares with what `kubectl kustomize` makes of the same files.
@@ -16,7 +17,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,9 +37,13 @@ ENTRIES = (  # what people apply
     "crds/examples",
     "examples/icmp-responder",
 )
-COMPONENTS = ("components/ipv6", "components/tun")  # what people add to an overlay
+COMPONENTS = (  # what people add to an overlay
+    "components/ipv6",
+    "components/tun",
+    "components/no-volume",
+)
 VERSIONS = ("1.30", "1.37")  # since 1.30 appArmorProfile is a field; the newest we have schemas of
-KINDS = {"Kustomization": ("resources",), "Component": ("patches",)}
+KINDS = {"Kustomization": ("resources", "components"), "Component": ("patches",)}
 MERGED_BY = {  # the API's own merge keys, of the lists that patches here touch
     "containers": "name",
     "env": "name",
@@ -53,6 +58,7 @@ MESSAGES = {  # what a custom resource's spec is, in JSON
 SPIRE = "spire.spiffe.io/v1alpha1"  # whose objects have in their spec, of what SPIRE knows:
 IDENTITY = {"spiffeIDTemplate", "namespaceSelector", "podSelector", "dnsNameTemplates", "className"}
 BY_HAND = {("Secret", "nsm-system", "issuer-authority")}  # README.md says how
+CRITICAL = "system-"  # what names of priority classes begin with that are not everybody's
 QUANTITY = re.compile(r"\d+(\.\d+)?(m|[KMGT]i?)?")
 VARIABLE = re.compile(r"\$\((\w+)\)")
 
@@ -87,9 +93,11 @@ def kustomization(folder: Path) -> Object:
 
 
 def render(folder: Path, *components: Path) -> list[Object]:
-    """The objects that applying folder makes, with components added."""
+    """The objects that applying folder makes, with components added to those it names."""
+    told = kustomization(folder)
+    components = (*((folder / name).resolve() for name in told.get("components", ())), *components)
     found: list[Object] = []
-    for name in kustomization(folder)["resources"]:
+    for name in told["resources"]:
         path = (folder / name).resolve()
         if path.is_dir():
             found += render(path)
@@ -110,7 +118,12 @@ def render(folder: Path, *components: Path) -> list[Object]:
 def merged(value: Any, change: Any, key: str = "") -> Any:
     """value with change, as the API's strategic merge does it with what is used here."""
     if isinstance(value, dict) and isinstance(change, dict):
-        return value | {one: merged(value.get(one), more, one) for one, more in change.items()}
+        kept = {one: old for one, old in value.items() if one not in change}
+        return kept | {
+            one: merged(value.get(one), more, one)
+            for one, more in change.items()
+            if more is not None  # which is how a patch takes something away
+        }
     if isinstance(value, list) and key in MERGED_BY:
         by = MERGED_BY[key]
         old = {one[by]: one for one in value}
@@ -146,7 +159,8 @@ def unlisted() -> Iterator[str]:
     for path in HERE.rglob("kustomization.yaml"):
         named.add(path)
         found = kustomization(path.parent)
-        names = [*found.get("resources", ()), *(one["path"] for one in found.get("patches", ()))]
+        names = [*found.get("resources", ()), *found.get("components", ())]
+        names += [one["path"] for one in found.get("patches", ())]
         for name in names:
             target = (path.parent / name).resolve()
             if not target.exists():
@@ -230,7 +244,11 @@ def unfitting(objects: list[Object], elsewhere: list[Object]) -> Iterator[str]:
             wanted = one["spec"]["selector"]["matchLabels"]
             if not wanted.items() <= one["spec"]["template"]["metadata"]["labels"].items():
                 yield f"{shown(one)}: its selector is not of its pods' labels"
-        for wrong in (*_needs(pod, namespace, there), *_containers(pod)):
+        for wrong in (
+            *_needs(pod, namespace, there),
+            *_prior(pod, namespace, (*objects, *elsewhere)),
+            *_containers(pod),
+        ):
             yield f"{shown(one)}: {wrong}"
 
 
@@ -268,6 +286,24 @@ def _needs(pod: Object, namespace: str, there: set[tuple[str, str, str]]) -> Ite
     for kind, name in wanted:
         if (kind, namespace, name) not in there:
             yield f"there is no {kind} {namespace}/{name}"
+
+
+def _prior(pod: Object, namespace: str, there: Iterable[Object]) -> Iterator[str]:
+    """A critical priority that no quota of the namespace names: such pods are not made on GKE."""
+    wanted = pod.get("priorityClassName", "")
+    quotas = [
+        one["spec"] for one in there
+        if identity(one)[1:3] == ("ResourceQuota", namespace) and "pods" in one["spec"]["hard"]
+    ]  # fmt: skip
+    named = {
+        name
+        for quota in quotas
+        for one in quota["scopeSelector"]["matchExpressions"]
+        if (one["scopeName"], one["operator"]) == ("PriorityClass", "In")
+        for name in one["values"]
+    }
+    if wanted.startswith(CRITICAL) and wanted not in named:
+        yield f"no ResourceQuota of {namespace} names its priority class, {wanted}"
 
 
 def _containers(pod: Object) -> Iterator[str]:

@@ -2,6 +2,9 @@
 
 import sys
 
+from endpoints.responder import origin  # noqa: F401 - first, because what stands in for `nsm` would be run
+
+# isort: split
 import structlog
 
 from endpoints.responder.config import Config

@@ -34,7 +34,7 @@ from nsm.model import SECOND
 
 MAX_TOKEN = 8 * 1024  # characters; a token of two long ids has about 6 KiB
 MAX_EXPIRY = 253402300799  # seconds: the last second of the year 9999
-_REMEMBERED = 4096  # verified tokens
+_REMEMBERED = 128  # verified tokens; a hop of ours sends a fresh one with every call
 _INTEGER = 32  # bytes of r and of s in an ES256 signature
 _ES256 = ec.ECDSA(hashes.SHA256())
 

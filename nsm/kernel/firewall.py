@@ -11,7 +11,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from nsm.errors import UnsupportedError
@@ -25,6 +25,10 @@ _HOOKS: Final[dict[int, Hook]] = {1: "input", 2: "forward"}
 _TABLE, _NAME, _HOOK, _POLICY, _TYPE = 1, 3, 4, 5, 7  # attributes of a chain
 _HOOKNUM = 1
 _DROP = 0
+_IN_TABLE, _IN_CHAIN, _EXPRESSIONS, _ELEMENT = 1, 2, 4, 1  # attributes of a rule
+_EXPR_NAME, _EXPR_DATA, _IMMEDIATE_DATA, _VERDICT, _CODE = 1, 2, 2, 2, 1
+_TARGET_NAME = 1  # of a rule that iptables wrote with a target of its own
+_PASSED_BY: Final = frozenset({"counter", "log", "limit", "comment"})  # these choose no packets
 # linux/netfilter_ipv4/ip_tables.h, and its twin for IPv6
 _GET_INFO, _GET_ENTRIES = 64, 65
 _INFO: Final = struct.Struct("=32sI5I5III")
@@ -47,6 +51,7 @@ class Chain:
     hook: Hook
     drops: bool  # what no rule accepts
     legacy: bool = False
+    shuts: bool = False  # by its last rule, whatever its policy is; of nf_tables
 
     def __str__(self) -> str:
         way = "iptables-legacy" if self.legacy else "nft"
@@ -59,6 +64,16 @@ def chains() -> list[Chain]:
     Raises RightsError without CAP_NET_ADMIN.
     """
     return [*_nft(), *_legacy()]
+
+
+def has(chain: Chain, name: str) -> bool:
+    """Whether the table of a chain of nf_tables has another one of that name."""
+    return any(
+        _FAMILIES.get(body[0]) == chain.family
+        and netlink.string(have[_TABLE]) == chain.table
+        and netlink.string(have[_NAME]) == name
+        for body, have in _dumped(nftables.GETCHAIN, nftables.NEWCHAIN, "nft list chains")
+    )
 
 
 def attempt() -> None:
@@ -75,18 +90,66 @@ def attempt() -> None:
 
 
 def _nft() -> Iterator[Chain]:
+    found = [
+        chain
+        for body, have in _dumped(nftables.GETCHAIN, nftables.NEWCHAIN, "nft list chains")
+        if body[0] in _FAMILIES
+        for chain in _chain(_FAMILIES[body[0]], have)
+    ]
+    if not found:
+        return
+    last = {  # rules come in the order in which packets meet them
+        (body[0], netlink.string(have[_IN_TABLE]), netlink.string(have[_IN_CHAIN])): have
+        for body, have in _dumped(nftables.GETRULE, nftables.NEWRULE, "nft list ruleset")
+    }
+    shut = {
+        (_FAMILIES.get(family), table, name)
+        for (family, table, name), have in last.items()
+        if _EXPRESSIONS in have and _ends_all(have[_EXPRESSIONS])
+    }
+    for chain in found:
+        yield replace(chain, shuts=(chain.family, chain.table, chain.name) in shut)
+
+
+def _dumped(
+    question: int, answer: int, command: str
+) -> list[tuple[memoryview, dict[int, memoryview]]]:
+    """Each object of nf_tables of that kind: its message, and its attributes."""
     try:
         with Socket(nftables.open_socket()) as sock:
-            dumped = sock.dump(nftables.request(nftables.GETCHAIN, 0))
+            dumped = sock.dump(nftables.request(question, 0))
     except UnsupportedError:
-        return  # no rules either
+        return []  # no rules either
     except Refusal as refusal:
         if refusal.errno == errno.EINVAL:  # netfilter's word for a part it lacks
-            return
-        raise netlink.explain(refusal, "nft list chains", "this namespace") from refusal
-    for kind, body in dumped:
-        if kind == nftables.NFTABLES << 8 | nftables.NEWCHAIN and body[0] in _FAMILIES:
-            yield from _chain(_FAMILIES[body[0]], netlink.table(body, 4))
+            return []
+        raise netlink.explain(refusal, command, "this namespace") from refusal
+    return [
+        (body, netlink.table(body, 4))
+        for kind, body in dumped
+        if kind == nftables.NFTABLES << 8 | answer
+    ]
+
+
+def _ends_all(expressions: memoryview) -> bool:
+    """Whether a rule drops or rejects every packet that comes to it."""
+    for kind, element in netlink.attrs(expressions, 0):
+        if kind != _ELEMENT:
+            continue
+        have = netlink.table(element, 0)
+        name = netlink.string(have[_EXPR_NAME])
+        if name == "reject":
+            return True
+        data = netlink.table(have[_EXPR_DATA], 0) if _EXPR_DATA in have else {}
+        if name == "immediate" and _IMMEDIATE_DATA in data:
+            verdict = netlink.table(data[_IMMEDIATE_DATA], 0).get(_VERDICT)
+            code = netlink.table(verdict, 0).get(_CODE) if verdict else None
+            return code is not None and int.from_bytes(code, "big") == _DROP
+        if name == "target":
+            return netlink.string(data[_TARGET_NAME]) == "REJECT"
+        if name not in _PASSED_BY:
+            return False
+    return False
 
 
 def _chain(family: str, have: dict[int, memoryview]) -> Iterator[Chain]:

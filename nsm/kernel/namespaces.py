@@ -258,6 +258,19 @@ def number(own: Socket, fd: int, *, assign: bool) -> int:
     return number(own, fd, assign=False)
 
 
+def own_number(own: Socket) -> int:
+    """The nsid under which the calling thread's namespace, which is own's, knows itself.
+
+    OWN until it has one: the kernel gives it one with the first look at a device elsewhere
+    that stands on it.
+    """
+    fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return number(own, fd, assign=False)
+    finally:
+        os.close(fd)
+
+
 def numbers(own: Socket) -> list[int]:
     """All nsids own's namespace has given."""
     found = []
@@ -266,6 +279,24 @@ def numbers(own: Socket) -> list[int]:
         if nsid is not None and netlink.signed(nsid) >= 0:
             found.append(netlink.signed(nsid))
     return found
+
+
+def have_handles() -> bool:
+    """Whether this kernel leads to a namespace by its file handle: Linux 6.18 does.
+
+    Where it does not, only who is in a namespace leads there, and of other users' processes
+    that is hidden from whoever has no CAP_SYS_PTRACE. Blocks.
+    """
+    fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        handle = _handle(fd)
+    finally:
+        os.close(fd)
+    made = _by_handle(handle) if handle else None
+    if made is None:
+        return False
+    os.close(made)
+    return True
 
 
 def _handle(fd: int) -> bytes:

@@ -14,6 +14,7 @@ index of wires is a hint, believed only after the kernel confirmed it.
 
 import asyncio
 import errno
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +26,16 @@ from typing import Literal, ParamSpec, Self, TypeVar
 
 from nsm.errors import InternalError, InvalidError, PreconditionError
 from nsm.kernel import ensure as ensuring
-from nsm.kernel import isolation, messages, owner, ports, sweep, tunnels
+from nsm.kernel import (
+    isolation,
+    messages,
+    namespaces,
+    owner,
+    ports,
+    sweep,
+    tunnels,
+    wireguard_go,
+)
 from nsm.kernel.ensure import Journal, Place
 from nsm.kernel.messages import Counters, Device
 from nsm.kernel.namespaces import Home
@@ -47,6 +57,7 @@ from nsm.kernel.tunnels import Engine, StandingWireguard
 from nsm.kernel.wireguard_go import Processes, Running
 from nsm.undo import Undo
 
+log = logging.getLogger(__name__)
 Role = tuple[str, str]  # a side of a wire, and which of its devices: see `owner.Mark.role`
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -84,6 +95,7 @@ class Kernel:
         self._home = Home()
         self._processes = Processes(self.group)
         self._watched: dict[int, Running] = {}
+        self._dying: dict[Running, asyncio.TimerHandle] = {}
         self.on_engine_end: Callable[[owner.Mark], None] = lambda _: None
         """Told, on the loop, of every wireguard-go process that ended and not by us."""
         self._open = False
@@ -109,9 +121,11 @@ class Kernel:
         self._open = False
         for watched in list(self._watched):
             self._unwatch(watched)
+        for timer in self._dying.values():
+            timer.cancel()
         for pool in (self._creating, self._deleting):
             await asyncio.to_thread(pool.shutdown)
-        self._processes.close()
+        await asyncio.to_thread(self._processes.close)
         await asyncio.to_thread(self._home.__exit__)
 
     @property
@@ -262,11 +276,25 @@ class Kernel:
         self._processes.sweep(_names(found))
         return found
 
+    async def own_number(self) -> int:
+        """The nsid under which this namespace knows itself, OWN if it has none as yet.
+
+        A tunnel device elsewhere that stands on this node says so by it (`Device.far`), and
+        nobody who may do nothing here can have it say so.
+        """
+
+        def work() -> int:
+            with Socket.here() as own:
+                return namespaces.own_number(own)
+
+        return await self._run(self._creating, None, work)
+
     async def remove(self, connection: str) -> int:
         """Take a wire away, all of it that is on this node; how many devices that were.
 
         Answers when the devices are gone; closing what is not there is no error. Works
-        without any fd: devices are deleted by number, from here.
+        without any fd: devices are deleted by number, from here. A wireguard-go, and with it
+        its UDP port, may be there for some 30 ms more; `ensure` of the same wire waits for that.
         """
         hints = self._hints.pop(connection, {})
         found = await self._run(
@@ -281,7 +309,7 @@ class Kernel:
         """Delete devices `find` named, those still ours; answers when they are gone."""
         wanted = list(found)
         if names := _names(wanted):
-            await self._run(self._deleting, None, self._stop, names)
+            await self._run(self._deleting, None, self._kill, names)
         known = {space.nsid: space for space in spaces if space.cookie}
         if wanted:
             deleting = [self._deleting.submit(sweep.delete, item, self.group) for item in wanted]
@@ -293,8 +321,13 @@ class Kernel:
     def _located(self, connection: str, hints: list[tuple[Namespace, Place]]) -> tuple[Found, ...]:
         found = sweep.located(self.group, connection, hints)
         names = [owner.tunnel_name(connection, side) for side in owner.SIDES]
-        self._stop(name for name in names if self._processes.present(name))
+        self._kill(name for name in names if self._processes.present(name))
         return found
+
+    def _kill(self, names: Iterable[str]) -> None:
+        for name in names:
+            if dying := self._processes.kill(name):
+                self._loop.call_soon_threadsafe(self._expect_end, dying)
 
     def _stop(self, names: Iterable[str]) -> None:
         for name in names:
@@ -491,8 +524,24 @@ class Kernel:
         os.close(descriptor)
         return self._watched.pop(descriptor)
 
+    def _expect_end(self, running: Running) -> None:
+        if self._open and running not in self._dying:
+            late = self._loop.call_later(wireguard_go.DIES, self._outlives, running)
+            self._dying[running] = late
+
+    def _outlives(self, running: Running) -> None:
+        self._dying.pop(running, None)
+        if running.pidfd >= 0:
+            log.error(
+                "wireguard-go (pid %d) of %s does not die, and keeps its UDP port",
+                running.pid,
+                running.mark.connection,
+            )
+
     def _ended(self, descriptor: int) -> None:
         running = self._unwatch(descriptor)
+        if late := self._dying.pop(running, None):
+            late.cancel()
 
         def tidied(done: "asyncio.Future[None]") -> None:
             if not done.cancelled():

@@ -12,7 +12,6 @@ import hashlib
 import re
 import zlib
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal, cast
 from urllib.parse import quote, unquote
 
@@ -127,7 +126,6 @@ def mark(
     return made
 
 
-@lru_cache(4096)
 def mac(connection: str, side: SideName) -> str:
     """The MAC of that end: the same at every refresh and on both nodes.
 

@@ -33,7 +33,8 @@ def find(group: int) -> tuple[Found, ...]:
     """All devices of that group in all namespaces that have a number, and in our own."""
     found: list[Found] = []
     with Socket.here() as own:
-        for nsid in (OWN, *namespaces.numbers(own)):
+        itself = namespaces.own_number(own)  # what is here is found once
+        for nsid in (OWN, *(one for one in namespaces.numbers(own) if one != itself)):
             try:
                 dumped = own.dump(messages.dump_links(nsid))
             except Refusal as refusal:

@@ -20,7 +20,7 @@ import time
 from contextlib import ExitStack
 from typing import Final
 
-from nsm.errors import InternalError, RightsError, UnsupportedError
+from nsm.errors import InternalError, RightsError, UnavailableError, UnsupportedError
 from nsm.kernel import firewall, messages, netlink, splice
 from nsm.kernel.netlink import Refusal, Socket, attr, message, nested, text, u32
 
@@ -175,6 +175,8 @@ def wireguard_go(program: str) -> None:
                 if os.path.exists("/run/wireguard/try-wg.sock"):
                     return
                 time.sleep(0.01)
+            if running.poll() is None:
+                raise UnavailableError(f"{program} makes no device within {_PATIENCE:g} s")
         finally:
             running.kill()
         said = (running.stdout.read(4096) if running.stdout else b"").decode(errors="replace")
@@ -196,11 +198,16 @@ def tun() -> None:
     except FileNotFoundError:
         raise UnsupportedError(f"there is no {TUN}") from None
     except PermissionError:
-        raise RightsError(f"may not open {TUN}") from None
+        raise RightsError(f"may not open {TUN}", hint=f"let this container use {TUN}") from None
     except OSError as failure:  # the file is there, and no driver behind it
         raise UnsupportedError(f"{TUN}: {failure.strerror}") from None
     try:
         fcntl.ioctl(file, _TUNSETIFF, struct.pack("16sH22x", b"try-tun", _IFF_TUN | _IFF_NO_PI))
+    except PermissionError as failure:
+        raise RightsError(
+            f"`ip tuntap add try-tun mode tun` in {HERE}: {failure.strerror}",
+            hint="give this container CAP_NET_ADMIN",
+        ) from failure
     except OSError as failure:
         raise netlink.explain(failure, "ip tuntap add try-tun mode tun", HERE) from failure
     finally:

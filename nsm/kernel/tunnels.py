@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from nsm import holders
 from nsm.errors import (
     InternalError,
     InvalidError,
@@ -19,7 +20,7 @@ from nsm.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from nsm.kernel import messages, owner, ports, wireguard_netlink
+from nsm.kernel import messages, owner, wireguard_netlink
 from nsm.kernel.keys import Key
 from nsm.kernel.namespaces import in_new
 from nsm.kernel.netlink import NameTakenError, PortTakenError, Refusal, Socket, explain
@@ -37,6 +38,7 @@ from nsm.kernel.state import (
 from nsm.kernel.wireguard import Change, PeerChange, Settings, difference
 from nsm.kernel.wireguard_go import PROGRAM, Processes, find_program
 
+_UNSEEN = "a tunnel of the kernel, or a process that is not seen from here"
 KINDS: dict[str, EngineName] = {"wireguard": "kernel", "tun": "userspace"}
 """Engines by what the kernel calls their devices."""
 
@@ -100,12 +102,16 @@ def change(reach: Reach, item: Wireguard, wanted: Change) -> None:
 def port_taken(reach: Reach, item: Vxlan | Wireguard) -> PortTakenError:
     """Who has the port the tunnel was to have, as far as it can be told."""
     with reach.inside(item.underlay):
-        holder = ports.holder(item.port)
+        found = holders.of_port("udp", item.port)
+    holder = "somebody who just left"
+    if found:
+        process = found[0].process
+        holder = f"{process.name} (pid {process.pid})" if process else _UNSEEN
     hint = "the next one will do; NSM_WIREGUARD_PORT says which is the first of a node's"
     if isinstance(item, Vxlan):
         hint = "stop it, or set NSM_VXLAN_PORT, the same on every node"
     return PortTakenError(
-        f"UDP port {item.port} in {item.underlay} is held by {holder or 'somebody who just left'}",
+        f"UDP port {item.port} in {item.underlay} is held by {holder}",
         hint=hint,
     )
 

@@ -23,11 +23,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 
 from nsm.errors import InternalError, PreconditionError, TakenError, UnavailableError
-from nsm.kernel import owner
+from nsm.kernel import capabilities, owner
 from nsm.kernel.keys import Key
 from nsm.kernel.netlink import PortTakenError, explain
 from nsm.kernel.wireguard import EVERYTHING, Change, Peer, PeerChange, Settings
@@ -38,11 +39,11 @@ DIRECTORY = "/var/run/wireguard"
 
 _OWNER = "VWIRE_OWNER"  # in the process's environment
 _XATTR = "trusted.vwire"  # on its socket's file, the same
+DIES = 5.0  # seconds within which a process ends after its SIGKILL: mostly it takes 30 ms
 _ELSEWHERE = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ANSWERS = 0.5  # seconds; it takes some milliseconds, and who hangs is as good as dead
 _OBEYS = 3.0  # seconds
 _STARTS = 3.0  # seconds until its UDP socket is there: it looks once a second at the least
-_DIES = 5.0  # seconds after a SIGKILL
 _HEARS = 1.0  # seconds until it knows its device's size; it takes a millisecond
 _ITS_MTU = 1420  # bytes, which it gives each device first
 _MOST = 1 << 20  # bytes of an answer
@@ -147,9 +148,11 @@ class Processes:
                 (os.POSIX_SPAWN_DUP2, listening.fileno(), 3),
             ]
             said = {_OWNER: whose, "WG_UAPI_FD": "3", "LOG_LEVEL": "verbose"}
-            with inside:
+
+            def spawn() -> int:
+                capabilities.hand_on_only({capabilities.NET_ADMIN})
                 # no fork, which threads would not survive; no Popen, which wants to be waited for
-                pid = os.posix_spawn(
+                return os.posix_spawn(
                     program,
                     [PROGRAM, "-f", name],
                     said,
@@ -158,6 +161,11 @@ class Processes:
                     setsigmask=(),
                     setsigdef=(signal.SIGPIPE,),
                 )
+
+            # it reads packets from anybody and needs one right; a thread that gave up the others
+            # has no way back, so it is a thread for this alone, born in the same namespace
+            with inside, ThreadPoolExecutor(1) as apart:
+                pid = apart.submit(spawn).result()
             failing.callback(_end_child, pid)
             running = Running(mark, pid, os.pidfd_open(pid), mine=True, log=log)
             failing.pop_all()
@@ -198,22 +206,42 @@ class Processes:
         running = self._find(name)
         if running:
             self._kill(running)
+            self._see_end(running, DIES)
         with self._lock:
             if running and self._running.get(name) is running:
                 del self._running[name]
             _unlink_dead(name)
+
+    def kill(self, name: str) -> Running | None:
+        """Have the process of that name end, if there is one, and do not wait: who deletes its
+        device has all that anybody sees of it. `ended` takes away what it leaves.
+
+        `start` of the same name waits; its port is free once it has ended.
+        """
+        running = self._find(name)
+        if running:
+            self._kill(running)
+            return running
+        with self._lock:
+            _unlink_dead(name)
+        return None
 
     def _kill(self, running: Running) -> None:
         with self._lock:
             if running.pidfd < 0:
                 return
             running.stopped = True
-            _close_log(running)  # first, because there may be no room for another file
+            _close_log(running)  # before anybody asks for another file: there may be no room
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(running.pidfd, signal.SIGKILL)
+
+    def _see_end(self, running: Running, patience: float) -> None:
+        with self._lock:
+            if running.pidfd < 0:
+                return
             held = os.dup(running.pidfd)
         try:
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(held, signal.SIGKILL)
-            if not _has_ended(held, _DIES):
+            if not _has_ended(held, patience):
                 raise InternalError(f"{PROGRAM} (pid {running.pid}) does not die")
         finally:
             os.close(held)
@@ -243,7 +271,13 @@ class Processes:
             return os.dup(running.pidfd)
 
     def close(self) -> None:
-        """Let go of all of them: they run on."""
+        """Let go of all of them: they run on, but for those that were told to end."""
+        until = time.monotonic() + DIES
+        for running in self.known():
+            if running.stopped:
+                with suppress(InternalError):  # the next life finds what it leaves
+                    self._see_end(running, max(0.0, until - time.monotonic()))
+                    self.ended(running)
         with self._lock:
             for running in self._running.values():
                 os.close(running.pidfd)
@@ -335,6 +369,22 @@ def find_program() -> str:
             f"there is no {PROGRAM} on this node", hint=f"apt-get install {PROGRAM}"
         )
     return found
+
+
+def tidy(homes: Collection[int]) -> list[str]:
+    """Take away what is left of processes that ended with the namespaces their owners ran in.
+
+    Those, by their cookies, are gone or going, and so is everybody who could do it. Returns the
+    sockets that somebody still listens on.
+    """
+    left = []
+    for name in _sockets():
+        with suppress(OSError, ValueError):  # it goes meanwhile, or has no mark of ours
+            _, home, _ = os.getxattr(_path(name), _XATTR).decode(errors="replace").split("/", 2)
+            if home in {f"{one:x}" for one in homes}:
+                _unlink_dead(name)
+                left += [_path(name)] if os.path.lexists(_path(name)) else []
+    return left
 
 
 # --- sockets ---------------------------------------------------------------------------------

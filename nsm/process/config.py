@@ -164,6 +164,9 @@ def read(
         config = parse(kind, environ)
     except ConfigError as error:
         sys.stderr.write(f"{error.message}\n")
+        from nsm.process.notify import Notifier  # with a loop's modules, which only this needs
+
+        Notifier(environ.get("NOTIFY_SOCKET", "")).failed("; ".join(error.problems))
         raise SystemExit(ASKED_WRONGLY) from None
     if arguments:
         sys.stdout.write(resolved(config, environ))

@@ -44,6 +44,10 @@ class Notifier:
             faulthandler.enable()  # SIGABRT is what a hanging loop gets: say where it hung
             self._ping()
 
+    def waits(self, status: str, patience: float) -> None:
+        """It does not serve yet, for a reason; systemd waits seconds more before it ends it."""
+        self._tell(f"EXTEND_TIMEOUT_USEC={round(patience * 1e6)}\nSTATUS={_line(status)}\n")
+
     def stopping(self) -> None:
         """It ends as it was asked to, or because it cannot go on."""
         self._tell("STOPPING=1\n")

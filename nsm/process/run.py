@@ -54,6 +54,7 @@ C = TypeVar("C", bound=Common)
 log = structlog.get_logger(__name__)
 
 OK, FAILED, ASKED_WRONGLY, MACHINE_CANNOT, NOT_RUNNING, INTERRUPTED = 0, 1, 2, 3, 4, 130
+WAITS = 120.0  # seconds until the next try of what a start waits for has failed as well
 PATIENCE = 5.0  # seconds a cancelled process may take to unwind before it is ended as it is
 
 
@@ -107,6 +108,14 @@ class Process:
         gc.freeze()  # what stands now stands for good: each later collection need not look at it
         if self._guard:
             self._guard.arm()
+
+    def waits(self, why: str) -> None:
+        """Say what it waits for before it can be ready, again and again while it does.
+
+        A start that waits is not one that hangs: each time it gets `WAITS` seconds more.
+        """
+        if "process" in self.health.missing and not self._stop.is_set():
+            self._notifier.waits(f"{self.kind} {self.name} waits: {why}", WAITS)
 
     def stop(self) -> None:
         """Ask the process to stop, as the first SIGTERM does; return at once."""
@@ -169,6 +178,8 @@ def run(kind: str, config: C, serve: Callable[[C, Process], Awaitable[None]]) ->
     # every peer's connections and descriptors are our open files, and the default is 1024
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    # a core holds keys, and keys are never written to disk
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     notifier = Notifier(config.notify_socket, config.watchdog_usec, config.watchdog_pid)
     try:
         refuse_foreign()

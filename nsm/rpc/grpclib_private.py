@@ -35,6 +35,8 @@ from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated, StreamReset
 from h2.exceptions import H2Error
 from h2.settings import SettingCodes, Settings
+from h2.stream import StreamClosedBy
+from h2.utilities import SizeLimitDict
 from hyperframe.frame import Frame, GoAwayFrame
 
 from nsm.caller import Caller, Credentials
@@ -282,6 +284,18 @@ class Wire(Connection):
             self._transport.write(frame.serialize())
 
 
+class Resets(SizeLimitDict):
+    """How a connection's streams were closed, of which h2 keeps 65,536, nine megabytes.
+
+    What comes late for one that was reset is no offence, so those are kept. For any other it
+    ends the connection, known or not.
+    """
+
+    def __setitem__(self, key: int, value: Any) -> None:
+        if value in (StreamClosedBy.SEND_RST_STREAM, StreamClosedBy.RECV_RST_STREAM):
+            super().__setitem__(key, value)
+
+
 class Events(EventsProcessor):
     """grpclib's dispatcher, which survives what it does not know and lets calls end in peace."""
 
@@ -367,6 +381,7 @@ class Http2(H2Protocol):
         if client:
             values[SettingCodes.ENABLE_PUSH] = 0
         h2.local_settings = Settings(client=client, initial_values=values)
+        h2._closed_streams = Resets(size_limit=2 * self.limits.streams)
         # beyond this the connection ends; between the two the call is answered with a status
         h2.decoder.max_header_list_size = self.limits.header_list * _HARD
         refuse = h2._frame_dispatch_table[GoAwayFrame]
@@ -597,8 +612,17 @@ class CallHandler(grpclib.server.Handler):
             )
         else:
             super().accept(stream, headers, release_stream)
+            self._tasks[stream].add_done_callback(partial(self._done, stream))
             return
         release_stream()
+
+    def __gc_step__(self) -> None:
+        """Nothing is left to collect: grpclib keeps up to ten ended calls, 7 kB each."""
+
+    def _done(self, stream: Any, task: "asyncio.Task[None]") -> None:
+        if self._tasks.get(stream) is task:
+            del self._tasks[stream]
+        self._cancelled.discard(task)
 
     def _crowded(self) -> bool:
         """Whether as many calls run as may: one taken back runs on until it has tidied up."""

@@ -36,7 +36,7 @@ from nsm.rpc.fds import CallFds, connect, key_of
 from nsm.rpc.grpclib_private import ClientHttp2, Limits, LinkChannel
 from nsm.rpc.sockets import watch_for_death
 from nsm.rpc.status import error_of, status_of
-from nsm.rpc.tls import Contexts, unproven
+from nsm.rpc.tls import Contexts, secured, unproven
 
 log = logging.getLogger(__name__)
 
@@ -422,13 +422,13 @@ async def _dial_unix(
 ) -> ClientHttp2:
     sock = await connect(path)
     make = partial(ClientHttp2, identity=identity, limits=limits, sock=sock, whose=url)
-    _, protocol = await asyncio.get_running_loop().create_connection(
+    protocol, _ = await secured(
         make,
-        sock=sock,
-        ssl=context,
-        server_hostname="",  # none: SPIFFE ids are the only names
-        ssl_handshake_timeout=patience,
-        ssl_shutdown_timeout=_SHUTDOWN,
+        lambda layer: asyncio.get_running_loop().create_connection(layer, sock=sock),
+        context,
+        server=False,
+        patience=patience,
+        shutdown=_SHUTDOWN,
     )
     return protocol
 
@@ -442,15 +442,18 @@ async def _dial_tcp(
     patience: float,
 ) -> ClientHttp2:
     make = partial(ClientHttp2, identity=identity, limits=limits, sock=None, whose=url)
-    transport, protocol = await asyncio.get_running_loop().create_connection(
+    protocol, transport = await secured(
         make,
-        target.host or "localhost",
-        target.port,
-        ssl=context,
-        server_hostname="",
-        happy_eyeballs_delay=_ATTEMPT_DELAY,
-        ssl_handshake_timeout=patience,
-        ssl_shutdown_timeout=_SHUTDOWN,
+        lambda layer: asyncio.get_running_loop().create_connection(
+            layer,
+            target.host or "localhost",
+            target.port,
+            happy_eyeballs_delay=_ATTEMPT_DELAY,
+        ),
+        context,
+        server=False,
+        patience=patience,
+        shutdown=_SHUTDOWN,
     )
     sock: socket.socket | None = transport.get_extra_info("socket")
     if sock is not None:  # None, or an error: it ended already, and `ready` says so

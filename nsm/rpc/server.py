@@ -19,14 +19,22 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import grpclib.server
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
+from nsm import holders
 from nsm.caller import TOKEN, TOKEN_EXPIRES, Caller
-from nsm.errors import Code, InvalidError, NsmError, TakenError, UnauthenticatedError
+from nsm.errors import (
+    Code,
+    InvalidError,
+    NsmError,
+    PreconditionError,
+    TakenError,
+    UnauthenticatedError,
+)
 from nsm.identity.background import background
 from nsm.identity.source import Source
 from nsm.identity.spiffe import SpiffeId
@@ -35,10 +43,9 @@ from nsm.model import SECOND
 from nsm.rpc import addresses
 from nsm.rpc.fds import FdSocket, credentials_of, process_of
 from nsm.rpc.grpclib_private import Limits, Method, ServerHttp2, method, stream_of
-from nsm.rpc.holders import holder_of_port
 from nsm.rpc.sockets import watch_for_death
 from nsm.rpc.status import expected, grpc_error, status_of
-from nsm.rpc.tls import Contexts, Telling, unproven
+from nsm.rpc.tls import Contexts, Telling, secured, unproven
 
 log = logging.getLogger(__name__)
 
@@ -279,8 +286,9 @@ class Server:
                 if error.errno not in (errno.EAGAIN, errno.ETIMEDOUT):  # those: alive and busy
                     raise self._cannot_listen(url, error) from error
             pid = credentials_of(probe).pid
+        holder = holders.seen(pid) or holders.Process(pid, ()) if pid else None
         raise TakenError(
-            f"cannot listen on {url}: {_process(pid)} answers there",
+            f"cannot listen on {url}: {_told(holder)} answers there",
             hint=f"stop it or set {self._variable} to another path",
         )
 
@@ -300,17 +308,21 @@ class Server:
             if sock is not None:
                 sock.close()
             if error.errno == errno.EADDRINUSE:
-                pid = holder_of_port(address.port)
+                found = holders.of_port("tcp", address.port)
+                holder = found[0].process if found else None
+                who = "" if holder else f" (root sees which: ss -ltnp sport = :{address.port})"
                 raise TakenError(
-                    f"cannot listen on {url}: {_process(pid)} has port {address.port}",
-                    hint=f"stop it or set {self._variable} to another address",
+                    f"cannot listen on {url}: {_told(holder)} has port {address.port}",
+                    hint=f"stop it{who} or set {self._variable} to another address",
                 ) from error
             raise self._cannot_listen(url, error) from error
         port = sock.getsockname()[1]
         return _Listener(sock, addresses.tcp_url(address.host, port))
 
     def _cannot_listen(self, url: str, error: OSError) -> NsmError:
-        return InvalidError(
+        # an address that is not there yet comes with the network, and the setting may be right
+        kind = PreconditionError if error.errno == errno.EADDRNOTAVAIL else InvalidError
+        return kind(
             f"cannot listen on {url}: {error.strerror or error}",
             hint=f"set {self._variable} to an address of this machine that this user may take",
         )
@@ -401,12 +413,13 @@ class Server:
                 sock=raw if isinstance(raw, FdSocket) else None,
                 whose=whose,
             )
-            await asyncio.get_running_loop().connect_accepted_socket(
+            await secured(
                 make,
-                raw,
-                ssl=cast("ssl.SSLContext", Telling(context, raw)),
-                ssl_handshake_timeout=self._limits.handshake,
-                ssl_shutdown_timeout=1.0,
+                lambda layer: asyncio.get_running_loop().connect_accepted_socket(layer, raw),
+                Telling(context, raw),
+                server=True,
+                patience=self._limits.handshake,
+                shutdown=1.0,
             )
         except ssl.SSLCertVerificationError as error:
             log.warning(
@@ -605,15 +618,11 @@ def _bindable(address: addresses.Tcp) -> tuple[socket.AddressFamily, tuple[Any, 
     return found[0][0], found[0][4]
 
 
-def _process(pid: int | None) -> str:
-    if not pid:
+def _told(process: holders.Process | None) -> str:
+    if process is None:
         return "another process"
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            command = file.read(300).replace(b"\0", b" ").decode(errors="replace").strip()
-    except OSError:
-        command = ""
-    return f"process {pid} ({command})" if command else f"process {pid}"
+    command = " ".join(process.argv)[:300]
+    return f"process {process.pid} ({command})" if command else f"process {process.pid}"
 
 
 def _peer_of(sock: socket.socket) -> tuple[str, str]:

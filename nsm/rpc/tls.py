@@ -12,9 +12,10 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from asyncio.sslproto import SSLProtocol
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -25,6 +26,7 @@ from nsm.identity.verify import peer_id
 
 log = logging.getLogger(__name__)
 
+P = TypeVar("P", bound=asyncio.Protocol)
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2; those of 1.3 are all good
 
 
@@ -88,6 +90,51 @@ class Telling:
         assert isinstance(made, _Object)
         made.tell = lambda: self._sock.send(outgoing.read())
         return made
+
+
+class _Layer(SSLProtocol):
+    """asyncio's TLS, with a buffer of two records in place of 256 KiB for each connection.
+
+    It is how much is read at a time: what is longer comes in several turns.
+    """
+
+    max_size = 32 * 1024
+
+
+async def secured(
+    make: Callable[[], P],
+    connect: Callable[[Callable[[], asyncio.BaseProtocol]], Awaitable[object]],
+    context: "ssl.SSLContext | Telling",
+    *,
+    server: bool,
+    patience: float,
+    shutdown: float,
+) -> tuple[P, asyncio.Transport]:
+    """Have connect make a connection, and TLS on it: what asyncio does if it is given a context.
+
+    The handshake may take patience seconds, the goodbye shutdown seconds. Raises what connect
+    raises, and OSError (ssl.SSLError is one).
+    """
+    protocol, done = make(), asyncio.get_running_loop().create_future()
+    tls: Any = _Layer  # its stub knows neither fractions of a second nor a `Telling`
+    layer = tls(
+        asyncio.get_running_loop(),
+        protocol,
+        context,
+        done,
+        server,
+        ssl_handshake_timeout=patience,
+        ssl_shutdown_timeout=shutdown,
+    )
+    transport: asyncio.Transport = layer._app_transport  # noqa: SLF001 - as asyncio's loops do
+    try:
+        await connect(lambda: layer)
+        await done
+    except BaseException:
+        done.cancel()  # nobody waits for it any more
+        transport.close()
+        raise
+    return protocol, transport
 
 
 class Contexts:

@@ -45,21 +45,52 @@ from nsm.model import (
 from nsm.proto import connection_pb2, connectioncontext_pb2, networkservice_pb2, registry_pb2
 
 P = TypeVar("P", bound=Message)
+_WORDS, _LETTERS = 2048, 100  # so many words are kept, each so long at most
 _FROM = "from"  # a field name, and a Python keyword
 
 
 # ---- reading -------------------------------------------------------------------------
 
+_known: dict[str, str] = {}
+
+
+def _word(said: str) -> str:
+    """said, as the same object each time: most words of a message are those of the one before,
+    and whoever keeps a thousand messages would keep a thousand copies.
+
+    Not `sys.intern`, because a Python may keep those for ever, and peers say what they like.
+    """
+    if (known := _known.get(said)) is not None:
+        return known
+    if len(said) <= _LETTERS:
+        if len(_known) >= _WORDS:
+            _known.clear()
+        _known[said] = said
+    return said
+
+
+def _keyed(said: Mapping[str, str]) -> dict[str, str]:
+    return {_word(key): value for key, value in said.items()}
+
+
+def _labels(said: Mapping[str, str]) -> dict[str, str]:
+    return {_word(key): _word(value) for key, value in said.items()}
+
 
 def mechanism(m: connection_pb2.Mechanism) -> Mechanism:
     """Read a Mechanism."""
-    return Mechanism(m.cls, m.type, dict(m.parameters), _unknown(m))
+    return Mechanism(_word(m.cls), _word(m.type), _keyed(m.parameters), _unknown(m))
 
 
 def segment(m: connection_pb2.PathSegment) -> Segment:
     """Read a PathSegment."""
     return Segment(
-        m.name, m.id, m.token, _instant(m, "expires"), dict(m.metrics), _unknown_in(m, "expires")
+        _word(m.name),
+        m.id,
+        m.token,
+        _instant(m, "expires"),
+        _keyed(m.metrics),
+        _unknown_in(m, "expires"),
     )
 
 
@@ -67,17 +98,17 @@ def connection(m: connection_pb2.Connection) -> Connection:
     """Read a Connection."""
     return Connection(
         id=m.id,
-        service=m.network_service,
+        service=_word(m.network_service),
         mechanism=mechanism(m.mechanism) if m.HasField("mechanism") else None,
         context=_context(m.context) if m.HasField("context") else None,
-        labels=dict(m.labels),
+        labels=_labels(m.labels),
         path=(
             Path(tuple(map(segment, m.path.path_segments)), m.path.index, _unknown(m.path))
             if m.HasField("path")
             else None
         ),
-        endpoint=m.network_service_endpoint_name,
-        payload=m.payload,
+        endpoint=_word(m.network_service_endpoint_name),
+        payload=_word(m.payload),
         state=_enum(State, m.state),
         unknown=_unknown(m),
     )
@@ -142,7 +173,7 @@ def _context(m: connectioncontext_pb2.ConnectionContext) -> Context:
             else None
         ),
         ethernet=_ethernet(m.ethernet_context) if m.HasField("ethernet_context") else None,
-        extra=dict(m.extra_context),
+        extra=_keyed(m.extra_context),
         mtu=m.MTU,
         unknown=_unknown(m),
     )
@@ -156,7 +187,7 @@ def _ip(m: connectioncontext_pb2.IPContext) -> IPContext:
         dst_ip_required=m.dst_ip_required,
         src_routes=tuple(map(_route, m.src_routes)),
         dst_routes=tuple(map(_route, m.dst_routes)),
-        excluded_prefixes=tuple(m.excluded_prefixes),
+        excluded_prefixes=tuple(map(_word, m.excluded_prefixes)),
         neighbours=tuple(Neighbour(n.ip, n.hardware_address, _unknown(n)) for n in m.ip_neighbors),
         extra_prefix_requests=tuple(map(_extra, m.extra_prefix_request)),
         extra_prefixes=tuple(m.extra_prefixes),

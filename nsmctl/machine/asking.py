@@ -19,6 +19,8 @@ from nsm.errors import NsmError
 from nsm.kernel import trial
 
 PATIENCE: Final = 5.0  # seconds for all of them together; a machine that is idle takes 0.2
+LATE: Final = "no answer within"
+FAULT: Final = "that is a fault of vwire's: please report it, with what `uname -a` says"
 
 
 class Level(StrEnum):
@@ -65,7 +67,7 @@ class Question:
     name: str
     title: str
     ask: Callable[[], Answer]
-    needed: bool = False  # an answer that does not come is bad, and no note
+    needed: bool = False  # whoever cannot even tell has a bad line, and no note
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,6 @@ class Line:
 class _Asked:
     question: Question
     pid: int
-    pidfd: int
     pipe: int
     said: bytes = b""
 
@@ -124,7 +125,7 @@ def _fork(question: Question) -> _Asked:
         os.close(answering)
     with contextlib.suppress(OSError):  # the child does the same: whoever is first
         os.setpgid(pid, pid)
-    return _Asked(question, pid, os.pidfd_open(pid), pipe)
+    return _Asked(question, pid, pipe)
 
 
 def _be_asked(question: Question, answering: int, parent: int) -> NoReturn:
@@ -143,7 +144,8 @@ def _be_asked(question: Question, answering: int, parent: int) -> NoReturn:
     except NsmError as failure:
         answer = _without(question, failure.message, failure.hint)
     except BaseException as failure:  # noqa: BLE001 - whatever it is, it is this line's alone
-        answer = _without(question, f"cannot be told: {type(failure).__name__}: {failure}")
+        told = f"cannot be told: {type(failure).__name__}: {failure}"
+        answer = _without(question, told, FAULT)
     try:
         os.write(answering, json.dumps(asdict(answer)).encode()[: 1 << 16])
     finally:
@@ -170,8 +172,14 @@ def _listen(
                 poll.unregister(pipe)
                 del open_[pipe]
     for one in open_.values():
-        answer = _without(one.question, f"no answer within {patience:g} s")
+        # which says nothing of what was asked for: this machine has much to do
+        answer = note(f"{LATE} {patience:g} s", when_idle())
         one.said = json.dumps(asdict(answer)).encode()
+
+
+def when_idle() -> str:
+    """What to do about an answer that did not come in time."""
+    return f"ask again when this machine has less to do (load {os.getloadavg()[0]:.1f})"
 
 
 def _line(one: _Asked) -> Line:
@@ -180,7 +188,9 @@ def _line(one: _Asked) -> Line:
         said = json.loads(one.said)
         answer = Answer(Level(said["level"]), said["found"], said["fix"])
     except ValueError:
-        answer = _without(question, "the process that looked died")
+        answer = _without(
+            question, "the process that looked died", "ask again; dmesg may say who killed it"
+        )
     return Line(question.name, question.title, answer.level, answer.found, answer.fix)
 
 
@@ -191,8 +201,16 @@ def _without(question: Question, why: str, fix: str = "") -> Answer:
 def _end(one: _Asked) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(one.pid, signal.SIGKILL)
-    os.close(one.pipe)
     # one that waits for a dead disk does not obey: init reaps it some day
-    if select.select([one.pidfd], [], [], 0.2)[0]:
+    if _is_left(one.pipe, 0.2):
         os.waitpid(one.pid, 0)
-    os.close(one.pidfd)
+    os.close(one.pipe)
+
+
+def _is_left(pipe: int, patience: float) -> bool:
+    """Whether everybody who could write into a pipe has closed it, as who ends does."""
+    end = time.monotonic() + patience
+    while select.select([pipe], [], [], max(0.0, end - time.monotonic()))[0]:
+        if not os.read(pipe, 1 << 16):
+            return True
+    return False

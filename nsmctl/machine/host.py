@@ -70,6 +70,19 @@ def _numbers(version: str) -> tuple[int, ...]:
     return (*found, *[0] * (6 - len(found)))
 
 
+def kernel() -> Answer:
+    """This kernel, and whether it lets processes be held, which labs and wires stand on."""
+    release = platform.release()
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError as failure:
+        return bad(
+            f"{release}, which has no pidfd for us: {failure.strerror}",
+            "Linux 5.3 or newer; in a container, a seccomp profile that lets pidfd_open pass",
+        )
+    return ok(release)
+
+
 def clock() -> Answer:
     """Whether the clock can be right, and whether somebody keeps it right."""
     now = time.time()
@@ -83,7 +96,7 @@ def clock() -> Answer:
                 )
     status = _kernel_clock()
     if status is None:
-        return note("whether it is kept right cannot be asked here")
+        return note("whether it is kept right cannot be asked here", "on the host: timedatectl")
     if status & _STA_UNSYNC:
         return note(
             f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime(now))} UTC, and nobody keeps it right",
@@ -172,5 +185,8 @@ def user_namespaces() -> Answer:
                         f"closed to ordinary users ({name}): {WITHOUT}",
                         f"sysctl -w {name}={opened}",
                     )
-        return note(f"closed to ordinary users: {WITHOUT}; {refusal.message}")
+        return note(
+            f"closed to ordinary users: {WITHOUT}; {refusal.message}",
+            "let this container make user namespaces",
+        )
     return ok("open to ordinary users")

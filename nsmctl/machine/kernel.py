@@ -11,14 +11,18 @@ from nsm.errors import (
     NsmError,
     PreconditionError,
     RightsError,
+    UnavailableError,
     UnsupportedError,
 )
 from nsm.kernel import trial
 from nsm.kernel import wireguard_go as userspace
+from nsm.kernel.namespaces import have_handles
 from nsmctl import show
-from nsmctl.machine.asking import Answer, bad, not_tried, note, ok
+from nsmctl.machine.asking import Answer, bad, not_tried, note, ok, when_idle
 
 LET_MAKE: Final = "let this container make namespaces"
+RAISE_LIMIT: Final = "raise /proc/sys/user/max_net_namespaces"
+LET_SET: Final = "give this container CAP_NET_ADMIN"
 WIREGUARD_FIX: Final = "modprobe wireguard, or apt install wireguard-go"
 
 
@@ -33,7 +37,8 @@ def capabilities() -> Answer:
         lacks = f"user {os.geteuid()} lacks {', '.join(missing)}"
         return bad(lacks, show.again_as_root())
     told = "; ".join(f"no {name}: {rights.WITHOUT[name]}" for name in missing)
-    hop = ", or set NSM_ISOLATION=hop" if missing == ["CAP_SYS_PTRACE"] else ""
+    spare = missing == ["CAP_SYS_PTRACE"] and have_handles()
+    hop = ", or set NSM_ISOLATION=hop" if spare else ""
     return bad(told, f"give it to the container or service this runs in{hop}")
 
 
@@ -42,7 +47,7 @@ def namespaces() -> Answer:
     try:
         trial.namespace()
     except ExhaustedError as full:
-        return bad(f"no more of them: {full.message}", "raise /proc/sys/user/max_net_namespaces")
+        return bad(f"no more of them: {full.message}", RAISE_LIMIT)
     except RightsError as refusal:
         return _not_tried(refusal, needed=True, fix="allow mount and unshare to the container")
     return ok("made, entered, named")
@@ -52,6 +57,9 @@ def settings() -> Answer:
     """Variables of a namespace can be set."""
     try:
         trial.apart()
+    except NsmError as refusal:
+        return _no_place(refusal, needed=True)
+    try:
         trial.settings()
     except RightsError as refusal:
         return _not_tried(refusal, needed=True, fix="mount /proc/sys read-write")
@@ -93,9 +101,12 @@ def wireguard() -> Answer:
     try:
         trial.apart()
     except NsmError as refusal:
-        return _not_tried(refusal, needed=True, fix=LET_MAKE)
-    if _kernel_has_wireguard():
-        return ok("in the kernel")
+        return _no_place(refusal, needed=True)
+    try:
+        if _kernel_has_wireguard():
+            return ok("in the kernel")
+    except NsmError as refusal:
+        return _refused(refusal, needed=True)
     try:
         program = userspace.find_program()
     except PreconditionError:
@@ -104,7 +115,9 @@ def wireguard() -> Answer:
         trial.tun()
         trial.wireguard_go(program)
     except RightsError as refusal:
-        return _not_tried(refusal, needed=True, fix="modprobe wireguard")
+        return _not_tried(refusal, needed=True, fix=f"modprobe wireguard, or {refusal.hint}")
+    except UnavailableError as late:
+        return note(f"no kernel module, and {late.message}", f"{when_idle()}; {WIREGUARD_FIX}")
     except NsmError as refusal:
         return bad(f"no kernel module, and {refusal.message}: no encrypted wires", WIREGUARD_FIX)
     return note("userspace (no kernel module)", "modprobe wireguard")
@@ -114,6 +127,13 @@ def hop() -> Answer:
     """Encrypted wires for workloads that could read a key."""
     try:
         trial.apart()
+    except NsmError as refusal:
+        return _no_place(refusal, needed=False)
+    try:
+        trial.veth()  # what it is of: if there is none of that, it is not the program's fault
+    except NsmError as refusal:
+        return _refused(refusal, needed=False)
+    try:
         trial.hop()
     except UnsupportedError as refusal:
         if not _kernel_has_wireguard():
@@ -128,16 +148,22 @@ def tun() -> Answer:
     """What WireGuard in userspace stands on."""
     try:
         trial.apart()
+    except NsmError as refusal:
+        return _no_place(refusal, needed=False)
+    try:
         trial.tun()
-    except UnsupportedError as refusal:
-        if _kernel_has_wireguard():
-            return ok("none, and none is needed: the kernel has WireGuard")
+    except UnsupportedError as lacking:
+        try:
+            if _kernel_has_wireguard():
+                return ok("none, and none is needed: the kernel has WireGuard")
+        except NsmError as refusal:
+            return _refused(refusal, needed=False, before=f"{lacking.message}; is it needed? ")
         return note(
-            f"{refusal.message}: no WireGuard in userspace",
+            f"{lacking.message}: no WireGuard in userspace",
             "modprobe tun; in a container, mount /dev/net/tun",
         )
     except RightsError as refusal:
-        return _not_tried(refusal, needed=False, fix=f"let this container use {trial.TUN}")
+        return _not_tried(refusal, needed=False, fix=refusal.hint)
     return ok(trial.TUN)
 
 
@@ -146,10 +172,7 @@ def wireguard_go() -> Answer:
     try:
         path = userspace.find_program()
     except PreconditionError:
-        trial.apart()
-        if _kernel_has_wireguard():
-            return ok("none, and none is needed: the kernel has WireGuard")
-        return note("not installed", "apt install wireguard-go")
+        return _without_program()
     try:
         said = subprocess.run(
             [path, "--version"], capture_output=True, text=True, check=False, timeout=2,
@@ -163,33 +186,60 @@ def wireguard_go() -> Answer:
     return ok(f"{lines[0].strip()[:40]}, {path}")
 
 
-def _tried(attempt: Callable[[], None], what_for: str, fix: str, *, needed: bool = False) -> Answer:
-    lacking = bad if needed else note
+def _without_program() -> Answer:
+    lacking = "not installed"
     try:
         trial.apart()
     except NsmError as refusal:
-        return _not_tried(refusal, needed=needed, fix=LET_MAKE)
+        return _no_place(refusal, needed=False, before=f"{lacking}; is it needed? ")
+    try:
+        if _kernel_has_wireguard():
+            return ok("none, and none is needed: the kernel has WireGuard")
+    except NsmError as refusal:
+        return _refused(refusal, needed=False, before=f"{lacking}; is it needed? ")
+    return note(lacking, "apt install wireguard-go")
+
+
+def _tried(attempt: Callable[[], None], what_for: str, fix: str, *, needed: bool = False) -> Answer:
+    try:
+        trial.apart()
+    except NsmError as refusal:
+        return _no_place(refusal, needed=needed)
     try:
         attempt()
     except UnsupportedError:
-        return lacking(f"the kernel has none: no {what_for}", fix)
-    except RightsError as refusal:
-        return _not_tried(refusal, needed=needed, fix="give this container CAP_NET_ADMIN")
+        return (bad if needed else note)(f"the kernel has none: no {what_for}", fix)
     except NsmError as refusal:
-        return lacking(refusal.message, refusal.hint)
+        return _refused(refusal, needed=needed)
     return ok(f"for {what_for}")
 
 
-def _not_tried(refusal: NsmError, *, needed: bool, fix: str) -> Answer:
+def _no_place(refusal: NsmError, *, needed: bool, before: str = "") -> Answer:
+    """What it means that there is no namespace to try in."""
+    if isinstance(refusal, ExhaustedError):
+        found = f"{before}no more namespaces to try in: {refusal.message}"
+        return (bad if needed else note)(found, RAISE_LIMIT)
+    return _not_tried(refusal, needed=needed, fix=LET_MAKE, before=before)
+
+
+def _refused(refusal: NsmError, *, needed: bool, before: str = "") -> Answer:
+    """What it means that the kernel did not make what was asked of it by netlink."""
+    if isinstance(refusal, RightsError):
+        return _not_tried(refusal, needed=needed, fix=LET_SET, before=before)
+    return (bad if needed else note)(f"{before}{refusal.message}", refusal.hint)
+
+
+def _not_tried(refusal: NsmError, *, needed: bool, fix: str, before: str = "") -> Answer:
     """What a refusal means: for an ordinary user nothing, for root that it is not to be had."""
     if os.geteuid() != 0:
         return not_tried()
-    return (bad if needed else note)(refusal.message, fix)
+    return (bad if needed else note)(f"{before}{refusal.message}", fix)
 
 
 def _kernel_has_wireguard() -> bool:
+    """Whether the kernel makes such a device; raises what else keeps it from telling."""
     try:
         trial.wireguard()
-    except NsmError:
+    except UnsupportedError:
         return False
     return True

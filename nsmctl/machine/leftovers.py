@@ -1,7 +1,6 @@
 """What earlier labs and wires left: found by their own marks, never by a name's pattern."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -11,13 +10,13 @@ from labs.paths import ROOT, Paths
 from labs.units import count
 from nsm.errors import NsmError
 from nsm.kernel import messages, netlink, owner
-from nsm.kernel.namespaces import NAMED, Home
 from nsm.kernel.netlink import Socket
-from nsmctl.machine import processes
+from nsmctl.machine import processes, sight
 from nsmctl.machine.asking import Answer, note, ok
 from nsmctl.machine.processes import Process
 
 DEFAULT_NAME: Final = "forwarder"  # a forwarder's own, without NSM_NAME
+_TOLD: Final = 3  # commands that a line holds
 
 
 def labs() -> Answer:
@@ -27,9 +26,12 @@ def labs() -> Answer:
     up = [name for name in there if name not in left]
     if left:
         more = f" and {len(left) - 1} more" if left[1:] else ""
+        seen = sight.of_everybody()
         return note(
-            f"{left[0]}{more}: left by an engine that ended",
-            f"nsmctl lab down {left[0] if not more else '--all'}",
+            f"{left[0]}{more}: left by an engine that ended"
+            + ("" if seen else f", or that runs {sight.OUTSIDE}"),
+            f"nsmctl lab down {left[0] if not more else '--all'}"
+            + ("" if seen else f", if nobody runs {'them' if more else 'it'} there"),
         )
     return ok(f"up: {', '.join(up)}" if up else "none up, none left")
 
@@ -47,11 +49,16 @@ def _is_left(paths: Paths) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """Devices of one group in one namespace, and the command that takes them away."""
+    """Devices of one group in one namespace, and what to write before a command to run it there."""
 
     group: int
     devices: int
-    removal: str
+    inside: str
+
+    @property
+    def removal(self) -> str:
+        """The command that takes them away."""
+        return f"{self.inside}ip link del group {self.group}"
 
 
 def wires() -> Answer:
@@ -65,9 +72,18 @@ def wires() -> Answer:
         standing = sum(one.devices for one in found)
         return ok(f"{count(standing, 'device')} of running forwarders" if standing else "none")
     devices = count(sum(one.devices for one in left), "device")
+    if not sight.of_everybody():
+        # theirs may be live wires: those of a forwarder in a pod of its own, of all things
+        return note(
+            f"{devices} whose forwarder is not seen: it may run {sight.OUTSIDE}",
+            "ask on the host itself, as root: nsmctl doctor",
+        )
+    places = count(len({one.inside for one in left}), "namespace")
+    removals = "; ".join(one.removal for one in left[:_TOLD])
+    again = "; then ask again: that is not all" if left[_TOLD:] else ""
     return note(
-        f"{devices} in {count(len(left), 'namespace')} of forwarders that do not run",
-        f"start them again, or: {left[0].removal}",
+        f"{devices} in {places} of forwarders that do not run",
+        f"start them again, or: {removals}{again}",
     )
 
 
@@ -107,33 +123,8 @@ def _name(process: Process) -> str | None:
 
 def _ours() -> Iterator[Left]:
     """Devices with our mark in every namespace that somebody's process or name leads to."""
-    with Socket.here() as sock:
-        yield from _marked(sock, "")
-    if os.geteuid() != 0:
-        return
-    with Home() as home:
-        seen = {home.namespace.inode}
-        for path, inside in _doors():
-            with contextlib.suppress(OSError, NsmError):
-                inode = os.stat(path).st_ino
-                if inode in seen:
-                    continue
-                seen.add(inode)
-                fd = home.opened_path(path, path)
-                try:
-                    with home.socket(fd) as sock:
-                        yield from _marked(sock, inside)
-                finally:
-                    os.close(fd)
-
-
-def _doors() -> Iterator[tuple[str, str]]:
-    """Ways into namespaces, each with what to write before a command to run it there."""
-    for name in sorted(os.listdir(NAMED)) if os.path.isdir(NAMED) else ():
-        yield f"{NAMED}/{name}", f"ip netns exec {name} "
-    for pid in os.listdir("/proc"):
-        if pid.isdigit():
-            yield f"/proc/{pid}/ns/net", f"nsenter -n -t {pid} "
+    for sock, inside in sight.namespaces():
+        yield from _marked(sock, inside)
 
 
 def _marked(sock: Socket, inside: str) -> Iterator[Left]:
@@ -144,4 +135,4 @@ def _marked(sock: Socket, inside: str) -> Iterator[Left]:
             if owner.is_ours(group):
                 groups[group] = groups.get(group, 0) + 1
     for group, devices in groups.items():
-        yield Left(group, devices, f"{inside}ip link del group {group}")
+        yield Left(group, devices, inside)

@@ -36,8 +36,10 @@ OURS: Final = (
     Ours(owner.lead_name("example", "src"), "veth"),
     Ours("nsm-1", "macvlan"),
     Ours("nsm-1", "wireguard", "wireguard"),
+    Ours("nsm-1", "tun", "none"),  # wireguard-go's
 )
-_CHANGES: Final = ("Name", "MACAddress", "MTUBytes")  # what a .link file does to any device
+# what a .link file does to any device; the alias is our mark, by which a forwarder finds its own
+_CHANGES: Final = ("Name", "Alias", "MACAddress", "MTUBytes")
 _WHERE: Final = ("Host", "Virtualization", "KernelCommandLine", "KernelVersion", "Architecture")
 
 
@@ -77,9 +79,10 @@ def network_manager() -> Answer:
     """Whether NetworkManager was told to leave ours alone; else it may manage them."""
     if not processes.running("NetworkManager"):
         return ok("does not run here")
-    specs = _unmanaged()
+    files = [_read(path) for path in _manager_files()]
+    specs = _unmanaged(files)
     for ours in OURS:
-        if not _matches(ours, specs):
+        if not _matches(ours, specs) and _is_managed(ours, files):
             return note(
                 f"may take {ours.kind} {ours.name} for its own",
                 "[keyfile] unmanaged-devices+=interface-name:nsm* in /etc/NetworkManager/conf.d;"
@@ -117,9 +120,12 @@ def _is_matched(ours: Ours, match: Section, name_key: str) -> bool:
         if key in _WHERE or not words:
             continue
         asked = True
-        value = {name_key: ours.name, "Kind": ours.kind, "Type": ours.type}.get(key)
+        # a device without hardware has its kind for a driver
+        value = {
+            name_key: ours.name, "Kind": ours.kind, "Type": ours.type, "Driver": ours.kind
+        }.get(key)  # fmt: skip
         if value is None or not _chosen(value, words):
-            return False  # by hardware, or by what only a driver has
+            return False  # by hardware
     return asked
 
 
@@ -137,27 +143,50 @@ def _says_yes(sections: Sections, section: str, key: str) -> bool:
 # --- NetworkManager's ------------------------------------------------------------------------
 
 
-def _unmanaged() -> list[str]:
-    """What `unmanaged-devices` says: of the last file that says it, and of those that add to it."""
-    paths = [
-        *_confs("/usr/lib/NetworkManager/conf.d"),
-        *_confs("/run/NetworkManager/conf.d"),
-        f"/{NETWORK_MANAGER}/NetworkManager.conf",
-        *_confs(f"/{NETWORK_MANAGER}/conf.d"),
-    ]
+def _manager_files() -> list[str]:
+    """Its files, those that hold last; one of the same name in a later folder hides an earlier."""
+    etc = f"/{NETWORK_MANAGER}/conf.d"
+    paths: list[str] = []
+    hidden: set[str] = set()
+    for folder in (etc, "/run/NetworkManager/conf.d", "/usr/lib/NetworkManager/conf.d"):
+        names = {name for name in _listed(folder) if name.endswith(".conf")}
+        here = [f"{folder}/{name}" for name in sorted(names - hidden)]
+        paths = [*here, *paths]
+        if folder == etc:  # before those, and after all others
+            paths.insert(0, f"/{NETWORK_MANAGER}/NetworkManager.conf")
+        hidden |= names
+    return paths
+
+
+def _unmanaged(files: Sequence[Sections]) -> list[str]:
+    """What `unmanaged-devices` says: of the last file that says it, and of those that change it."""
     specs: list[str] = []
-    for path in paths:
-        for key, value in _read(path).get("keyfile", ()):
-            more = [word.strip() for word in value.replace(",", ";").split(";") if word.strip()]
+    for sections in files:
+        for key, value in sections.get("keyfile", ()):
+            words = _words(value)
             if key == "unmanaged-devices":
-                specs = more
+                specs = words
             elif key == "unmanaged-devices+":
-                specs += more
+                specs += words
+            elif key == "unmanaged-devices-":
+                specs = [word for word in specs if word not in words]
     return specs
 
 
-def _confs(folder: str) -> list[str]:
-    return [f"{folder}/{name}" for name in sorted(_listed(folder)) if name.endswith(".conf")]
+def _is_managed(ours: Ours, files: Sequence[Sections]) -> bool:
+    """Whether no [device] section says otherwise: the last file's first one that matches."""
+    for sections in reversed(files):
+        for name, section in sections.items():
+            said = dict(section)
+            if not name.startswith("device") or "managed" not in said:
+                continue
+            if "match-device" not in said or _matches(ours, _words(said["match-device"])):
+                return said["managed"].lower() not in ("0", "no", "false", "off")
+    return True
+
+
+def _words(value: str) -> list[str]:
+    return [word.strip() for word in value.replace(",", ";").split(";") if word.strip()]
 
 
 def _matches(ours: Ours, specs: Sequence[str]) -> bool:

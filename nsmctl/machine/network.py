@@ -10,13 +10,13 @@ from nsm.kernel.firewall import Chain
 from nsm.kernel.messages import Device
 from nsm.kernel.netlink import Socket
 from nsm.kernel.state import OWN, IPAddress, Namespace
-from nsmctl.machine import processes
 from nsmctl.machine.asking import Answer, not_tried, note, ok
 
 SYSCTL: Final = "/proc/sys/net"
 VXLAN_COSTS: Final = {4: 50, 6: 70}  # bytes of a packet that carries an Ethernet frame
 SMALLEST_IPV6: Final = 1280
 STRICT: Final = 1  # of rp_filter
+IPTABLES: Final = {"ip": "iptables", "ip6": "ip6tables"}
 
 
 def ipv6() -> Answer:
@@ -68,63 +68,82 @@ def _uplink() -> tuple[Device, IPAddress] | None:
 
 def forwarding() -> Answer:
     """Whether this node passes packets on; wires never ask it to."""
-    on = [
-        name
-        for name, setting in (("IPv4", "ipv4/ip_forward"), ("IPv6", "ipv6/conf/all/forwarding"))
+    on = {
+        family: told
+        for family, told, setting in (
+            ("ip", "IPv4", "ipv4/ip_forward"), ("ip6", "IPv6", "ipv6/conf/all/forwarding"),
+        )
         if _value(setting) == 1
-    ]
+    }  # fmt: skip
     if not on:
         return ok("off: wires need none")
     try:
-        dropping = [chain for chain in firewall.chains() if chain.hook == "forward" and chain.drops]
+        dropping = [
+            chain
+            for chain in firewall.chains()
+            if chain.hook == "forward" and chain.drops and chain.family in (*on, "inet")
+        ]
+        if not dropping:
+            return ok(f"on for {' and '.join(on.values())}")
+        return note(
+            f"on, but {dropping[0]} drops it:"
+            " nodes in containers or machines behind this one do not reach each other",
+            _let_through(dropping[0]),
+        )
     except RightsError:
         return not_tried()
-    if not dropping:
-        return ok(f"on for {' and '.join(on)}")
-    return note(
-        f"on, but {dropping[0]} drops it:"
-        " nodes in containers or machines behind this one do not reach each other",
-        _let_through(dropping[0]),
-    )
 
 
 def _let_through(chain: Chain) -> str:
-    if not chain.legacy and chain.name != "FORWARD":
-        return f"accept their packets in {chain}"
-    first = "DOCKER-USER" if processes.running("dockerd") else "FORWARD"
-    command = "iptables-legacy" if chain.legacy else "iptables"
-    return f"{command} -I {first} -i BRIDGE -o BRIDGE -j ACCEPT"
+    if chain.family not in IPTABLES or (chain.table, chain.name) != ("filter", "FORWARD"):
+        return f"accept their packets in {chain}"  # what another chain accepts, it still drops
+    # docker's own place for rules of others: it puts its own before those in FORWARD
+    docker = not chain.legacy and firewall.has(chain, "DOCKER-USER")
+    command = IPTABLES[chain.family] + ("-legacy" if chain.legacy else "")
+    place = "DOCKER-USER" if docker else "FORWARD"
+    return f"{command} -I {place} -i BRIDGE -o BRIDGE -j ACCEPT"
 
 
 def input_policy() -> Answer:
     """Whether a packet filter keeps other nodes out."""
     try:
-        dropping = [chain for chain in firewall.chains() if chain.hook == "input" and chain.drops]
+        chains = [chain for chain in firewall.chains() if chain.hook == "input"]
     except RightsError:
         return not_tried()
-    if not dropping:
-        return ok("none drops what comes in by policy")
-    return note(
-        f"{dropping[0]} drops what no rule lets in",
-        "let in UDP 4789 and 51820, TCP 5001 and 5002 from the other nodes",
-    )
+    for chain in chains:
+        if chain.drops or chain.shuts:
+            return note(
+                f"{chain} drops what no rule lets in",
+                "let in UDP 4789 and from 51820, TCP 5001 and 5002 from the other nodes",
+            )
+    return ok("none drops all that no rule lets in")
 
 
 def rp_filter() -> Answer:
     """Whether answers that come back another way are dropped."""
-    names = sorted(os.listdir(f"{SYSCTL}/ipv4/conf"))
-    if _value("ipv4/conf/all/rp_filter") == STRICT:
-        strict, told = ["all"], "every device"
-    else:
-        # the larger of the two holds, so a loose one for all makes them loose
-        every = _value("ipv4/conf/all/rp_filter") or 0
-        strict = [n for n in names if max(every, _value(f"ipv4/conf/{n}/rp_filter") or 0) == STRICT]
-        told = ", ".join(strict[:3]) + (f" and {len(strict) - 3} more" if strict[3:] else "")
+    try:
+        names = os.listdir(f"{SYSCTL}/ipv4/conf")
+    except OSError as failure:
+        return note(
+            f"{SYSCTL} cannot be read: {failure.strerror}",
+            "in a container, mount /proc with its /proc/sys/net",
+        )
+    # the larger of the two holds: all=2 loosens every device, and all=1 no loose one
+    every = _value("ipv4/conf/all/rp_filter") or 0
+    devices = sorted({*names} - {"all", "default", "lo"})
+    places = {**{name: name for name in devices}, "default": "devices to come"}
+    strict = [
+        told
+        for name, told in places.items()
+        if max(every, _value(f"ipv4/conf/{name}/rp_filter") or 0) == STRICT
+    ]
     if not strict:
         return ok("not strict")
+    told = ", ".join(strict[:3]) + (f" and {len(strict) - 3} more" if strict[3:] else "")
     return note(
-        f"strict on {told}: drops what comes back over another wire",
-        " ".join(["sysctl -w", *(f"net.ipv4.conf.{name}.rp_filter=2" for name in strict[:3])]),
+        f"strict on {told if len(strict) < len(places) else 'every device'}:"
+        " drops what comes back over another wire",
+        "sysctl -w net.ipv4.conf.all.rp_filter=2",
     )
 
 

@@ -1,38 +1,21 @@
 """The ports of the mesh, and who holds them."""
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
-from nsmctl.machine import processes
-from nsmctl.machine.asking import Answer, bad, note, ok
+from nsm import holders
+from nsm.holders import Holder
+from nsm.kernel import messages, netlink
+from nsm.kernel import namespaces as netns
+from nsmctl.machine import sight
+from nsmctl.machine.asking import Answer, note, ok
 from nsmctl.machine.processes import Process
 
-Protocol = Literal["tcp", "udp"]
 MANAGER: Final = 5001
 REGISTRY: Final = 5002
 VXLAN: Final = 4789
 WIREGUARD: Final = 51820
-_LISTENS: Final = "0A"  # the state in /proc/net/tcp
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """A socket that has a port of this network namespace, and whose it is as far as /proc shows.
-
-    A tunnel device's socket is the kernel's own: no process has it.
-    """
-
-    uid: int
-    process: Process | None
-
-    def __str__(self) -> str:
-        if self.process:
-            return f"held by {self.process}"
-        if os.geteuid() == 0:
-            return "held by the kernel, for a tunnel device"
-        return f"held by somebody whom only root sees (user {self.uid})"
+OTHERS: Final = "4790 to 4805"  # of which VXLAN tunnels take one where theirs is taken
 
 
 def manager() -> Answer:
@@ -47,42 +30,57 @@ def registry() -> Answer:
 
 def vxlan() -> Answer:
     """The port of VXLAN tunnels, which all devices of a node share."""
-    for one in _bound("udp", VXLAN):
-        if one.process or os.geteuid() != 0:
-            return (bad if one.process else note)(
-                str(one), "stop it, or set NSM_VXLAN_PORT, the same on every node"
+    for one in holders.of_port("udp", VXLAN):
+        # that no process is seen to have it does not say that it is a device's
+        if one.process or not _is_of_devices():
+            return note(
+                f"{_told(one)}: wires take one of {OTHERS}, which must pass between nodes",
+                "stop it, or set NSM_VXLAN_PORT, the same on every node",
             )
         return ok("held by VXLAN devices, which share it")
     return ok("free")
 
 
+def _is_of_devices() -> bool:
+    """Whether a VXLAN device has its socket here, wherever the device itself is."""
+    with open("/proc/thread-self/ns/net") as here:
+        for sock, inside in sight.namespaces():
+            far = netns.number(sock, here.fileno(), assign=False) if inside else None
+            for kind, body in sock.dump(messages.dump_links(kind="vxlan")):
+                if kind == netlink.NEWLINK:
+                    device = messages.device(body)
+                    if (device.kind, device.port, device.far) == ("vxlan", VXLAN, far):
+                        return True
+    return False
+
+
 def wireguard() -> Answer:
     """The first port of WireGuard tunnels, each of which has its own."""
-    for one in _bound("udp", WIREGUARD):
-        if one.process is None and os.geteuid() == 0:
-            return ok(f"{one}: wires take those above it")
-        return note(f"{one}: wires take those above it", "stop it, or set NSM_WIREGUARD_PORT")
+    for one in holders.of_port("udp", WIREGUARD):
+        told = f"{_told(one)}: wires take those above it"
+        if one.process is None and os.geteuid() == 0 and sight.of_everybody():
+            return ok(told)
+        return note(told, "stop it, or set NSM_WIREGUARD_PORT")
     return ok("free")
 
 
 def _of_program(port: int, ours: str) -> Answer:
-    for one in _bound("tcp", port):
-        if one.process and one.process.module == ours:
-            return ok(str(one))
-        return note(str(one), f"stop it, or let {ours} have another: NSM_LISTEN_ON")
+    for one in holders.of_port("tcp", port):
+        if one.process and _named(one.process).module == ours:
+            return ok(_told(one))
+        return note(_told(one), f"stop it, or let {ours} have another: NSM_LISTEN_ON")
     return ok("free")
 
 
-def _bound(protocol: Protocol, port: int) -> Iterator[Bound]:
-    for version in ("", "6"):
-        try:
-            with open(f"/proc/self/net/{protocol}{version}") as file:
-                lines = file.readlines()[1:]
-        except FileNotFoundError:
-            continue  # a kernel without IPv6
-        for line in lines:
-            fields = line.split()
-            if int(fields[1].rpartition(":")[2], 16) != port:
-                continue
-            if protocol == "udp" or fields[3] == _LISTENS:
-                yield Bound(int(fields[7]), processes.holder(int(fields[9])))
+def _told(one: Holder) -> str:
+    if one.process:
+        return f"held by {_named(one.process)}"
+    if os.geteuid() != 0:
+        return f"held by somebody whom only root sees (user {one.uid})"
+    if not sight.of_everybody():
+        return f"held by the kernel, or by somebody who runs {sight.OUTSIDE}"
+    return "held by the kernel"
+
+
+def _named(process: holders.Process) -> Process:
+    return Process(process.pid, process.argv)

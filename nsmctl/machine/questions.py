@@ -7,6 +7,7 @@ from nsmctl.machine.asking import Question
 
 ALL: Final = (
     Question("python", "Python", host.python, needed=True),
+    Question("kernel", "kernel", host.kernel, needed=True),
     Question("capabilities", "capabilities", kernel.capabilities, needed=True),
     Question("namespaces", "namespaces", kernel.namespaces, needed=True),
     Question("sysctls", "sysctls", kernel.settings, needed=True),
@@ -24,7 +25,7 @@ ALL: Final = (
     Question("default-device", "default device", network.default_device),
     Question("tcp-5001", "TCP 5001", ports.manager),
     Question("tcp-5002", "TCP 5002", ports.registry),
-    Question("udp-4789", "UDP 4789", ports.vxlan, needed=True),
+    Question("udp-4789", "UDP 4789", ports.vxlan),
     Question("udp-51820", "UDP 51820", ports.wireguard),
     Question("forwarding", "forwarding", network.forwarding),
     Question("input", "packet filter", network.input_policy),

@@ -3,9 +3,11 @@
 import contextlib
 import os
 import random
+import resource
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -17,13 +19,16 @@ from tests.lane.kernel import HERE, LaneError
 
 NEVER_REPORTED = 125
 MEMORY = 2048  # MiB; it is taken from the host as the guest touches it
+_DYING = 20  # s
 
 
 class Guest:
     """A command in a kernel of its own, from entering the block to leaving it.
 
     share is a folder that both sides write to, at the same path. Its output goes to the file
-    descriptor output; with a terminal, its input comes from descriptor 0.
+    descriptor output; with a terminal, its input comes from descriptor 0. What it needs of files
+    is in folder meanwhile: in /tmp, and not where TMPDIR says, as the kernel's command line knows
+    no blanks.
     """
 
     def __init__(
@@ -32,6 +37,7 @@ class Guest:
         command: Sequence[str],
         *,
         share: Path | None = None,
+        folder: Path = Path("/tmp"),
         environment: Mapping[str, str] | None = None,
         output: int = 1,
         terminal: bool = False,
@@ -47,12 +53,12 @@ class Guest:
         self._terminal = terminal
         self._memory = memory
         self._boot = tuple(boot)
+        self._parent = folder
         self._folder = Path()
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        # in /tmp, and not where TMPDIR says: the kernel's command line knows no blanks
-        self._folder = Path(tempfile.mkdtemp(prefix="vwire-lane-", dir="/tmp"))
+        self._folder = Path(tempfile.mkdtemp(prefix="vwire-lane-", dir=self._parent))
         try:
             self._start()
         except BaseException:
@@ -68,8 +74,8 @@ class Guest:
         (folder / "shares").write_text(f"{self._share}\n" if self._share else "")
         (folder / "needed").write_text("".join(f"{path}\n" for path in _needed()))
         shutil.copy(self._kernel / "busybox", folder)
-        output = os.dup(self._output)
-        source = 0 if self._terminal else os.open(os.devnull, os.O_RDONLY)
+        output = _own(self._output, os.O_WRONLY)
+        source = _own(0, os.O_RDONLY) if self._terminal else os.open(os.devnull, os.O_RDONLY)
         arguments = [
             f"mem={self._memory}M", "rootfstype=hostfs", "ro", "quiet", "loglevel=4",
             f"uml_dir={folder}/", "fb_tunnels=none", "dummy.numdummies=0", "ifb.numifbs=0",
@@ -92,8 +98,7 @@ class Guest:
                 )  # fmt: skip
         finally:
             os.close(output)
-            if source:
-                os.close(source)
+            os.close(source)
 
     def __exit__(self, *_: object) -> None:
         self.kill()
@@ -110,12 +115,26 @@ class Guest:
         None after patience seconds.
         """
         try:
+            if self._terminal:
+                self._pass_on_what_was_typed()
             self._started.wait(patience)
             return int((self._folder / "status").read_text())
         except subprocess.TimeoutExpired:
             return None
         except (FileNotFoundError, ValueError):
             return NEVER_REPORTED
+
+    def _pass_on_what_was_typed(self) -> None:
+        """Have it look for input, once it reads: of what came before that, no signal tells it."""
+        while not (self._folder / "listens").exists():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._started.wait(0.05)
+                return
+        for pid, told in self.processes().items():
+            if (told / "comm").read_text() == "linux\n":
+                os.kill(pid, signal.SIGIO)
+                break
+        self._terminal = False
 
     def kill(self) -> None:
         """End it, all of it, now."""
@@ -125,7 +144,17 @@ class Guest:
         first = _children(process.pid)
         for pid in first or [process.pid]:
             _kill(pid)
-        process.wait()
+        try:
+            process.wait(_DYING)
+        except subprocess.TimeoutExpired:
+            raise LaneError(
+                f"process {process.pid} was killed {_DYING} s ago, and the kernel has not ended it:"
+                f" see /proc/{process.pid}/stack; what it uses stays in {self._folder}", 1,
+            ) from None  # fmt: skip
+
+    def processes(self) -> dict[int, Path]:
+        """Those of the host's that it consists of, and where the host tells about each."""
+        return {pid: Path(f"/proc/{pid}") for pid in _below(self._started.pid)}
 
     def console(self, lines: int = 0) -> str:
         """What the kernel said; its last lines only."""
@@ -156,10 +185,15 @@ def together() -> list[str]:
     In a namespace of processes, whose first one ends with the guest, with us, or when it is
     killed; then the kernel ends the others. No signal would find them all: each of the guest's
     processes is one of the host's, traced, in a session of its own.
+
+    With as many descriptors as there may be, because the guest holds one for each file it has ever
+    opened; and without a core, which a kernel that panics would write: its memory.
     """
     processor = random.choice([*os.sched_getaffinity(0)])
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return [
         "taskset", "--cpu-list", str(processor), "setpriv", "--pdeathsig", "KILL",
+        "prlimit", f"--nofile={most}:{most}", "--core=0:0", "--",
         "unshare", "--pid", "--fork", "--kill-child", "sh", "-c", '"$@"; exit $?', "lane",
     ]  # fmt: skip
 
@@ -172,14 +206,38 @@ def _needed() -> list[Path]:
 
 
 def _room_for(memory: int) -> str:
-    """The folder for the file that is the guest's memory."""
-    try:
-        shm = os.statvfs("/dev/shm")
-    except FileNotFoundError:
-        return "/tmp"
-    fits = shm.f_bavail * shm.f_frsize >= memory << 20 and not shm.f_flag & os.ST_NOEXEC
-    # a guest that outgrows it dies of SIGBUS: containers have 64 MB there
-    return "/dev/shm" if fits else "/tmp"
+    """The folder for the file that is the guest's memory, which dies of SIGBUS where that is full.
+
+    Containers have 64 MB in /dev/shm; the others may be on a disk, which is slower.
+    """
+    folders = ("/dev/shm", "/tmp", "/var/tmp")
+    for folder in folders:
+        with contextlib.suppress(FileNotFoundError):
+            there = os.statvfs(folder)
+            room = there.f_bavail * there.f_frsize >> 20
+            if room >= memory and not there.f_flag & os.ST_NOEXEC:
+                return folder
+    raise LaneError(
+        f"the guest's {memory} MiB of memory fit into none of {', '.join(folders)}"
+        " (with programs allowed there): make room, or ask for less with -m", 3,
+    )  # fmt: skip
+
+
+def _own(descriptor: int, how: int) -> int:
+    """A second descriptor of the same, with flags of its own where that can be.
+
+    The guest does not wait for what it reads and writes, and says so in the flags (O_NONBLOCK),
+    which all who share them would have to live with: make, pytest, the shell.
+    """
+    kind = os.fstat(descriptor).st_mode
+    if stat.S_ISFIFO(kind) or stat.S_ISCHR(kind):
+        with contextlib.suppress(OSError):
+            return os.open(f"/proc/self/fd/{descriptor}", how | os.O_NOCTTY | os.O_NONBLOCK)
+    return os.dup(descriptor)
+
+
+def _below(pid: int) -> list[int]:
+    return [one for child in _children(pid) for one in (child, *_below(child))]
 
 
 def _children(pid: int) -> list[int]:

@@ -1,42 +1,41 @@
 """Tests of what not every kernel has: here where it can be, in the lane where not.
 
     @pytest.mark.needs_kernel("wireguard", "netem")
-    @pytest.mark.needs_lane      # a test of the lane itself: it is built before the first test
+    @pytest.mark.needs_lane      # a test of the lane itself: it is built before
 
-Of a session's tests those that this kernel cannot run come first, in one start of the lane: a
-pytest of its own in there, which hands its reports out in the share, line by line. They are the
-reports of this session then, as if the tests had run here. When the lane's kernel dies, the test
-that was running has failed, and the next one starts another.
+Those of a session's tests that this kernel cannot run are for the lane: another process has it
+built and runs them in there, while the session runs its others (tests/lane/beside.py). They come
+last in the session's order, and their reports are the session's then, as if the tests had run
+here. Tests of the lane itself come after them.
 
 Inside, the variable LANE_GUEST is set, and every marked test runs where it is.
 """
 
+import contextlib
 import json
 import os
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Container, Mapping
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
+from tests.lane.beside import REPORTS, SLOWER, TIMES, Lines, Order
 from tests.lane.features import TRIALS, lacks
-from tests.lane.guest import Guest
-from tests.lane.kernel import UnavailableError, built, foreign
+from tests.lane.kernel import foreign, standing
 from tests.support import leaks, wait
 
 INSIDE = "LANE_GUEST" in os.environ
-REPORTS = "VWIRE_LANE_REPORTS"  # in the guest: the file to hand reports out in
-# A test inside is ended after the first, with a traceback of where it hangs. The second is for a
-# guest that hangs as a whole. Both are below the time after which pytest ends this session.
-LONGEST = 240
-SILENCE = 270.0
-TIMES = "times.json"
-SLOWER = 5  # times: to start a process, on one processor, at 0.1 ms a system call
+ROOT = Path(__file__).parents[2]
+DEAF = 1800  # s; the longest that is right is a builder who waits for another one
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -64,198 +63,208 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtestloop(session: pytest.Session) -> None:
-    """Put the tests for the lane first, and have it built: neither is a test's time."""
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """Run the tests, those for the lane there; None where there are none: pytest does it then."""
     option = session.config.option
     if option.collectonly or os.geteuid() != 0:
-        return
+        return None
     if session.testsfailed and not option.continue_on_collection_errors:
-        return
-    always = option.lane == "always" and not INSIDE
-    lacking = {}
+        return None
+    there = _for_the_lane(session)
+    own = [item for item in session.items if item.get_closest_marker("needs_lane")]
+    if not there and not own:
+        return None
+    first = [item for item in session.items if item not in there and item not in own]
+    session.items[:] = [*first, *there, *own]
+    here = [*first, *own]
+    # what tests share ends with the last of them here: those that run elsewhere have no part in it
+    following = dict.fromkeys(there, own[0] if own else None) | dict(pairwise([*here, None]))
+    with Lane(session.config, there, own) as lane:
+        for item in session.items:
+            if not lane.reports(item):
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following[item])
+            if session.shouldfail:
+                raise session.Failed(session.shouldfail)
+            if session.shouldstop:
+                raise session.Interrupted(session.shouldstop)
+        lane.wait()
+    return True
+
+
+def _for_the_lane(session: pytest.Session) -> dict[pytest.Item, str]:
+    """The tests that cannot run here, each with what this kernel lacks."""
+    always = session.config.option.lane == "always" and not INSIDE
+    found = {}
     for item in session.items:
         if names := [name for name in features(item) if always or lacks(name)]:
-            lacking[item] = ", ".join(names)
+            found[item] = ", ".join(names)
             if INSIDE:
                 why = f"the lane's kernel lacks {names[0]}: {lacks(names[0])}"
                 raise pytest.UsageError(f"{item.nodeid}: {why}")
-    own = [item for item in session.items if item.get_closest_marker("needs_lane")]
-    if not lacking and not own:
-        return
-    try:
-        kernel = built(_sayer(session.config))
-    except UnavailableError as no:
-        for item, names in {**dict.fromkeys(own, "user mode"), **lacking}.items():
-            item.add_marker(pytest.mark.skip(reason=_reason(names, no)))
-        return
-    if lacking:
-        session.items[:] = [*lacking, *(item for item in session.items if item not in lacking)]
-        lane = Lane(session.config, kernel, list(lacking))
-        session.config.pluginmanager.register(lane, "lane")
-
-
-def _reason(names: str, no: UnavailableError) -> str:
-    """Why a test is skipped; where there can be no lane that is all right, in CI too."""
-    if kind := foreign():
-        return f"kernel lacks {names}, and there is no lane on {kind}"
-    return f"there is no lane, and this kernel lacks {names}: {no}"
-
-
-def _sayer(config: pytest.Config) -> Callable[[str], None]:
-    terminal = config.pluginmanager.get_plugin("terminalreporter")
-    return terminal.write_line if terminal else lambda line: None
+    return found
 
 
 class Lane:
-    """The host's side: has tests run in the lane, and reports what they did."""
+    """The process beside this one that has tests run in the lane, and what is known from it.
 
-    def __init__(self, config: pytest.Config, kernel: Path, items: Sequence[pytest.Item]) -> None:
+    All that this takes of files, descriptors and processes is there from before the first test to
+    after the last one, and its guests are below it: no test sees it come or go.
+    """
+
+    def __init__(
+        self, config: pytest.Config, there: Mapping[pytest.Item, str], own: Container[pytest.Item]
+    ) -> None:
         self._config = config
-        self._kernel = kernel
-        self._todo = {item.nodeid: item for item in items}
-        self._run: Run | None = None
-        self._running = ""
+        self._there = there
+        self._own = own
+        self._todo = {item.nodeid: item for item in there}
         self._reports: dict[str, list[pytest.TestReport]] = defaultdict(list)
+        self._unavailable = ""
+        self._waits = False
+        self._over = False
+        terminal = config.pluginmanager.get_plugin("terminalreporter")
+        self._say = terminal.write_line if terminal else lambda line: None
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
-        if item not in self._todo.values() and item.nodeid not in self._reports:
-            return None
+    def __enter__(self) -> Self:
+        leaks.alone()  # our folder comes and goes: other runs of tests on this machine are not
+        with ExitStack() as stack:
+            # in /tmp, and not where TMPDIR says: see Guest
+            folder = Path(tempfile.mkdtemp(prefix="vwire-tests-", dir="/tmp"))
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)  # where it has not done it
+            order = Order(
+                command=_pytest(self._config), tests=[*self._todo],
+                live=self._config.option.capture == "no",
+            )  # fmt: skip
+            (folder / "order").write_text(json.dumps(order))
+            (folder / "told").touch()
+            self._lines = Lines(folder / "told")
+            stack.callback(self._lines.close)
+            self._complaints = stack.enter_context((folder / "complaints").open("w+"))
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.lane.beside", str(folder)], cwd=ROOT,
+                stdin=subprocess.PIPE, stdout=None if order["live"] else subprocess.DEVNULL,
+                stderr=self._complaints, start_new_session=True,  # Ctrl-C is our matter
+            )  # fmt: skip
+            stack.callback(self._end)
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def _end(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def reports(self, item: pytest.Item) -> bool:
+        """Report on a test that has run in there, once it has; False if it is to run here.
+
+        Which is true of all of them where there is no lane: they are skipped.
+        """
+        while self._hear():
+            pass
+        if item in self._there:
+            self._await(item.nodeid)
+        elif item in self._own:
+            self.wait()
+        else:
+            return False
+        if self._unavailable:
+            item.add_marker(pytest.mark.skip(reason=self._reason(item)))
+        if item.nodeid not in self._reports:
+            return False
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        while item.nodeid in self._todo:
-            self._go_on()
         for report in self._reports.pop(item.nodeid):
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
 
-    def pytest_sessionfinish(self) -> None:
-        self._stop()
+    def _reason(self, item: pytest.Item) -> str:
+        """Why a test is skipped; where there can be no lane that is all right, in CI too."""
+        names = self._there.get(item, "user mode")
+        if kind := foreign():
+            return f"kernel lacks {names}, and there is no lane on {kind}"
+        return f"there is no lane, and this kernel lacks {names}: {self._unavailable}"
 
-    def _go_on(self) -> None:
-        """Until one more thing is known of a test."""
-        if self._run is None:
-            self._run = Run(self._config, self._kernel, list(self._todo))
-        said = self._run.listen()
-        if said is None:
-            self._lament(self._run.why)
-        elif "report" in said:
-            data = said["report"]
-            if isinstance(data["longrepr"], list):  # of a skipped test; JSON knows no tuples
-                data["longrepr"] = tuple(data["longrepr"])
-            report = self._config.hook.pytest_report_from_serializable(
-                config=self._config, data=data
-            )
-            self._reports[said["test"]].append(report)
-        elif said["what"] == "start":
-            self._running = said["test"]
-        else:
-            self._finish(said["test"])
+    def wait(self) -> None:
+        """Until all is known, and nothing goes on beside us any more."""
+        self._await(None)
 
-    def _lament(self, why: str) -> None:
-        """The guest has ended: that is the running test's fault, or nobody can run in there."""
-        if self._running:
-            self._fail(self._running, f"the lane ended while this test ran in it: {why}")
-        else:
-            for test in list(self._todo):
-                self._fail(test, f"no test can run in the lane: {why}")
-        self._stop()
+    def _await(self, test: str | None) -> None:
+        """Until all is known of a test, or of all of them."""
+        if not (self._waits or self._over or standing() or foreign()):
+            self._say("lane: it is not built yet, and the tests that are left wait for it")
+        self._waits = True
+        heard = time.monotonic()
+        while not self._over and (test is None or test in self._todo):
+            if self._hear():
+                heard = time.monotonic()
+                continue
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.05)
+            if time.monotonic() - heard > DEAF:
+                self._say(f"lane: nothing was heard for {DEAF} s of its process, which is ended")
+                self._end()
+
+    def _hear(self) -> bool:
+        """Take in one more thing that is told, if there is one."""
+        ended = self._process.poll() is not None  # asked first: it told what it told before
+        if said := self._lines.next():
+            self._take(said)
+            return True
+        if ended and not self._over:
+            self._complaints.seek(0)
+            why = f"exit code {self._process.returncode}\n{self._complaints.read()}"
+            for test in [*self._todo]:
+                self._fail(test, f"the process that runs the lane has ended: {why}")
+            self._over = True
+        return False
+
+    def _take(self, said: dict[str, Any]) -> None:
+        match said:
+            case {"say": line}:
+                self._say(line)
+            case {"unavailable": why}:
+                self._unavailable = why
+            case {"test": test, "report": data}:
+                if isinstance(data["longrepr"], list):  # of a skipped test; JSON knows no tuples
+                    data["longrepr"] = tuple(data["longrepr"])
+                report = self._config.hook.pytest_report_from_serializable(
+                    config=self._config, data=data
+                )
+                self._reports[test].append(report)
+            case {"test": test, "failed": why}:
+                self._fail(test, why)
+            case {"test": test, "what": "done"}:
+                del self._todo[test]
+            case {"what": "over"}:
+                self._over = True
 
     def _fail(self, test: str, why: str) -> None:
-        item = self._todo[test]
+        item = self._todo.pop(test)
         report = pytest.TestReport(
             nodeid=test, location=item.location, keywords=dict.fromkeys(item.keywords, 1),
             outcome="failed", longrepr=why, when="call",
         )  # fmt: skip
         self._reports[test].append(report)
-        self._finish(test)
-
-    def _finish(self, test: str) -> None:
-        self._running = ""
-        del self._todo[test]
-        if not self._todo:
-            self._stop()
-
-    def _stop(self) -> None:
-        if self._run:
-            self._run.close()
-            self._run = None
 
 
-class Run:
-    """One start of the lane, with a pytest in it."""
-
-    def __init__(self, config: pytest.Config, kernel: Path, tests: Sequence[str]) -> None:
-        self.why = ""  # it has ended
-        with ExitStack() as stack:
-            # our folders come and go: other runs of tests on this machine are not alone
-            stack.callback(leaks.Alone().close)
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="vwire-tests-"))
-            self._folder = Path(folder)
-            stack.callback(self._merge_times)
-            (self._folder / "tests").write_text("\n".join(tests))
-            (self._folder / "reports").touch()
-            self._lines = stack.enter_context((self._folder / "reports").open())
-            out = stack.enter_context((self._folder / "output").open("wb"))
-            self._guest = stack.enter_context(
-                Guest(
-                    kernel,
-                    self._command(config),
-                    share=self._folder,
-                    output=1 if config.option.capture == "no" else out.fileno(),
-                    environment={**os.environ, REPORTS: f"{folder}/reports"},
-                )
-            )
-            self._open = stack.pop_all()
-
-    def _command(self, config: pytest.Config) -> list[str]:
-        asked = config.option
-        return [
-            sys.executable, "-P", "-m", "pytest", f"--rootdir={config.rootpath}",
-            "-c", str(config.inipath), "-p", "no:cacheprovider",
-            "--color=no", "-o", f"faulthandler_timeout={LONGEST}", "--no-header", "--no-summary",
-            f"--tb={asked.tbstyle}", f"--capture={asked.capture}",
-            *["-v"] * max(asked.verbose, 0), *["--showlocals"] * bool(asked.showlocals),
-            *["--runxfail"] * bool(asked.runxfail), f"@{self._folder}/tests",
-        ]  # fmt: skip
-
-    def listen(self) -> dict[str, Any] | None:
-        """What the pytest in there says next; None if it has ended, and why then says how."""
-        quiet, part = time.monotonic(), ""
-        while True:
-            status = self._guest.wait(0)  # asked first: what it said, it said before it ended
-            part += self._lines.readline()
-            if part.endswith("\n"):
-                said: dict[str, Any] = json.loads(part)
-                return said
-            if status is not None:
-                self.why = f"exit code {status}\n{self._last_words()}"
-                return None
-            if time.monotonic() - quiet > SILENCE:
-                self.why = f"nothing was heard for {SILENCE:.0f} s\n{self._last_words()}"
-                return None
-            self._guest.wait(0.05)
-
-    def _last_words(self) -> str:
-        output = (self._folder / "output").read_text(errors="replace").splitlines()
-        return "\n".join([*output[-40:], "the kernel said last:", self._guest.console(12)])
-
-    def _merge_times(self) -> None:
-        """Add the times taken in there to this session's, as what they are."""
-        times = self._folder / TIMES
-        if not times.exists():
-            return
-        wait.TIMES.parent.mkdir(exist_ok=True)
-        with wait.TIMES.open("a") as out:
-            for line in times.read_text().splitlines():
-                entry = json.loads(line)
-                entry["what"] += ", in the lane"
-                entry["bar"] *= SLOWER
-                out.write(json.dumps(entry) + "\n")
-
-    def close(self) -> None:
-        """End it, whatever it is doing."""
-        self._open.close()
+def _pytest(config: pytest.Config) -> list[str]:
+    """The pytest in there, told what this one was."""
+    asked = config.option
+    return [
+        sys.executable, "-P", "-m", "pytest", f"--rootdir={config.rootpath}",
+        "-c", str(config.inipath), "-p", "no:cacheprovider",
+        "--color=no", "-o", "faulthandler_timeout=0", "--no-header", "--no-summary",
+        f"--tb={asked.tbstyle}", f"--capture={asked.capture}",
+        *["-v"] * max(asked.verbose, 0), *["--showlocals"] * bool(asked.showlocals),
+        *["--runxfail"] * bool(asked.runxfail),
+    ]  # fmt: skip
 
 
 class Reporter:

@@ -1,11 +1,13 @@
 """The lane as a tool: what comes out of it, what does not, and how it ends."""
 
+import fcntl
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import textwrap
 import time
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.lane import kernel
+from tests.support.processes import alive, below
 from tests.support.wait import until, write
 
 ROOT = Path(__file__).parents[2]
@@ -46,18 +49,6 @@ def running(*options: str) -> Iterator["subprocess.Popen[str]"]:
             yield process
         finally:
             process.kill()
-
-
-def below(pid: int) -> set[int]:
-    """The processes that stand below one: around the guest, its kernel, and its processes."""
-    found = set()
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        found |= {int(child)} | below(int(child))
-    return found
-
-
-def alive(pids: set[int]) -> set[int]:
-    return {pid for pid in pids if os.path.exists(f"/proc/{pid}")}
 
 
 @pytest.mark.parametrize(
@@ -203,13 +194,54 @@ def test_help_is_for_anybody_and_says_what_it_is() -> None:
     assert "Exit code:" in done.stdout
 
 
-def test_without_a_command_it_is_a_shell_on_the_terminal() -> None:
+async def test_without_a_command_it_is_a_shell_on_the_terminal() -> None:
+    """Which has what was typed before it was there, and is afterwards as it was."""
     assert lane().stderr == "lane: a shell needs a terminal; say a COMMAND\n"
-    typed = "tty\nexit 5\n"
+    ours, its = os.openpty()
+    with open(ours, "r+b", buffering=0) as typist, open(its, "r+b", buffering=0) as terminal:
+        os.set_blocking(ours, False)
+        before = (termios.tcgetattr(terminal), fcntl.fcntl(terminal, fcntl.F_GETFL))
+        typist.write(b"tty\n")
+        with subprocess.Popen(
+            command(), cwd=ROOT, stdin=terminal, stdout=terminal, stderr=terminal,
+            env={**os.environ, "HOME": "/", "KERNEL_LANE_DIR": str(kernel.cache())},  # no .bashrc
+        ) as process:  # fmt: skip
+            said = b""
+
+            def has_said(words: bytes) -> bool:
+                nonlocal said
+                said += typist.read(65536) or b""
+                return words in said
+
+            try:
+                await until(lambda: has_said(b"/dev/ttyS0"), "a shell answers", bar=3.0)
+                typist.write(b"exit 5\n")
+                await until(lambda: has_said(b"exit\r\n"), "a shell ends", bar=1.0, record=False)
+                assert process.wait(20) == 5, said
+            finally:
+                process.terminate()
+        assert (termios.tcgetattr(terminal), fcntl.fcntl(terminal, fcntl.F_GETFL)) == before
+
+
+def test_who_shares_its_output_need_not_live_with_its_flags() -> None:
+    """The guest writes without waiting; make and pytest, to the same pipe, do wait."""
+    out, into = os.pipe()
+    with open(out, "rb") as reader, open(into, "wb") as writer:
+        flags = fcntl.fcntl(writer, fcntl.F_GETFL)
+        with subprocess.Popen(
+            command("--", "sh", "-c", "echo begun; exec sleep 60"), cwd=ROOT, stdout=writer
+        ) as process:
+            assert reader.readline() == b"begun\n"
+            during = fcntl.fcntl(writer, fcntl.F_GETFL)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 130
+        assert (during, fcntl.fcntl(writer, fcntl.F_GETFL)) == (flags, flags)
+
+
+def test_a_guest_opens_more_files_than_a_login_shell_may() -> None:
+    program = "find /usr/lib /usr/share -type f | head -600 | xargs cat >/dev/null && echo read"
     done = subprocess.run(
-        ["script", "-qec", " ".join(command()), "/dev/null"], input=typed, cwd=ROOT,
-        env={**os.environ, "HOME": "/", "KERNEL_LANE_DIR": str(kernel.cache())},  # no .bashrc
-        capture_output=True, text=True, check=False, timeout=60,
+        ["prlimit", "--nofile=256:4096", *command("--", "sh", "-c", program)], cwd=ROOT,
+        capture_output=True, text=True, check=False, timeout=100,
     )  # fmt: skip
-    assert done.returncode == 5, done.stdout
-    assert "/dev/ttyS0" in done.stdout
+    assert done.stdout == "read\n", done.stderr

@@ -1,6 +1,7 @@
 """What a test, or a whole run of them, must leave as it found it."""
 
 import fcntl
+import functools
 import gc
 import glob
 import json
@@ -15,7 +16,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 LOCK = "/tmp/vwire-tests.lock"
-OURS = ("/tmp/vwire*", "/run/vwire", "/run/vwire/*", "/run/vwire/*/*")
+OURS = ("/tmp/vwire*", "/run/vwire", "/run/vwire/*", "/run/vwire/*/*", "/run/wireguard/*")
 Things = Mapping[str, "Counter[Hashable]"]
 
 
@@ -133,9 +134,11 @@ class Alone:
         self._so_far = True
         bool(self)
 
-    def close(self) -> None:
-        """Let others be alone."""
-        os.close(self._file)
+
+@functools.cache
+def alone() -> Alone:
+    """This process's own, until it ends: a second one would be company to the first."""
+    return Alone()
 
 
 VOLATILE = ("valid_life_time", "preferred_life_time", "promiscuity", "num_rx_queues")

@@ -52,6 +52,13 @@ async def wait(process: Process) -> None:
     await process.stopped()
 
 
+async def waits(process: Process) -> None:
+    process.waits("nobody is there")
+    process.ready()
+    process.waits("nobody is there now")
+    await process.stopped()
+
+
 async def never_ready(process: Process) -> None:
     say("starting")
     await asyncio.Event().wait()
@@ -143,6 +150,7 @@ def late_import() -> None:
 
 MODES: dict[str, Callable[[Process], Awaitable[None]]] = {
     "wait": wait,
+    "waits": waits,
     "never-ready": never_ready,
     "slow-end": slow_end,
     "stuck-thread": stuck_thread,

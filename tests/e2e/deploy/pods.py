@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from tests.support.wait import until
 ROOT = Path(__file__).parents[3]
 HERE = (ROOT, sys.base_prefix)  # what of this machine is ours: an overlay stops at other mounts
 UP = 5.0  # seconds for a process to serve, while all others of two nodes start too
+LEAST = 2.0  # seconds that a kubelet gives a sidecar even where the grace is over
 ENTRYPOINT = ["nsmctl", "run"]  # the image's, which tests/unit/deploy holds to it
 PATH = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -46,17 +48,26 @@ class Container:
     log: Path
     spec: Object
     user: Sequence[str]
+    environ: Mapping[str, str]
 
-    def run(self, *command: str) -> "subprocess.CompletedProcess[str]":
-        """Run a command in it, as `kubectl exec` and a probe do."""
+    def run(
+        self, *command: str, patience: float | None = None
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run a command in it, as `kubectl exec` and a probe do; for at most patience seconds."""
         enter = ["nsenter", f"--target={self.pid}", "--mount", "--net", "--pid", "--root", "--wd"]
         return subprocess.run(
-            [*enter, *self.user, *command], capture_output=True, text=True, check=False
-        )
+            [*enter, *self.user, *command], env=self.environ, timeout=patience,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
 
     def probe(self, which: str) -> bool:
-        """Whether the probe of that name is content."""
-        return self.run(*self.spec[which]["exec"]["command"]).returncode == 0
+        """Whether the probe of that name is content, in the time a kubelet gives it."""
+        probe = self.spec[which]
+        try:
+            done = self.run(*probe["exec"]["command"], patience=probe.get("timeoutSeconds", 1))
+        except subprocess.TimeoutExpired:
+            return False
+        return done.returncode == 0
 
     async def ready(self) -> None:
         """Wait until its own probe says that it is ready."""
@@ -103,10 +114,14 @@ class Pod:
     running: dict[str, Container] = field(default_factory=dict)
 
     def stop(self) -> None:
-        """End it in order, within its grace period; raises AssertionError if that is too short."""
-        patience = self.spec["terminationGracePeriodSeconds"]
+        """End it in order, within its grace period; raises AssertionError if that is too short.
+
+        A sidecar is asked when what it is beside has ended; the grace is of all together.
+        """
+        end = time.monotonic() + self.spec["terminationGracePeriodSeconds"]
         for name, one in reversed(self.running.items()):
-            assert one.stop(patience) is not None, f"{self.name}/{name}: {one.said()[-2000:]}"
+            ended = one.stop(max(end - time.monotonic(), LEAST))
+            assert ended is not None, f"{self.name}/{name}: {one.said()[-2000:]}"
 
 
 class Cluster:
@@ -219,15 +234,16 @@ class Cluster:
         process_id = [] if pod.spec.get("hostPID") else ["--pid", "--fork", "--kill-child"]
         log = own / f"{each['name']}.log"
         command = [*each.get("command", ENTRYPOINT), *each.get("args", ())]
+        environ = {"PATH": PATH, **_variables(each, told)}
         with log.open("wb") as output:
             process = subprocess.Popen(
                 ["unshare", "--mount", "--propagation=private", *process_id,
                  "sh", "-euc", script, f"/run/netns/{netns}", *user, *command],
-                env={"PATH": PATH, **_variables(each, told)},
+                env=environ,
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
         pid = process.pid if pod.spec.get("hostPID") else _child(process)
-        return Container(each["name"], process, pid, log, each, user)
+        return Container(each["name"], process, pid, log, each, user, environ)
 
     def _script(
         self, each: Object, spec: Object, security: Object, volumes: Mapping[str, Path]

@@ -1,6 +1,7 @@
 """The manifests make a mesh: nothing is set here that is not in them."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +20,7 @@ from deploy.kubernetes import check
 from nsm.identity.authority import Authority
 from tests.e2e.deploy.pods import UP, Cluster, Container, Node, Pod
 from tests.support.spaces import Space, ip, space
-from tests.support.wait import until
+from tests.support.wait import until, write
 
 REGISTRY = "10.77.0.100"
 
@@ -32,6 +34,8 @@ class Mesh:
     responder: Pod
     client: Pod
     workload: Space  # the client's
+    endpoint: Space  # the responder's
+    shared: Space  # the registry's
 
     @property
     def containers(self) -> list[Container]:
@@ -45,10 +49,21 @@ class Mesh:
     def roll(self, program: str, node: str, name: str) -> Container:
         """Replace a program's pod by one of another name, as an update does."""
         self.daemons[program, node].stop()
-        made = self.cluster.start("DaemonSet", program, self.nodes[node], name=name)
+        made = self.cluster.start(
+            "DaemonSet", program, self.nodes[node], name=name, netns=self.nodes[node].netns
+        )
         self.daemons[program, node] = made
         (container,) = made.running.values()
         return container
+
+    def roll_registry(self) -> Container:
+        """Replace the registry's pod, as an update does: the old one goes first."""
+        self.registry.stop()
+        self.registry = self.cluster.start(
+            "Deployment", "registry", self.nodes["two"], name="registry-y",
+            netns=self.shared.name, address=REGISTRY,
+        )  # fmt: skip
+        return self.registry.running["registry"]
 
 
 @contextmanager
@@ -107,7 +122,9 @@ def running(files: Path) -> Iterator[Mesh]:
             "Deployment", "icmp-responder", nodes["two"], name="pong-x", netns=pong.name
         )
         client = cluster.start("Pod", "client", nodes["one"], name="client", netns=app.name)
-        mesh = Mesh(cluster, nodes, daemons, registry, responder, client, app)
+        mesh = Mesh(
+            cluster, nodes, daemons, registry, responder, client, app, pong, spaces["registry"]
+        )
         asyncio.run(mesh.ready())
         yield mesh
 
@@ -191,7 +208,8 @@ async def test_an_update_of_every_program_loses_no_packet(fresh: Mesh) -> None:
     (before,) = fresh.workload.ip("link", "show", "dev", "nsm-1")
     pings = pinging(fresh, "-i", "0.05")
     try:
-        for program in ("forwarder", "nsmgr"):
+        await fresh.roll_registry().ready()
+        for program in ("issuer", "forwarder", "nsmgr"):
             for node in fresh.nodes:
                 await fresh.roll(program, node, f"{program}-{node}b").ready()
         for node in fresh.nodes:
@@ -211,3 +229,37 @@ KEPT = ("ifindex", "link_netnsid", "address", "linkinfo")  # another device woul
 def refreshed(forwarder: Container) -> bool:
     """Whether that forwarder, which never made a wire, has been asked for one and has it."""
     return bool(re.search(r"NetworkService/Request.*OK", forwarder.said()))
+
+
+async def test_a_new_registry_knows_from_its_volume_who_offered_what_to_the_old(
+    fresh: Mesh,
+) -> None:
+    responder = fresh.responder.running["responder"]
+    responder.signal(signal.SIGSTOP)  # or it might have registered again
+    try:
+        (before,) = offered(fresh)
+        await fresh.roll_registry().ready()
+        await until(partial(offered, fresh), "the new registry tells of it", bar=UP)
+        (after,) = offered(fresh)
+    finally:
+        responder.signal(signal.SIGCONT)
+    assert after.pop("expires") >= before.pop("expires")  # who is there may come and say so
+    assert after == before
+
+
+def offered(mesh: Mesh) -> list[dict[str, Any]]:
+    """What the client's manager is told of the responder; nothing while nobody tells."""
+    asked = mesh.client.running["wires"].run("nsmctl", "endpoints", "--json")
+    told = json.loads(asked.stdout) if asked.returncode == 0 else []
+    return [one for one in told if one["services"] == ["icmp-responder"]]
+
+
+async def test_a_pod_that_is_deleted_has_closed_its_wire_before_it_is_gone(fresh: Mesh) -> None:
+    start = time.monotonic()
+    await asyncio.to_thread(fresh.client.stop)
+    write("a deleted pod of the example", time.monotonic() - start, 5.0)
+    assert time.monotonic() - start < fresh.client.spec["terminationGracePeriodSeconds"] / 2
+    assert fresh.workload.ip("link", "show", "type", "macvlan") == []
+    assert fresh.endpoint.ip("link", "show", "type", "macvlan") == []
+    for node in fresh.nodes.values():
+        assert ip("-n", node.netns, "link", "show", "type", "vxlan") == []

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nsm.process.origins import OURS
+from nsm.process.origins import AGAIN, OURS
 from tests.e2e.install.conftest import Installed
 from tests.support.wait import write
 
@@ -126,16 +126,63 @@ def test_a_package_installed_over_one_of_ours_is_named_with_the_way_back(
         said, hint = done.stderr.splitlines()
         file = f"{installed.library}/forwarder/__init__.py"
         assert said == f"{file} is not vwire's: forwarder 1.0 was installed over it"
-        assert "pip install --force-reinstall --no-deps vwire" in hint
+        assert AGAIN in hint
         installed.pip("uninstall", "--yes", "forwarder")
         done = installed.run("run", "forwarder", "--help")
         assert done.returncode == 3
         assert f"vwire in {installed.library} lacks its module 'forwarder'" in done.stderr
-        assert "pip install --force-reinstall --no-deps vwire" in done.stderr
+        assert AGAIN in done.stderr
     finally:
         again = ("install", "--no-index", "--force-reinstall", "--no-deps", str(installed.wheel))
         installed.pip(*again)
     assert installed.run("run", "forwarder", "--help").returncode == 0
+
+
+def test_a_package_that_wrote_over_a_file_inside_is_named_and_so_is_what_it_took_along(
+    installed: Installed, tmp_path
+):
+    """One without a module's beginning: it is no package to Python, and nothing of it is run."""
+    other = foreign_wheel(tmp_path, {"forwarder/route.py": "x = 1\n"})
+    try:
+        installed.pip("install", "--no-index", str(other))
+        done = installed.run("run", "registry", "--help")
+        file = f"{installed.library}/forwarder/route.py"
+        assert done.stderr.splitlines()[0] == (
+            f"{file} is not vwire's: forwarder 1.0 was installed over it"
+        )
+        assert done.returncode == 3
+        installed.pip("uninstall", "--yes", "forwarder")
+        done = installed.run("run", "registry", "--help")
+        said = f"vwire in {installed.library} lacks its file forwarder/route.py"
+        assert done.stderr.splitlines()[0] == said
+        assert AGAIN in done.stderr
+    finally:
+        again = ("install", "--no-index", "--force-reinstall", "--no-deps", str(installed.wheel))
+        installed.pip(*again)
+    patched = installed.library / "forwarder" / "ports.py"
+    text = patched.read_text()
+    try:
+        patched.write_text(f"{text}\n# changed by hand, as one may\n")
+        assert installed.run("run", "registry", "--help").returncode == 0
+    finally:
+        patched.write_text(text)
+
+
+@pytest.mark.parametrize("module", ["nsmgr", "forwarder", "registry", "endpoints.responder"])
+def test_a_program_refuses_an_nsm_that_is_a_strangers_before_it_is_run(
+    installed: Installed, poisoned, tmp_path, module
+):
+    (tmp_path / "path").mkdir()
+    (poisoned / "nsm").rename(tmp_path / "path" / "nsm")
+    done = subprocess.run(
+        [installed.python, "-P", "-m", module], capture_output=True, text=True, check=False,
+        cwd="/", env={"PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path / "path")},
+    )  # fmt: skip
+    where = f"{tmp_path}/path/nsm/__init__.py"
+    assert done.stderr.splitlines()[0] == (
+        f"the module 'nsm' comes from {where}, not from vwire in {installed.library}"
+    )
+    assert done.returncode == 3
 
 
 def foreign_wheel(folder: Path, files: dict[str, str]) -> Path:

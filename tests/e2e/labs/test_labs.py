@@ -43,6 +43,9 @@ SHIPPED = {  # the wires of each: client, interface, kind, nodes, and the MTU a 
 }
 
 
+SOCKETS = Path("/run/wireguard")  # of wireguard-go
+
+
 def surroundings() -> dict[str, str]:
     """What a test's nsmctl is given: nothing of ours but what watches over the test."""
     return {"PATH": os.environ["PATH"], "PYTHONPATH": str(HERE), **config.for_children()}
@@ -350,6 +353,30 @@ async def test_a_killed_engine_is_cleared_by_the_next_up_or_down(clears):
     assert not os.path.exists(f"/run/vwire/labs/{name}")
     left = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
     assert name not in left
+
+
+def test_what_killed_forwarders_left_of_wires_goes_with_their_lab():
+    """Nobody closes these wires; on a kernel with WireGuard there is nothing to see of it."""
+    with up("two-nodes") as name:
+        folder = Path(f"/run/vwire/labs/{name}")
+        cookies = json.loads((folder / "state.json").read_text())["namespaces"].values()
+        lines = (folder / "processes.jsonl").read_text().splitlines()
+        born = [one for one in map(json.loads, lines) if one["event"] == "born"]
+        forwarders = [one["pid"] for one in born if one["name"].endswith("/forwarder")]
+        assert len(forwarders) == 4
+        for pid in forwarders:
+            os.kill(pid, signal.SIGKILL)
+        down = nsmctl("lab", "down", name, "--json")
+        assert json.loads(down.stdout)[name]["left"] == []
+    assert [path for path in SOCKETS.glob("*") if home_of(path) in cookies] == []
+
+
+def home_of(socket: Path) -> int:
+    """The namespace of the forwarder whose wireguard-go it is; 0 if it is nobody's of ours."""
+    try:
+        return int(os.getxattr(socket, "trusted.vwire").split(b"/")[1], 16)
+    except OSError:
+        return 0
 
 
 async def test_ctrl_c_takes_a_lab_down_and_leaves_nothing():

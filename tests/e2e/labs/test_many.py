@@ -40,7 +40,7 @@ def test_thirty_clients_that_ask_at_once_all_have_their_wire_and_nothing_is_lost
     assert told["failed"] == 0
     assert told["held"] == len(told["checks"]) == 9
     assert told["left"] == []
-    # asked at once, and carried on at once: together they waited for much longer than it took
+    # asked at once: together they waited for much longer than all of it took
     together = sum(wire["ms"] for wire in wires) / 1000
     assert together > 3 * told["up"]["clients"], f"{together:.1f} s of waiting"
     slowest = max(wire["ms"] for wire in wires) / 1000

@@ -131,6 +131,26 @@ def test_who_cannot_run_says_why_in_one_line(systemd):
     assert next(heard) == "STATUS=cannot run: needs CAP_NET_ADMIN; sudo nsmctl …\n"
 
 
+def test_a_wrong_setting_is_told_in_one_line_though_the_program_never_began(systemd):
+    with program("wait", systemd, NSM_STOP_GRACE="soon", NSM_LOG_LEVEL="loud") as one:
+        assert one.ended()[0] == 2
+    assert next(words(systemd)) == (
+        "STATUS=cannot run: NSM_LOG_LEVEL is 'loud'; expected TRACE, DEBUG, INFO, WARN or ERROR;"
+        " NSM_STOP_GRACE is 'soon'; expected a duration above zero such as 750ms or 10m\n"
+    )
+
+
+def test_a_start_that_waits_says_for_what_and_gets_more_time(systemd):
+    with program("waits", systemd) as one:
+        heard = words(systemd)
+        assert next(heard) == (
+            "EXTEND_TIMEOUT_USEC=120000000\nSTATUS=program p-1 waits: nobody is there\n"
+        )
+        assert next(heard).startswith("READY=1\nSTATUS=program p-1 ready")
+        assert one.ended(signal.SIGTERM)[0] == 0
+        assert next(heard) == "STOPPING=1\n"  # who serves waits for nothing any more
+
+
 def test_a_systemd_that_is_away_costs_one_warning_and_is_told_when_it_is_back(systemd, tmp_path):
     away = str(tmp_path / "away")
     with program("wait", systemd, NOTIFY_SOCKET=away, WATCHDOG_USEC=str(PING)) as one:

@@ -92,6 +92,17 @@ async def test_a_process_may_open_as_many_files_as_the_machine_lets_it() -> None
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+async def test_a_process_that_crashes_writes_no_core_because_its_memory_holds_keys() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (limits[1], limits[1]))
+    try:
+        async with program("wait") as one:
+            await one.is_ready()
+            assert resource.prlimit(one.process.pid, resource.RLIMIT_CORE) == (0, limits[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, limits)
+
+
 async def test_a_start_is_one_line_for_people_and_one_for_who_waits() -> None:
     async with program("wait") as one:
         line = await one.is_ready()

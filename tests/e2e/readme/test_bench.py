@@ -30,8 +30,6 @@ def test_the_figures_of_a_request_tell_stages_floors_and_both_ratios_with_their_
     ms, floors = told["ms"], told["floors_ms"]
     assert set(ms) == {"request", "close", *STAGES}
     assert all(value > 0 for value in ms.values()), ms
-    # medians of each; what they are medians of adds up to a request
-    assert sum(ms[stage] for stage in STAGES) == pytest.approx(ms["request"], rel=0.25)
     calls, token, batch, floor = floors.values()
     assert all(value > 0 for value in floors.values()), floors
     assert floor == pytest.approx(calls + 9 * token + batch)
@@ -51,10 +49,14 @@ def test_a_quick_bench_measures_every_part_judges_it_and_writes_figures_and_pict
     told = json.loads((tmp_path / "bench.json").read_text())
     write("make bench QUICK=1", told["seconds"], 60.0)
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
-    assert told["missing"] == [], done.stderr
+    left_out = ["memory of vxlan", "memory of wireguard-go", "wireguard"]
+    if "wireguard" in told["samples"]["paths"]:  # this kernel has it
+        left_out[-1] = "memory of wireguard"
+    missing = sorted(one.partition(":")[0] for one in told["missing"])
+    assert missing == sorted(left_out), done.stderr
     bars = {bar["what"]: bar for bar in told["bars"]}
     verdicts = {bar["verdict"] for bar in bars.values()}
-    wanted = 1 if "does not hold" in verdicts else 3 if "unclear" in verdicts else 0
+    wanted = 1 if "does not hold" in verdicts else 3
     assert done.returncode == wanted, done.stderr
     for bar in bars.values():
         line = next(line for line in done.stdout.splitlines() if line.startswith(bar["what"]))
@@ -65,9 +67,9 @@ def test_a_quick_bench_measures_every_part_judges_it_and_writes_figures_and_pict
         check_paths(kind, told["samples"]["paths"][kind], bars)
         check_floors(kind, told["samples"], bars)
     idle = told["samples"]["memory"]["veth"]["idle"]
-    assert set(idle) == {"nsmgr", "forwarder"}
-    assert all(10e6 < octets < 900e6 for octets in idle.values()), idle
-    write("PSS of nsmgr and forwarder at rest, MB", sum(idle.values()) / 1e6, 90.0)
+    assert set(idle) == {"nsmgr", "forwarder", "files of both"}
+    assert all(5e6 < octets < 900e6 for octets in idle.values()), idle
+    write("memory of nsmgr and forwarder at rest, MB", sum(idle.values()) / 1e6, 90.0)
     assert [len(times) for times in told["samples"]["bringups"].values()] in ([10], [10, 10])
 
 
@@ -89,6 +91,9 @@ def check_floors(kind: str, samples: dict[str, Any], bars: dict[str, Any]) -> No
         both = samples["setup"][kind][what]
         assert len(both["raw"]) == len(both["ours"]) == 12
         assert bars[f"{kind}: {what} ÷ raw"]["bar"] == 2.0
+    told = samples["requests"][kind]["told"]
+    for took, stages in zip(told["request_ms"], told["stages"], strict=True):
+        assert sum(stages.values()) == pytest.approx(took, rel=0.05, abs=1.0), stages
     for what in ("request", "close"):
         bar = bars[f"{kind}: {what} ÷ its floors"]
         assert bar["bar"] == 3.0

@@ -335,6 +335,8 @@ async def test_a_watcher_that_does_not_read_is_cut_and_the_others_hear_all(made:
     [
         ({"NSM_STORE": "/nowhere/at/all"}, 3, "/nowhere/at/all cannot be opened: No such file"),
         ({"NSM_STORE": "{folder}/text"}, 3, "is damaged: file is not a database"),
+        # not 2: systemd starts no wrong setting again, and an address comes with the network
+        ({"NSM_LISTEN_ON": "tcp://198.51.100.1:5002"}, 3, "Cannot assign requested address"),
         ({"NSM_EXPIRE_PERIOD": "soon"}, 2, "NSM_EXPIRE_PERIOD is 'soon'; expected a duration"),
         ({"NSM_MAX_NAMES": "0"}, 2, "NSM_MAX_NAMES is '0'; expected a whole number above zero"),
         ({"NSM_REGISTRY_SERVER_POLICIES": "("}, 2, "which is no pattern"),

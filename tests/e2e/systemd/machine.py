@@ -87,6 +87,13 @@ class Machine:
         """What a unit said, in all its lives."""
         return self.run("journalctl", "--no-pager", "--output=cat", f"--unit={unit}")
 
+    def granted(self, unit: str) -> set[str]:
+        """The connections that a program of the mesh granted in its present life."""
+        life = f"_SYSTEMD_INVOCATION_ID={self.show(unit, 'InvocationID')}"
+        lines = self.run("journalctl", "--no-pager", "--output=cat", life).splitlines()
+        told = [json.loads(line) for line in lines if "NetworkService/Request" in line]
+        return {one["connection"] for one in told if one.get("code") == "OK"}
+
     def kill(self, unit: str, number: int) -> None:
         """Send a signal to a unit's main process, from the outside of systemd's view."""
         self.run("kill", f"-{number}", str(self.main_pid(unit)))
@@ -132,6 +139,7 @@ class Machine:
         pinging = subprocess.Popen(["nsenter", f"--net={door}", *command], stdout=-1, text=True)
         try:
             yield counts
+            assert pinging.poll() is None, "the block took longer than it was watched"
         finally:
             pinging.send_signal(signal.SIGINT)
             said, _ = pinging.communicate(timeout=WALL)
@@ -192,7 +200,7 @@ def machine(name: str) -> Iterator[Machine]:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(_first(process.pid) or process.pid, signal.SIGKILL)
-            process.wait()
+            process.wait(WALL)
             subprocess.run(["unshare", "--mount", "sh", "-c", _BURIED.format(**words)], check=True)
 
 
@@ -207,7 +215,8 @@ def _up(name: str, process: "subprocess.Popen[bytes]", said: Path) -> Machine:
             return False
         found[:] = [Machine(name, first, said)]
         words = found[0].inside("systemctl", "is-system-running", "--wait")
-        return subprocess.run(words, stdout=-1, stderr=-2, check=False).stdout == b"running\n"
+        done = subprocess.run(words, stdout=-1, stderr=-2, check=False, timeout=WALL)
+        return done.stdout == b"running\n"
 
     wait(up, "a machine's systemd", bar=2)
     return found[0]

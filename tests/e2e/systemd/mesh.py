@@ -4,16 +4,25 @@ import contextlib
 import re
 import subprocess
 from collections.abc import Iterator
+from typing import Any
 
-from tests.e2e.systemd.machine import ROOT, Machine, machine
+from tests.e2e.systemd.machine import ROOT, Machine, machine, wait
+from tests.e2e.wires.nodes import identity
 
 CLIENT = "nsm.process.client"
 PAGE = (ROOT / "docs" / "systemd.md").read_text()
 UNITS = ("vwire-issuer", "vwire-registry", "vwire-nsmgr", "vwire-forwarder")
 WORKLOADS = ("app", "near", "sealed", "root", "extra", "more", "safe", "pong", "far", "vault")
 STATE = "/var/lib/vwire/issuer"
-ELSEWHERE = ["python3 -m venv /opt/vwire", "/opt/vwire/bin/pip install vwire"]
-UPGRADE = "/opt/vwire/bin/pip install --upgrade vwire"
+ELSEWHERE = [
+    "umask 022",
+    "python3 -m venv /opt/vwire",
+    "/opt/vwire/bin/pip install dist/vwire-*.whl",
+]
+UPGRADE = [
+    "/opt/vwire/bin/pip install --force-reinstall --no-deps dist/vwire-*.whl",
+    "/opt/vwire/bin/pip install dist/vwire-*.whl",
+]
 START = "systemctl enable --now vwire-issuer vwire-registry vwire-nsmgr vwire-forwarder"
 
 
@@ -58,6 +67,54 @@ def share_authority(of: Machine, to: Machine) -> None:
     pem = of.run("cat", f"{STATE}/authority.pem")
     (command,) = commands("Several machines")
     to.sh(f"cd /run; cat >authority.pem <<'END'\n{pem}END\n{command}; rm authority.pem")
+
+
+CHALK = 4711  # a length of a queue: whoever makes a device anew does not know of it
+
+
+class Standing:
+    """Wires as they stand now, from end to end: none of their devices may be made anew."""
+
+    def __init__(self, east: Machine, west: Machine, *clients: str) -> None:
+        self._machines = east, west
+        self._clients = clients
+        endings = ((east, "pong"), (west, "far"), (west, "vault"))
+        self._places = (*((east, unit) for unit in clients), *endings)
+        for one, unit in self._places:
+            for device in one.links(unit):
+                chalk = ("ip", "link", "set", device["ifname"], "txqueuelen", str(CHALK))
+                one.within(unit, *chalk)
+        self._stood = self._look()
+
+    def refreshed(self, by: str) -> None:
+        """Wait until a program on the first machine has granted all of them in its present life."""
+        first, _ = self._machines
+        wait(lambda: len(first.granted(by)) >= len(self._clients), f"refreshes by {by}")
+
+    def changed(self) -> set[tuple[Any, ...]]:
+        """What was there and is not any more; empty if all is as it stood."""
+        return self._stood - self._look()
+
+    def _look(self) -> set[tuple[Any, ...]]:
+        devices = {
+            (unit, *identity(device), device["txqlen"])
+            for one, unit in self._places
+            for device in one.links(unit)
+        }
+        search = "grep -lz ^wireguard-go /proc/[0-9]*/cmdline || true"
+        engines = {(one.name, path) for one in self._machines for path in one.sh(search).split()}
+        return devices | engines
+
+
+@contextlib.contextmanager
+def setting(one: Machine, program: str, line: str) -> Iterator[None]:
+    """Another line in the file of a program's settings, for the block. It is not restarted."""
+    path = f"/etc/vwire/{program}.env"
+    one.sh(f"cp {path} /run/{program}.env; echo {line} >>{path}")
+    try:
+        yield
+    finally:
+        one.sh(f"mv /run/{program}.env {path}")
 
 
 @contextlib.contextmanager

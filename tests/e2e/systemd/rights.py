@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 from tests.e2e.systemd.machine import Machine, wait
+from tests.e2e.systemd.mesh import Standing
 
 UNIT = "vwire-forwarder"
 FOLDER = f"/etc/systemd/system/{UNIT}.service.d"
@@ -32,7 +33,7 @@ def dropped(one: Machine, rights: Collection[str], *, asked: bool) -> Iterator[N
     if not asked:
         words.append("ExecStart=\nExecStart=/opt/vwire/bin/python -P /opt/unasked.py")
         one.sh(f"cat >/opt/unasked.py <<'END'{UNASKED}END")
-    text = "\n".join(["[Service]", "Restart=no", "TimeoutStartSec=10s", *words])
+    text = "\n".join(["[Service]", "Restart=no", "TimeoutStartSec=30s", *words])
     one.sh(f"mkdir -p {FOLDER}; cat >{FOLDER}/rights.conf <<'END'\n{text}\nEND")
     one.run("systemctl", "daemon-reload")
     try:
@@ -54,7 +55,7 @@ class Tried:
         self._client("near", "echo")
         self._client("app", "far")
         self._client("sealed", "sealed")
-        self._before = self._indices()
+        self._before = Standing(east, west, *BEFORE)
 
     def everything(self) -> dict[str, str]:
         """Try all of it; what failed."""
@@ -86,9 +87,6 @@ class Tried:
         near, far, vault = (len(one.links(unit)) for one, unit in ends)
         return near, far, vault
 
-    def _indices(self) -> list[int]:
-        return [self._east.link(unit)["ifindex"] for unit in BEFORE]
-
     def _client(self, unit: str, service: str, *properties: str) -> str:
         """A wire of that unit's, which answers; the kind of its device."""
         urls = f"kernel://{service}/nsm-1"
@@ -101,7 +99,8 @@ class Tried:
         self._east.run("systemctl", "restart", UNIT)
 
     def _adopt(self) -> None:
-        assert self._indices() == self._before, "a wire was made again"
+        self._before.refreshed(UNIT)
+        assert not (changed := self._before.changed()), f"made anew: {changed}"
         assert all(self._east.pings(unit) for unit in BEFORE), "a wire has no answer"
         said = self._east.show(UNIT, "StatusText")
         assert said.endswith(f"; wires {len(BEFORE)}"), said

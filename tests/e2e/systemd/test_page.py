@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.install.conftest import NOT_SOURCE, build
+from tests.e2e.install.conftest import NOT_SOURCE, build, copy_needed
 from tests.e2e.systemd.machine import Machine, machine, wait
 from tests.e2e.systemd.mesh import (
     ELSEWHERE,
@@ -55,10 +55,13 @@ def one() -> Iterator[Machine]:
 
 def test_the_page_from_install_to_uninstall(one):
     lines = commands("Install")
-    assert lines[:2] == ELSEWHERE
-    said = {line: one.sh(line) for line in lines[2:]}
-    assert [line.split()[0] for line in said[lines[2]].splitlines()] == ["wrote"] * 7 + ["look"]
-    assert f"then: {START}\n" in said[lines[2]]
+    first = len(ELSEWHERE)
+    assert lines[:first] == ELSEWHERE
+    said = {line: one.sh(line) for line in lines[first:]}
+    wrote = said[lines[first]]
+    assert [line.split()[0] for line in wrote.splitlines()] == ["wrote"] * 7 + ["look"]
+    assert f"then: {START}\n" in wrote
+    assert said[lines[-1]].startswith("no wires (")  # which the manager said, at that address
     assert START in said
     assert "Active: active (running)" in said["systemctl status vwire-forwarder"]
     assert 'Status: "forwarder forwarder-page' in said["systemctl status vwire-forwarder"]
@@ -72,8 +75,9 @@ def test_the_page_from_install_to_uninstall(one):
         one.sh(line)
     assert "1 packets transmitted, 1 received" in one.sh(last)
 
-    upgrade, *lines = commands("Restart and upgrade")
-    assert upgrade == UPGRADE
+    lines = commands("Restart and upgrade")
+    assert lines[: len(UPGRADE)] == UPGRADE
+    lines = lines[len(UPGRADE) :]
     settings = one.run("cat", "/etc/vwire/entries.yaml")
     again, restart = (one.sh(line) for line in lines)
     assert "kept /etc/vwire/entries.yaml\nkept /etc/vwire/issuer.env\n" in again
@@ -87,8 +91,12 @@ def test_the_page_from_install_to_uninstall(one):
     uninstall, remove = commands("Uninstall")
     assert remove == "rm -r /opt/vwire"
     one.sh(uninstall)
-    left = one.sh("find /etc /run /var -name '*vwire*' -o -name networkservicemesh; systemctl")
+    left = one.sh(
+        "find /etc /run /var -name '*vwire*' -o -name networkservicemesh; systemctl --all;"
+        " ls -d /run/wireguard 2>/dev/null || true"
+    )
     assert "vwire" not in left
+    assert "wireguard" not in left
     assert "vwire" not in one.run("cat", "/etc/passwd", "/etc/group", "/etc/shadow")
 
 
@@ -179,19 +187,26 @@ def test_entries_that_say_netns_need_the_drop_in_of_the_page(installed):
 def test_the_wheel_alone_brings_all_that_is_installed(one, tmp_path):
     source = shutil.copytree(ROOT, tmp_path / "vwire", ignore=NOT_SOURCE)
     made = build(source, "make", "-o", "setup", "wheel", f"BIN={Path(sys.executable).parent}")
-    shutil.copy(made, f"/proc/{one.pid}/root/opt/vwire.whl")
-    site = one.sh("echo /opt/vwire/lib/python3*/site-packages").strip()
-    one.sh(f"cp -a /opt/vwire /opt/before; echo /opt/packages >{site}/vwire.pth")
+    inside = Path(f"/proc/{one.pid}/root/opt")
+    (inside / "dist").mkdir()
+    shutil.copy(made, inside / "dist")
+    copy_needed(made, inside / "needed")  # where pip finds it installed: there is no index here
+    umask, venv, *pip = (*ELSEWHERE, *UPGRADE)
+    site = "$(echo /opt/vwire/lib/python3*/site-packages)"
+    python = "PATH=/opt/python/bin:$PATH PIP_NO_INDEX=1; export PATH PIP_NO_INDEX"
+    lines = (python, umask, "cd /opt", venv, f"echo /opt/needed >{site}/needed.pth", *pip)
+    one.sh("mv /opt/vwire /opt/before")
     try:
-        one.sh(f"/opt/vwire/bin/python -m zipfile -e /opt/vwire.whl {site}")
+        one.sh("\n".join(lines))
         install(one)
         one.sh(START)
         assert one.active(*UNITS)
         where = "import forwarder, nsm; print(forwarder.__file__, nsm.__file__)"
         told = one.run("/opt/vwire/bin/python", "-P", "-c", where).split()
-        assert all(path.startswith(site) for path in told)
+        assert all(path.startswith(one.sh(f"echo {site}").strip()) for path in told)
     finally:
-        one.sh("nsmctl systemd uninstall --purge; rm -r /opt/vwire; mv /opt/before /opt/vwire")
+        one.sh("nsmctl systemd uninstall --purge; rm -r /opt/vwire /opt/dist /opt/needed")
+        one.sh("mv /opt/before /opt/vwire")
 
 
 # --- nsmctl systemd --------------------------------------------------------------------------
@@ -227,10 +242,49 @@ def test_a_python_that_the_units_users_cannot_reach_is_refused_with_what_to_do(o
     try:
         said = one.sh("/opt/own/vwire/bin/python -P -m nsmctl systemd install", wrong=True)
         assert "users cannot reach /opt/own/vwire/bin/python: /opt/own is closed to them" in said
-        assert "python3 -m venv /opt/vwire && /opt/vwire/bin/pip install vwire" in said
+        assert " && ".join(ELSEWHERE) in said
         assert one.run("ls", "/etc/systemd/system").split() == []
     finally:
         one.sh("rm -r /opt/own")
+
+
+ADMINS = """
+import os, socket
+os.mkdir("/run/wireguard", 0o755)
+socket.socket(socket.AF_UNIX).bind("/run/wireguard/wg0.sock")
+os.chmod("/run/wireguard/wg0.sock", 0o700)
+"""
+
+
+def test_neither_a_careful_umask_nor_an_administrators_own_wireguard_go_is_in_the_way(one):
+    listed = "find /run/wireguard -printf '%p %u %m\\n'"
+    write(one, "/opt/admins.py", ADMINS)
+    one.sh("umask 022; /opt/vwire/bin/python -P /opt/admins.py")
+    before = one.sh(listed)
+    assert "/run/wireguard/wg0.sock root 700\n" in before
+    try:
+        one.sh(f"umask 077; nsmctl systemd install; {START}")
+        assert one.active(*UNITS)
+        assert one.sh(listed) == before
+        pid = one.main_pid("vwire-forwarder")
+        assert one.sh(f"ls /proc/{pid}/root/run/wireguard") == ""  # none of it is seen there
+    finally:
+        one.sh("nsmctl systemd uninstall --purge")
+        assert one.sh(listed) == before
+        one.sh("rm -r /run/wireguard")
+
+
+def test_where_systemd_is_installed_and_does_not_run_nothing_is_written(one):
+    """As in most containers."""
+    said = one.sh(
+        "unshare --mount bash -c 'mount -t tmpfs tmpfs /run; code=0;"
+        " for verb in install uninstall; do"
+        " nsmctl systemd $verb || code=$?; echo exit $code; done;"
+        ' find /etc -name "*vwire*"\''
+    )
+    assert said.count("no systemd runs this machine") == 2
+    assert said.count("exit 3\n") == 2
+    assert "/etc" not in said
 
 
 def test_who_is_not_root_is_told_what_to_type(one):

@@ -13,7 +13,7 @@ import pytest
 
 from nsm.process.config import parse, strangers
 from tests.e2e.systemd.machine import Machine, wait
-from tests.e2e.systemd.mesh import CLIENT, ROOT, UNITS, unit_file
+from tests.e2e.systemd.mesh import CLIENT, ROOT, UNITS, Standing, setting, unit_file
 
 FOLDER = ROOT / "deploy" / "systemd"
 # What `systemd-analyze security` finds open, and what that is of 10: what each needs, and what
@@ -41,6 +41,7 @@ OPEN = {
 }  # fmt: skip
 STEADY = {"NSM_MAX_TOKEN_LIFETIME": "60s", "NSM_REQUEST_TIMEOUT": "1500ms"}
 SERVICES = {"near": "echo", "app": "far", "sealed": "sealed"}
+REFRESHING = ("vwire-nsmgr", "vwire-forwarder")
 FAR_ENDS = {"near": "172.16.1.0", "app": "172.16.2.0", "sealed": "172.16.3.0"}
 
 
@@ -50,14 +51,14 @@ def east(machines: tuple[Machine, Machine]) -> Machine:
 
 
 @pytest.fixture(scope="module")
-def wires(machines: tuple[Machine, Machine]) -> Iterator[dict[str, int]]:
+def wires(machines: tuple[Machine, Machine]) -> Iterator[Standing]:
     """One on the node (near), between nodes (app), and encrypted (sealed), there all the while."""
-    east, _ = machines
+    east, west = machines
     for unit, service in SERVICES.items():
         east.start(unit, CLIENT, NSM_NETWORK_SERVICES=f"kernel://{service}/nsm-1", **STEADY)
-    before = {unit: east.link(unit)["ifindex"] for unit in SERVICES}
-    yield before
-    assert {unit: east.link(unit)["ifindex"] for unit in before} == before
+    standing = Standing(east, west, *SERVICES)
+    yield standing
+    assert not standing.changed()
     east.stop(*SERVICES)
 
 
@@ -133,6 +134,8 @@ def test_each_runs_as_a_user_of_its_own_with_its_capabilities_and_no_way_to_more
         assert int(status[kind], 16).bit_count() == len(wanted), kind
     assert status["NoNewPrivs"] == "1"
     assert status["Seccomp"] == "2"
+    limits = east.run("cat", f"/proc/{east.main_pid(unit)}/limits")
+    assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE)  # its memory holds keys
 
 
 def test_a_unit_is_active_when_it_serves_and_its_status_says_where(east):
@@ -165,11 +168,13 @@ def test_a_program_goes_and_comes_back_and_no_packet_is_lost(machines, wires, un
         else:
             east.run("systemctl", "restart", unit)
         assert east.main_pid(unit) != before
+        if unit in REFRESHING:  # whose end makes clients ask again
+            wires.refreshed(unit)
         for service in SERVICES.values():
             east.start("extra", CLIENT, NSM_NETWORK_SERVICES=f"kernel://{service}/nsm-1", **STEADY)
             assert east.pings("extra")
             east.stop("extra")
-    assert {one: east.link(one)["ifindex"] for one in wires} == wires
+    assert not wires.changed()
 
 
 def test_a_loop_that_hangs_is_ended_says_where_and_is_started_again(machines, wires):
@@ -208,6 +213,13 @@ def test_what_the_forwarder_started_outlives_it_in_its_unit(machines, wires):
             east.run("systemctl", command, "vwire-forwarder")
             assert pid in east.run("cat", group).split(), command
     assert east.run("cat", f"/proc/{pid}/comm") == "wireguard-go\n"
+    status = east.run("cat", f"/proc/{pid}/status")  # it reads packets from anybody
+    held = re.findall(r"^Cap(Prm|Eff|Amb):\t([0-9a-f]+)$", status, re.MULTILINE)
+    assert held == [(kind, f"{1 << 12:016x}") for kind in ("Prm", "Eff", "Amb")]
+    (name,) = east.sh("ls /run/vwire/wireguard").split()
+    view = ("nsenter", "-m", "-t", str(east.main_pid("vwire-forwarder")))
+    assert name.removesuffix(".sock") in east.run(*view, "ls", "/run/wireguard")
+    assert east.run(*view, "wg", "show", name.removesuffix(".sock"), "listen-port").strip() != "0"
 
 
 def test_systemd_itself_may_be_reloaded_and_executed_anew(machines, wires):
@@ -222,7 +234,7 @@ def test_systemd_itself_may_be_reloaded_and_executed_anew(machines, wires):
                 wait(lambda h=heard: heard_since(east, h), "a word to the watchdog")
                 heard = east.show("vwire-nsmgr", "WatchdogTimestampMonotonic")
             assert {unit: east.main_pid(unit) for unit in UNITS} == pids
-    assert all(east.pings(unit) for unit in wires)
+    assert all(east.pings(unit) for unit in SERVICES)
 
 
 def heard_since(one: Machine, before: str) -> bool:
@@ -240,10 +252,13 @@ def test_all_of_it_stops_from_the_forwarder_to_the_issuer_and_wires_stay(machine
         assert ended == sorted(ended, reverse=True)
         assert {east.show(unit, "Result") for unit in UNITS} == {"success"}
         left = east.sh("find /run/vwire /var/lib/networkservicemesh -type s; ls /run/vwire")
-        assert left.split() == ["forwarder", "issuer"]  # directories, which others may be given
+        (sealed, *rest) = left.split()  # of a wireguard-go that runs on
+        assert sealed.startswith("/run/vwire/wireguard/nsm")
+        assert rest == ["forwarder", "issuer", "wireguard"]  # which others may have been given
         east.run("systemctl", "start", *UNITS)
-        wait(lambda: east.pings("near"), "an answer")
-    assert {one: east.link(one)["ifindex"] for one in wires} == wires
+        for unit in REFRESHING:
+            wires.refreshed(unit)
+    assert not wires.changed()
 
 
 HANDLE = """
@@ -271,35 +286,52 @@ def test_what_a_forwarder_does_seldom_its_sandbox_lets_it_do(east, script, since
         assert east.active("vwire-forwarder")
 
 
-def test_a_wrong_setting_is_in_the_journal_and_once_it_is_right_the_unit_comes_up(east):
+def test_a_wrong_setting_is_in_the_status_and_the_unit_stays_down_until_it_is_right(east):
     unit = "vwire-forwarder"
-    east.sh("cp /etc/vwire/forwarder.env /run/")
-    east.sh("echo NSM_ISOLATION=sideways >>/etc/vwire/forwarder.env")
-    try:
+    with setting(east, "forwarder", "NSM_ISOLATION=sideways"):
         east.run("systemctl", "restart", unit, wrong=True)
-        assert "NSM_ISOLATION is 'sideways'; expected one of auto, in-place, hop" in (
-            east.journal(unit)
-        )
-        assert east.show(unit, "ExecMainStatus") == "2"
-    finally:
-        east.sh("mv /run/forwarder.env /etc/vwire/")
-    wait(lambda: east.active(unit), "the unit by itself", bar=2)
+        why = "NSM_ISOLATION is 'sideways'; expected one of auto, in-place, hop"
+        assert why in east.journal(unit)
+        assert east.show(unit, "StatusText") == f"cannot run: {why}"
+        shown = [east.show(unit, one) for one in ("ExecMainStatus", "ActiveState", "NRestarts")]
+        assert shown == ["2", "failed", "0"]
+    east.run("systemctl", "start", unit)
+    assert east.active(unit)
 
 
 def test_a_unit_that_cannot_run_stays_down_in_the_end_and_says_so(east):
     unit = "vwire-forwarder"
     with dropin(east, unit, "[Unit]", "StartLimitBurst=3"):
-        east.sh("cp /etc/vwire/forwarder.env /run/")
-        east.sh("echo NSM_TUNNEL_IP=x >>/etc/vwire/forwarder.env")
+        less = f"/etc/systemd/system/{unit}.service.d/less.conf"
+        east.sh(f"printf '[Service]\\nAmbientCapabilities=\\n' >{less}; systemctl daemon-reload")
         try:
             east.run("systemctl", "restart", unit, wrong=True)
             wait(lambda: east.show(unit, "SubState") == "failed", "no more tries", bar=3)
-            assert east.show(unit, "StatusText") == (
-                "cannot run: NSM_TUNNEL_IP is 'x', which is no IP address"
-            )
+            assert " lacks CAP_NET_ADMIN" in east.show(unit, "StatusText")
+            assert east.show(unit, "ExecMainStatus") == "3"
         finally:
-            east.sh("mv /run/forwarder.env /etc/vwire/")
-        east.sh(f"systemctl reset-failed {unit}; systemctl start {unit}")
+            east.sh(f"rm {less}; systemctl daemon-reload; systemctl reset-failed {unit}")
+            east.run("systemctl", "start", unit)
+
+
+def test_a_forwarder_waits_for_the_registry_longer_than_a_start_may_take_and_says_so(
+    machines, wires
+):
+    east, _ = machines
+    unit, folder = "vwire-forwarder", "/etc/systemd/system/vwire-forwarder.service.d"
+    east.stop("vwire-registry")
+    try:
+        east.sh(f"mkdir {folder}; printf '[Service]\\nTimeoutStartSec=10s\\n' >{folder}/test.conf")
+        east.sh(f"systemctl daemon-reload; systemctl restart --no-block {unit}")
+        wait(lambda: " waits: not registered: " in east.show(unit, "StatusText"), "why", bar=3)
+        pid = str(east.main_pid(unit))
+        wait(lambda: int(east.run("ps", "-o", "etimes=", "-p", pid)) > 12, "its time", bar=15)
+        assert east.show(unit, "ActiveState") == "activating"
+        assert all(east.pings(one) for one in SERVICES)
+    finally:
+        east.sh(f"rm -r {folder}; systemctl daemon-reload; systemctl start vwire-registry")
+    wait(lambda: east.active(unit), "its start", bar=3)
+    assert str(east.main_pid(unit)) == pid
 
 
 def test_a_namespace_with_a_name_ends_when_the_name_goes(machines):

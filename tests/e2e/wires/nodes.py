@@ -326,10 +326,15 @@ def far_end(client: Space, name: str, endpoint: Space) -> dict[str, Any]:
 
 
 def identity(device: dict[str, Any]) -> tuple[Any, ...]:
-    """What must stay of a device as long as its wire is the same."""
-    data = device.get("linkinfo", {}).get("info_data", {})
+    """What must stay of a device as long as its wire is the same.
+
+    Its number alone does not tell: what is made anew in its place is given the same.
+    """
+    info = device.get("linkinfo", {})
+    data = info.get("info_data", {})
     mac = device.get("address")  # WireGuard has none
-    return device["ifindex"], device["ifname"], mac, device["mtu"], data.get("id")
+    kind = info.get("info_kind"), data.get("id"), data.get("port")
+    return device["ifindex"], device["ifname"], mac, device["mtu"], *kind
 
 
 def addresses(space: Space, name: str) -> list[str]:
@@ -446,6 +451,7 @@ def flow(space: Space, address: str, interval: float = 0.02) -> Iterator[Flow]:
     )
     try:
         yield counts
+        assert pinging.poll() is None, "the block took longer than it was watched"
     finally:
         pinging.send_signal(signal.SIGINT)
         said, _ = pinging.communicate(timeout=10)

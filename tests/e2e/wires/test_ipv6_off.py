@@ -32,13 +32,15 @@ def lab_text() -> str:
 def switched_off(nodes: Nodes) -> Iterator[Nodes]:
     """Every namespace without IPv6, and every process of the mesh started there anew."""
     spaces = [nodes.space(place) for place in nodes.lab.places]
-    switch(spaces, "1")
-    for name in [*nodes.now]:
-        if not name.endswith("/issuer"):
-            nodes.now[name].end()
-            nodes.start(name).ready()
-    yield nodes
-    switch(spaces, "0")
+    try:
+        switch(spaces, "1")
+        for name in [*nodes.now]:
+            if not name.endswith("/issuer"):
+                nodes.now[name].end()
+                nodes.start(name).ready()
+        yield nodes
+    finally:
+        switch(spaces, "0")
 
 
 def switch(spaces: list[Space], value: str) -> None:

@@ -47,6 +47,18 @@ def root(space: Space) -> Iterator[None]:
         process.wait()
 
 
+@contextlib.contextmanager
+def told(nodes: Nodes, isolation: str) -> Iterator[None]:
+    """Node one's forwarder with that setting, for the block."""
+    nodes.now["one/forwarder"].end()
+    nodes.start("one/forwarder", NSM_ISOLATION=isolation).ready()
+    try:
+        yield
+    finally:
+        nodes.now["one/forwarder"].end()
+        nodes.start("one/forwarder").ready()
+
+
 def granted(nodes: Nodes) -> int:
     wanted = '"method": "networkservice.NetworkService/Request"', '"code": "OK"'
     return sum(all(word in line for word in wanted) for line in nodes.now["one/nsmgr"].log)
@@ -123,18 +135,88 @@ async def test_what_the_node_was_told_counts_more_than_who_asks(
     nodes: Nodes, places, isolation: str, wanted: str
 ):
     client, node, _ = places
-    nodes.now["one/forwarder"].end()
-    nodes.start("one/forwarder", NSM_ISOLATION=isolation).ready()
-    try:
+    with told(nodes, isolation):
         app: Program = nodes.client("app", URL, privileged=wanted == "vxlan")
         assert kind(client) == wanted
         assert bool(below(node)) == (wanted == "macvlan")
         assert addresses(client, "nsm-1")
         assert await client.pings("172.16.1.0")
         assert app.end() == 0
-    finally:
+
+
+def wire(client: Space, node: Space, endpoint: Space) -> list[object]:
+    """What the devices of the client's wire are, on both nodes."""
+    tunnels = [identity(link(node, name)) for name in sorted(below(node))]
+    return [identity(link(client, "nsm-1")), *tunnels, identity(far_end(client, "nsm-1", endpoint))]
+
+
+@pytest.mark.parametrize(("isolation", "stands"), [("hop", "vxlan"), ("in-place", "macvlan")])
+async def test_a_wire_that_stands_stays_as_it_is_when_the_node_is_told_otherwise(
+    nodes: Nodes, places, isolation: str, stands: str
+):
+    client, node, endpoint = places
+    app = nodes.client("app", URL, privileged=stands == "macvlan", **SHORT)
+    assert kind(client) == stands
+    before = wire(client, node, endpoint)
+    with contextlib.ExitStack() as stack:
+        with flow(client, "172.16.1.0") as echoes:
+            stack.enter_context(told(nodes, isolation))
+            seen = granted(nodes)
+            await until(lambda: granted(nodes) > seen + 1, "two refreshes", bar=3)
+        assert echoes.received == echoes.sent > 10
+        assert wire(client, node, endpoint) == before
+        # what is new is as it is told
+        other = nodes.client("app", "kernel://echo/nsm-2", privileged=stands == "macvlan")
+        assert kind(client, "nsm-2") == {"hop": "macvlan", "in-place": "vxlan"}[isolation]
+        assert other.end() == 0
+    assert app.end() == 0
+
+
+FORGED = {  # what somebody in a workload can make who knows how a wire's device is marked
+    "no tunnel": "ip link add {name} type bridge",
+    "a tunnel of its own": "ip link add {name} type vxlan id 666 dstport 4789"
+    " local 127.0.0.1 remote 127.0.0.2",
+    "moved in from elsewhere": "ip -n {other} link add {name} netns {here} type vxlan"
+    " id 666 dstport 4789 local 127.0.0.1 remote 127.0.0.2",
+}
+
+
+@pytest.mark.parametrize("how", FORGED)
+async def test_what_a_workload_made_itself_is_not_believed_to_be_a_wire_of_before(
+    nodes: Nodes, places, how: str
+):
+    """It would talk the forwarder out of keeping the tunnel from who is in there."""
+    client, node, endpoint = places
+    silent = "net.ipv4.icmp_echo_ignore_all"
+    endpoint.run("sysctl", "-w", f"{silent}=1")  # or the client would have it made anew
+    try:
+        app = nodes.client("app", URL, privileged=True, **SHORT)
+        before = link(client, "nsm-1")
+        (tunnel,) = below(node)
         nodes.now["one/forwarder"].end()
-        nodes.start("one/forwarder").ready()
+        try:
+            node.do("link", "del", tunnel)
+            assert client.links() == set()
+            order = FORGED[how].format(
+                name="forged", other=nodes.space("near").name, here=client.name
+            )
+            done = client.run(*order.split())
+            assert done.returncode == 0, done.stderr
+            mark = ("group", str(before["group"]), "alias", before["ifalias"])
+            client.do("link", "set", "forged", *mark)
+        finally:
+            seen = granted(nodes)
+            nodes.start("one/forwarder").ready()
+        await until(lambda: granted(nodes) > seen, "the wire anew", bar=2)
+    finally:
+        endpoint.run("sysctl", "-w", f"{silent}=0")
+    assert client.links() == {"nsm-1"}
+    assert link(client, "nsm-1")["ifalias"] == before["ifalias"]
+    assert kind(client) == "macvlan"
+    (tunnel,) = below(node)
+    assert link(node, tunnel)["linkinfo"]["info_data"]["id"] != 666
+    assert await client.pings("172.16.1.0")
+    assert app.end() == 0
 
 
 def _mighty(process):

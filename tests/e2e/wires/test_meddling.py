@@ -78,7 +78,9 @@ async def test_what_somebody_does_to_a_wire_is_undone_by_the_next_refresh(nodes:
     assert kernel_state(client) == before
 
 
+# Told to end, it lets the order under way come to its end: nobody meddles once it is gone.
 MEDDLER = """
+trap exit TERM
 while :; do
     for order in "$@"; do
         ip -n $NAMESPACE $order 2>/dev/null
@@ -104,7 +106,7 @@ async def test_a_manager_of_links_that_does_not_rest_harms_nobody_and_leaves_not
             asked = lambda: requests(nodes, MANAGERS[place]) >= granted + 4  # noqa: E731
             await until(asked, "four refreshes beside a manager of links", bar=6)
         finally:
-            meddling.kill()
+            meddling.terminate()
     await until(lambda: shape(client, "nsm-1") == promised, "peace", bar=2)
     assert await client.pings(far)
     assert app.end() == 0

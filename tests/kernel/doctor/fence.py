@@ -13,8 +13,8 @@ import struct
 import sys
 
 NUMBERS = {
-    "x86_64": {"socket": 41, "bpf": 321, "clock_adjtime": 305},
-    "aarch64": {"socket": 198, "bpf": 280, "clock_adjtime": 266},
+    "x86_64": {"socket": 41, "bpf": 321, "clock_adjtime": 305, "pidfd_open": 434},
+    "aarch64": {"socket": 198, "bpf": 280, "clock_adjtime": 266, "pidfd_open": 434},
 }
 LOAD, SAME, RETURN = 0x20, 0x15, 0x06  # BPF: a word of the call; jump if equal; the verdict
 ALLOW, REFUSE = 0x7FFF_0000, 0x0005_0000

@@ -1,5 +1,6 @@
 """The machine around the mesh: its Python, its clock, its disks, its fences."""
 
+import os
 import re
 from pathlib import Path
 
@@ -41,6 +42,23 @@ def test_a_package_that_is_missing_is_told(tmp_path):
     assert told.line("python")[1].endswith(", but no-such-thing is missing")
 
 
+def test_the_kernel_is_told():
+    assert doctor().line("kernel") == ("ok", os.uname().release, "")
+
+
+@pytest.mark.parametrize(
+    ("code", "said"), [("ENOSYS", "Function not implemented"), ("EPERM", "Operation not permitted")]
+)
+def test_a_kernel_or_container_without_pidfds_is_a_line(code, said):
+    """And no end of the others: they are asked as ever."""
+    told = doctor(rights=f"{FENCE} {code} pidfd_open --")
+    assert told.code == 1
+    level, found, fix = told.line("kernel")
+    assert (level, found) == ("bad", f"{os.uname().release}, which has no pidfd for us: {said}")
+    assert fix.startswith("Linux 5.3 or newer")
+    assert told.line("veth")[0] == "ok"
+
+
 # --- clock -----------------------------------------------------------------------------------
 
 
@@ -72,7 +90,9 @@ def test_whether_a_clock_is_kept_right_is_the_kernels_word():
 
 def test_a_kernel_that_may_not_be_asked_for_its_clock_is_a_note():
     told = doctor(rights=f"{FENCE} EPERM clock_adjtime --")
-    assert told.line("clock") == ("note", "whether it is kept right cannot be asked here", "")
+    assert told.line("clock") == (
+        "note", "whether it is kept right cannot be asked here", "on the host: timedatectl"
+    )  # fmt: skip
 
 
 # --- disks -----------------------------------------------------------------------------------

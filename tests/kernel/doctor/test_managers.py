@@ -58,12 +58,17 @@ def test_networkd_itself_does_what_the_line_says_of_it(ours):
         "mount -t sysfs -o ro none /sys; mkdir -p /run/systemd/network;"  # no udev to wait for
         f" printf '{ALL}' >/run/systemd/network/50-all.network;"
         + (f" cp {SNIPPET} /run/systemd/network/;" if ours else "")
-        + " ip link add nsm-1 type veth peer name other;"
+        # a device is configured once it has a carrier, which its peer has to be managed for
+        + " ip link add nsm-1 type veth peer name nsm-2; ip link add other type veth peer name far;"
         f" {NETWORKD} 2>/dev/null &\n"
-        " for n in $(seq 200); do ip -br addr show other | grep -q 10.7.7.7 && break; sleep 0.02;"
-        " done; ip -br addr show nsm-1"
+        f" for n in $(seq 500); do ip -br addr show {'other' if ours else 'nsm-1'} |"
+        " grep -q 10.7.7.7 && break; sleep 0.02;"
+        " done; ip -br addr show nsm-1; ip -br addr show other"
     )
-    assert ("10.7.7.7/24" in told.out) is not ours, told.out
+    devices = dict(line.split(maxsplit=1) for line in told.out.splitlines())
+    if ours:  # it did what it does, though not to ours
+        assert "10.7.7.7/24" in devices["other@far"], told.out
+    assert ("10.7.7.7/24" in devices["nsm-1@nsm-2"]) is not ours, told.out
 
 
 def test_the_first_file_decides_and_one_in_etc_hides_its_namesake():
@@ -108,6 +113,14 @@ def test_udev_that_changes_ours_is_told_with_the_file_and_what_it_sets():
     assert "OriginalName=!nsm*" in fix
 
 
+def test_udev_that_writes_over_our_mark_is_told():
+    """The alias, by which a forwarder that starts again finds its wires."""
+    level, found, _ = doctor(udev_with("[Match]\\nDriver=veth\\n[Link]\\nAlias=mine\\n")).line(
+        "udev"
+    )
+    assert (level, found) == ("note", "/run/systemd/network/50-x.link sets Alias of veth nsm-1")
+
+
 # --- NetworkManager --------------------------------------------------------------------------
 
 
@@ -147,3 +160,19 @@ def test_a_later_file_replaces_what_an_earlier_one_said_or_adds_to_it():
     other = "[keyfile]\\nunmanaged-devices%s=type:bridge\\n"
     assert doctor(manager_with(a=one, b=other % "")).line("network-manager") == MAY
     assert doctor(manager_with(a=one, b=other % "+")).line("network-manager") == LEAVES
+    taken_back = "[keyfile]\\nunmanaged-devices-=interface-name:nsm*\\n"
+    assert doctor(manager_with(a=one, b=taken_back)).line("network-manager") == MAY
+
+
+def test_a_device_section_leaves_ours_alone_too():
+    section = "[device-x]\\nmatch-device=interface-name:nsm*\\nmanaged=0\\n"
+    assert doctor(manager_with(a=section)).line("network-manager") == LEAVES
+
+
+def test_a_file_in_etc_hides_its_namesake():
+    leaves = "[keyfile]\\nunmanaged-devices=interface-name:nsm*\\n"
+    etc = "mount -t tmpfs none /etc; mkdir -p /etc/NetworkManager/conf.d; touch {}"
+    hides = f"{manager_with(a=leaves)}\n{etc.format('/etc/NetworkManager/conf.d/a.conf')}"
+    assert doctor(hides).line("network-manager") == MAY
+    beside = f"{manager_with(a=leaves)}\n{etc.format('/etc/NetworkManager/conf.d/b.conf')}"
+    assert doctor(beside).line("network-manager") == LEAVES

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.kernel.doctor.world import AS_NOBODY, FENCE, HERE, doctor, inside
+from tests.kernel.doctor.world import AS_NOBODY, FENCE, HERE, NSMCTL, doctor, inside
 
 LEGACY = f"{sys.executable} -P {HERE}/legacy.py"
 UPLINK = (
@@ -77,7 +77,7 @@ def test_an_mtu_too_small_for_ipv6_in_a_tunnel_is_a_note():
 PORTS = {  # level, and the variable to change
     "tcp-5001": ("note", "NSM_LISTEN_ON"),
     "tcp-5002": ("note", "NSM_LISTEN_ON"),
-    "udp-4789": ("bad", "NSM_VXLAN_PORT"),
+    "udp-4789": ("note", "NSM_VXLAN_PORT"),
     "udp-51820": ("note", "NSM_WIREGUARD_PORT"),
 }
 
@@ -99,7 +99,8 @@ def test_a_port_that_is_taken_is_told_with_who_has_it_and_what_to_change(taken, 
     assert said == level
     assert re.match(rf"held by python[\d.]*, pid {pids[name]}\b", found), (found, pids)
     assert variable in fix
-    assert taken.code == 1
+    assert ("4790 to 4805, which must pass" in found) == (name == "udp-4789")
+    assert taken.code == 0  # the mesh makes do, or is told otherwise
 
 
 def test_a_port_somebody_only_talks_from_is_free():
@@ -114,11 +115,45 @@ def test_tunnel_devices_share_their_port_with_ours():
     )  # fmt: skip
 
 
+def test_and_so_do_those_that_are_in_other_namespaces():
+    """As each of ours is, which is a workload's."""
+    moved = f"{TUNNELS}; ip netns add workload; ip link set tunnel0 netns workload"
+    assert doctor(moved).line("udp-4789") == ("ok", "held by VXLAN devices, which share it", "")
+
+
+def test_a_device_of_another_port_or_of_another_node_has_nothing_to_do_with_it():
+    other = TUNNELS.replace("4789", "4788")
+    elsewhere = f"ip netns add node-2; ip netns exec node-2 sh -c '{TUNNELS}'"
+    held = f"{HOLDER} udp-4789 127.0.0.1 & while ! [ -s /run/held-* ]; do sleep 0.02; done"
+    told = seen_from_a_container(f"{other}; {elsewhere}; {held}")
+    assert told.line("udp-4789")[1].startswith("held by the kernel, or by somebody who runs")
+
+
+def seen_from_a_container(script):
+    """Asked in a PID namespace of its own, as in a pod with hostNetwork and without hostPID."""
+    return inside(f"{{ {script}\n}} >&2; unshare -p -f --mount-proc {NSMCTL} doctor --json")
+
+
+def test_a_program_that_is_not_seen_is_not_taken_for_a_tunnel_device():
+    holders = " & ".join(f"{HOLDER} {name} 127.0.0.1" for name in PORTS)
+    wait = f"while [ $(ls /run | grep -c held) != {len(PORTS)} ]; do sleep 0.02; done"
+    told = seen_from_a_container(f"{holders} & {wait}")
+    for name, (level, variable) in PORTS.items():
+        said, found, fix = told.line(name)
+        unseen = "held by the kernel, or by somebody who runs outside of this PID namespace"
+        assert (said, found.partition(":")[0]) == (level, unseen), name
+        assert variable in fix
+
+
 def test_who_holds_a_port_may_be_hidden_from_an_ordinary_user():
-    told = inside(f"{TUNNELS}; exec {AS_NOBODY} --json")
+    held = f"{HOLDER} udp-4789 127.0.0.1 & while ! [ -s /run/held-* ]; do sleep 0.02; done"
+    told = inside(f"{held}; exec {AS_NOBODY} --json")
     assert told.line("udp-4789") == (
         "note",
-        "held by somebody whom only root sees (user 0)",
+        (
+            "held by somebody whom only root sees (user 0): wires take one of 4790 to 4805,"
+            " which must pass between nodes"
+        ),
         "stop it, or set NSM_VXLAN_PORT, the same on every node",
     )
 
@@ -135,6 +170,15 @@ NFT = (
 
 def nft(family, table, name, hook, policy="drop"):
     return NFT % locals()
+
+
+def test_a_filter_of_a_family_that_is_not_forwarded_does_no_harm():
+    """docker's for IPv6, on a node that forwards IPv4 only."""
+    only = "echo 1 >/proc/sys/net/ipv4/ip_forward;"
+    docker = nft("ip6", "filter", "FORWARD", "forward")
+    assert doctor(f"{only} {docker}").line("forwarding") == ("ok", "on for IPv4", "")
+    both = nft("inet", "mine", "passing", "forward")
+    assert doctor(f"{only} {both}").line("forwarding")[0] == "note"
 
 
 def test_forwarding_is_told_and_off_is_no_fault():
@@ -157,9 +201,22 @@ DROPS = "nodes in containers or machines behind this one do not reach each other
             "iptables -I FORWARD -i BRIDGE -o BRIDGE -j ACCEPT", id="as today's iptables writes it",
         ),
         pytest.param(
-            f"{nft('ip', 'filter', 'FORWARD', 'forward')}; cp /bin/sleep /run/dockerd;"
-            " /run/dockerd 600 & ", "nft ip filter FORWARD",
+            f"{nft('ip', 'filter', 'FORWARD', 'forward')}; nft add chain ip filter DOCKER-USER",
+            "nft ip filter FORWARD",
             "iptables -I DOCKER-USER -i BRIDGE -o BRIDGE -j ACCEPT", id="docker's",
+        ),
+        pytest.param(
+            f"{nft('ip6', 'filter', 'FORWARD', 'forward')}; nft add table ip filter;"
+            " nft add chain ip filter DOCKER-USER", "nft ip6 filter FORWARD",
+            "ip6tables -I FORWARD -i BRIDGE -o BRIDGE -j ACCEPT", id="of IPv6",
+        ),
+        pytest.param(
+            nft("inet", "filter", "FORWARD", "forward"), "nft inet filter FORWARD",
+            "accept their packets in nft inet filter FORWARD", id="of a table like iptables'",
+        ),
+        pytest.param(
+            f"{LEGACY} 6 FORWARD DROP", "iptables-legacy ip6 filter FORWARD",
+            "ip6tables-legacy -I FORWARD -i BRIDGE -o BRIDGE -j ACCEPT", id="ip6tables-legacy",
         ),
         pytest.param(
             nft("inet", "mine", "passing", "forward"), "nft inet mine passing",
@@ -177,10 +234,22 @@ def test_a_filter_that_drops_what_is_forwarded_is_told_with_what_lets_it_through
     assert told.line("forwarding") == ("note", f"on, but {who} drops it: {DROPS}", fix)
 
 
+OPEN = nft("inet", "fw", "in", "input", "accept")
+SSH = "nft add rule inet fw in tcp dport 22 accept"
+
+
+@pytest.mark.parametrize("rule", ["ct state invalid drop", "tcp dport 23 reject", "accept"])
+def test_a_filter_that_drops_some_of_it_keeps_no_node_out(rule):
+    told = doctor(f"{OPEN}; nft add rule inet fw in {rule}")
+    assert told.line("input") == ("ok", "none drops all that no rule lets in", "")
+
+
 @pytest.mark.parametrize(
     ("rules", "who"),
     [
         (nft("inet", "filter", "arriving", "input"), "nft inet filter arriving"),
+        (f"{OPEN}; {SSH}; nft add rule inet fw in counter reject", "nft inet fw in"),  # firewalld's
+        (f"{OPEN}; nft add rule inet fw in log drop", "nft inet fw in"),
         (f"{LEGACY} 6 INPUT DROP", "iptables-legacy ip6 filter INPUT"),
     ],
 )
@@ -190,7 +259,7 @@ def test_a_filter_that_keeps_nodes_out_is_told_with_what_to_let_in(rules, who):
     assert told.line("input") == (
         "note",
         f"{who} drops what no rule lets in",
-        "let in UDP 4789 and 51820, TCP 5001 and 5002 from the other nodes",
+        "let in UDP 4789 and from 51820, TCP 5001 and 5002 from the other nodes",
     )
 
 
@@ -203,22 +272,47 @@ def test_asking_for_the_older_tables_does_not_make_them():
     assert told.err == ""
 
 
-def test_strict_reverse_path_filters_are_told_with_the_devices():
-    everywhere = doctor("echo 1 >/proc/sys/net/ipv4/conf/all/rp_filter")
-    assert everywhere.line("rp-filter") == (
-        "note",
-        "strict on every device: drops what comes back over another wire",
-        "sysctl -w net.ipv4.conf.all.rp_filter=2",
-    )
-    setting = "/proc/sys/net/ipv4/conf/left/rp_filter"
-    one = f"ip link add left type veth peer name right; echo 1 >{setting};"
-    told = doctor(one)
+# --- reverse path filters --------------------------------------------------------------------
+
+PAIR = (
+    "cd /proc/sys/net/ipv4/conf; ip link add left type veth peer name left.5;"
+    " set_all() { for name in left left.5 default; do echo $1 >$name/rp_filter; done; };"
+)
+LOOSEN = "sysctl -w net.ipv4.conf.all.rp_filter=2"
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ("set_all 0; echo 1 >all/rp_filter", "every device"),
+        ("set_all 1; echo 0 >all/rp_filter", "every device"),
+        ("set_all 0; echo 1 >left/rp_filter", "left"),
+        ("set_all 2; echo 1 >all/rp_filter; echo 0 >left.5/rp_filter", r"left\.5"),
+        ("set_all 0; echo 1 >default/rp_filter", "devices to come"),
+        (
+            "set_all 1; echo 2 >left/rp_filter; ip link add b0 type veth peer name b1",
+            r"b0, b1, left\.5 and 1 more",
+        ),
+    ],
+)
+def test_strict_reverse_path_filters_are_told_and_what_is_told_loosens_them(settings, where):
+    told = doctor(f"{PAIR} {settings}")
     assert told.code == 0
-    assert told.line("rp-filter") == (
+    level, found, fix = told.line("rp-filter")
+    assert (level, fix) == ("note", LOOSEN)
+    assert re.fullmatch(f"strict on {where}: drops what comes back over another wire", found), found
+    assert doctor(f"{PAIR} {settings}; {fix}").line("rp-filter") == ("ok", "not strict", "")
+
+
+def test_the_looser_of_two_reverse_path_filters_holds():
+    """The larger number: a strict one for all makes no loose device strict."""
+    told = doctor(f"{PAIR} set_all 2; echo 1 >all/rp_filter")
+    assert told.line("rp-filter") == ("ok", "not strict", "")
+
+
+def test_settings_that_are_hidden_are_told():
+    assert doctor("mount -t tmpfs none /proc/sys").line("rp-filter") == (
         "note",
-        "strict on left: drops what comes back over another wire",
-        "sysctl -w net.ipv4.conf.left.rp_filter=2",
+        "/proc/sys/net cannot be read: No such file or directory",
+        "in a container, mount /proc with its /proc/sys/net",
     )
-    # the larger of the two holds
-    loose = doctor(f"{one} echo 2 >/proc/sys/net/ipv4/conf/all/rp_filter")
-    assert loose.line("rp-filter") == ("ok", "not strict", "")

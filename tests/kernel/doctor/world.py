@@ -43,8 +43,8 @@ def inside(script: str, *, before: str = "", **variables: str) -> Told:
     before is a command that starts unshare: other rights, another user namespace.
     """
     done = subprocess.run(
-        [*before.split(), "unshare", "-m", "-n", "-p", "-f", "--mount-proc", "sh", "-c",
-         FRESH + script],
+        [*before.split(), "unshare", "-m", "-n", "-p", "-f", "--kill-child", "--mount-proc",
+         "sh", "-c", FRESH + script],
         capture_output=True, text=True, check=False, timeout=60, cwd="/",
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **variables},
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -9,10 +10,10 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
-from nsm.kernel import owner
-from nsm.kernel.netlink import NameTakenError
+from nsm.kernel import namespaces, owner, sweep
+from nsm.kernel.netlink import NameTakenError, Socket
 from nsm.kernel.node import Kernel
-from nsm.kernel.state import Hop, Interface, RemoteWire, VxlanTunnel
+from nsm.kernel.state import OWN, Hop, Interface, RemoteWire, VxlanTunnel
 from nsm.undo import Undo
 from tests.support.spaces import Space, kernel_state, workload
 from tests.support.wait import until
@@ -214,6 +215,51 @@ async def test_a_workload_that_dies_leaves_a_tunnel_that_is_found_and_removed(
         await until(gone, "the workload's device is gone and its tunnel is not", bar=0.5)
     assert await kernel.remove("id-1") == 1
     assert nodes.near.links() == {"eth0"}
+
+
+async def test_a_tunnel_that_stands_on_this_node_says_so_by_the_nodes_own_number(
+    make_space: Callable[[str], Space], client: Space
+) -> None:
+    """And no other tunnel there has that number, wherever it was made."""
+    node, other = make_space("node"), make_space("other")
+    to = f"netns {client.name}"
+    made = "link add {} {} type vxlan id {} dstport 4789 local 127.0.0.1 remote 127.0.0.2"
+    async with Kernel("test") as outside:
+        there = await outside.namespace(path=node.path, name="node")
+
+        def look() -> tuple[int, list[tuple[str, int, int | None]]]:
+            with Socket.here() as own:
+                fd = os.open(client.path, os.O_RDONLY)
+                namespaces.number(own, fd, assign=True)
+                os.close(fd)
+            found = sweep.find(outside.group)
+            with Socket.here() as own:
+                itself = namespaces.own_number(own)
+            return itself, [(one.device.name, one.place.nsid, one.device.far) for one in found]
+
+        itself, _ = await outside.within(there, look)
+        assert itself == OWN
+        words = {"group": str(outside.group), "alias": "nsm:id-1:src"}
+        node.do(*made.format("ours", to, 42).split())
+        node.do("link", "add", "here", "type", "bridge")
+        other.do(*made.format("moved", to, 43).split())
+        client.do(*made.format("inside", "", 44).split())
+        for space, name in (
+            (client, "ours"),
+            (client, "moved"),
+            (client, "inside"),
+            (node, "here"),
+        ):
+            space.do("link", "set", name, *(word for pair in words.items() for word in pair))
+        await outside.within(there, look)  # that alone gives the node a number
+        itself, found = await outside.within(there, look)
+        assert itself != OWN
+        told = {name: far for name, _, far in found}
+        assert told["ours"] == itself
+        assert told["moved"] not in (None, itself)
+        assert told["inside"] is None
+        # what is on the node is there once, though the node has a number by now
+        assert [(name, nsid) for name, nsid, _ in found if name == "here"] == [("here", OWN)]
 
 
 @contextlib.contextmanager

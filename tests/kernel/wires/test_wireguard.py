@@ -12,7 +12,7 @@ from nsm.errors import UnavailableError
 from nsm.kernel import owner
 from nsm.kernel.node import Kernel
 from tests.e2e.wires.capture import Capture, capture
-from tests.kernel.wires.encrypted import Nodes, ensured, retold
+from tests.kernel.wires.encrypted import Nodes, ensured, remains, retold
 from tests.support.wait import until, write
 
 pytestmark = pytest.mark.kernel
@@ -175,6 +175,7 @@ async def test_where_packets_are_lost_and_far_away_it_still_takes_no_five_second
         await encrypting.handshake(near, 60)
         took.append(time.monotonic() - began)
         await encrypting.remove(near.connection)
+        await until(lambda: not remains(), "its ports are free", bar=0.2, record=False)
     print(f"{encrypted.engine}: {' '.join(f'{one:.2f}' for one in took)} s")
     what = f"a handshake over a bad line, {encrypted.engine}: the middle one of ten"
     write(what, statistics.median(took), 1.5)
@@ -198,7 +199,11 @@ async def test_two_wires_have_two_ports_and_each_its_own_keys(
     assert len(publics) == 4
     assert await encrypting.remove(first[0].connection) == 2
     underlay = first[0].tunnel.underlay
-    assert await encrypting.port_free(51900, underlay=underlay)
+
+    async def free() -> bool:
+        return await encrypting.port_free(51900, underlay=underlay)
+
+    await until(free, "a closed wire's port is free", bar=0.2)
     assert not await encrypting.port_free(51910, underlay=underlay)
     assert await encrypted.client.pings("172.16.1.1")
 
@@ -216,6 +221,7 @@ async def test_no_bring_up_is_slower_than_ten_times_the_others(
         took.append(time.monotonic() - began)
         assert n % 10 or await encrypted.client.pings("172.16.0.1")
         await encrypting.remove(near.connection)
+        await until(lambda: not remains(), "its ports are free", bar=0.2, record=False)
     middle, slowest = statistics.median(took), max(took)
     print(
         f"{encrypted.engine}: {len(took)} times, {middle * 1e3:.1f} ms, at most {slowest * 1e3:.1f}"

@@ -1,11 +1,12 @@
-"""Tests of what every kernel has, and of what none has."""
+"""Tests of what every kernel has, and of what none has: not in the order in which they run."""
 
 import os
 
 import pytest
 
 
-def test_stays_on_the_host() -> None:
+@pytest.mark.needs_lane
+def test_of_the_lane_itself() -> None:
     assert "LANE_GUEST" not in os.environ
 
 
@@ -14,6 +15,5 @@ def test_goes_to_the_lane() -> None:
     assert "LANE_GUEST" in os.environ
 
 
-@pytest.mark.needs_lane
-def test_of_the_lane_itself() -> None:
+def test_stays_on_the_host() -> None:
     assert "LANE_GUEST" not in os.environ

@@ -7,7 +7,7 @@ import pytest
 
 from bench import picture
 from bench.__main__ import lines, some_of, status
-from bench.bars import judged
+from bench.bars import judged, without_floors
 from bench.verdict import Judged
 
 pytestmark = pytest.mark.unit
@@ -34,7 +34,12 @@ SAMPLES = {
     },
     "requests": {"vxlan": ASKED},
     "memory": {
-        "veth": {"idle": {"nsmgr": 40e6, "forwarder": 35e6}, "each": 25e3, "wires": 9, "helper": 0}
+        "veth": {
+            "idle": {"nsmgr": 35e6, "forwarder": 30e6, "files of both": 10e6},
+            "wires": list(range(10, 110, 10)),
+            "both": [65e6 + 25e3 * n for n in range(10, 110, 10)],
+            "helpers": [0] * 10,
+        }
     },
     "bringups": {"wireguard": [0.01] * 9 + [0.2]},
 }
@@ -53,9 +58,18 @@ def test_each_figure_is_made_of_its_samples():
         "vxlan: request ÷ its floors": (pytest.approx(42 / (11 + 7 + 2)), "holds"),
         "vxlan: close ÷ its floors": (pytest.approx(20 / (7.5 + 2.5 + 0.5)), "holds"),
         "nsmgr and forwarder at rest": (75.0, "holds"),
-        "veth: one more wire in both": (25.0, "does not hold"),
+        "veth: one more wire in both": (pytest.approx(25.0), "does not hold"),
         "wireguard: slowest bring-up ÷ median": (pytest.approx(20.0), "does not hold"),
     }
+
+
+def test_without_the_batches_of_a_kind_nothing_is_said_of_its_requests_floors():
+    alone = {"requests": SAMPLES["requests"]}
+    assert judged(alone) == []
+    assert without_floors(alone) == (
+        ["request and close of vxlan ÷ their floors: those need the part setup of it"]
+    )
+    assert without_floors(SAMPLES) == []
 
 
 def test_the_exit_code_is_that_of_the_worst():

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from bench.verdict import Judged, interval, median_of, of_medians
+from bench.verdict import Judged, interval, median_of, of_medians, slope, slope_of
 
 pytestmark = pytest.mark.unit
 
@@ -17,14 +17,18 @@ pytestmark = pytest.mark.unit
         (0.96, None, False, "does not hold"),
         (0.96, (0.93, 0.98), False, "unclear"),
         (0.96, (0.95, 0.969), False, "does not hold"),
-        (0.98, (0.90, 1.05), False, "holds"),
+        (0.98, (0.90, 1.05), False, "unclear"),
+        (0.98, (0.972, 1.05), False, "holds"),
+        (1.4, (1.2, 1.6), True, "unclear"),
+        (1.4, (1.2, 1.5), True, "holds"),
+        (1.6, (1.51, 1.8), True, "does not hold"),
         (0.97, None, False, "holds"),
         (1.6, None, True, "does not hold"),
         (1.6, (1.4, 1.8), True, "unclear"),
         (0.97, None, True, "holds"),
     ],
 )
-def test_a_bar_holds_by_the_figure_and_is_unclear_where_the_interval_reaches_it(
+def test_a_bar_holds_with_its_whole_interval_and_is_unclear_where_that_is_on_both_sides(
     value, between, most, verdict
 ):
     bar = 0.97 if value < 1 else 1.5
@@ -67,3 +71,14 @@ def test_a_ratio_of_medians_does_not_mind_a_few_very_long_times():
     judged = of_medians("x", ours, floors, 2.5)
     assert judged.value == 2.0
     assert judged.interval == (2.0, 2.0)
+
+
+def test_a_slope_is_what_one_more_adds_whatever_was_there_and_whatever_came_once():
+    points = [(n, 800.0 + 20 * n) for n in range(10, 110, 10)]
+    assert slope(points) == 20
+    points[2] = (30, 9999.0)
+    judged = slope_of("one more", points, 21.0, "kB")
+    assert judged.value == pytest.approx(20, abs=0.5)
+    assert judged.interval[0] <= 20 <= judged.interval[1]
+    assert judged.figure.endswith("kB")
+    assert interval([(n, 5.0 * n) for n in range(1, 11)], slope) == (5, 5)

@@ -46,8 +46,8 @@ FAULTS = {
         "containers[0].readinessProbe.periodSeconds: '5s' is not of type 'integer', 'null'",
     ),
     "a kind the API has not": (
-        "base/registry.yaml", "kind: Deployment", "kind: Deploymnet",
-        "Kubernetes 1.30 has no Deploymnet in apps/v1",
+        "base/accounts.yaml", "kind: ServiceAccount", "kind: ServiceAcount",
+        "Kubernetes 1.30 has no ServiceAcount in v1",
     ),
     "a definition that is none": (
         "crds/network-services.yaml", "scope: Namespaced", "scoped: Namespaced",
@@ -90,6 +90,10 @@ FAULTS = {
         "base/nsmgr.yaml", "configMap: {name: excluded-prefixes}", "configMap: {name: prefixes}",
         "there is no ConfigMap nsm-system/prefixes",
     ),
+    "a critical priority without a quota": (
+        "base/quota.yaml", "values: [system-node-critical, ", "values: [",
+        "no ResourceQuota of nsm-system names its priority class, system-node-critical",
+    ),
     "a mount of no volume": (
         "base/registry.yaml", "{name: store, mountPath", "{name: stroe, mountPath",
         "container registry mounts stroe, which is no volume",
@@ -121,6 +125,14 @@ def test_each_fault_is_told(manifests: Path, file: str, right: str, wrong: str, 
     path.write_text(text.replace(right, wrong, 1))
     found = list(check.problems())
     assert any(told in line for line in found), "\n".join(found)
+
+
+def test_what_a_patch_calls_null_is_taken_away() -> None:
+    volumes = {"volumes": [{"name": "store", "hostPath": {"path": "/x"}}, {"name": "run"}]}
+    change = {"volumes": [{"name": "store", "hostPath": None, "emptyDir": {}}]}
+    assert check.merged(volumes, change) == {
+        "volumes": [{"name": "store", "emptyDir": {}}, {"name": "run"}]
+    }
 
 
 def test_a_patch_is_merged_as_kustomize_merges_it() -> None:

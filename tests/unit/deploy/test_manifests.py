@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -217,6 +218,32 @@ def test_probes_look_at_the_health_file_and_leave_it_time_to_be_written(one: Run
     assert probes
 
 
+def test_a_probe_has_time_for_a_command_where_all_processors_are_busy() -> None:
+    for one in EVERY:
+        for each in containers(pod) if (pod := pod_of(one)) else ():
+            for name in (key for key in each if key.endswith("Probe")):
+                probe = each[name]
+                assert probe["timeoutSeconds"] >= 5, f"{one['metadata']['name']}: {name}"
+                if name == "livenessProbe":  # several misses, none overlapping the next, end it
+                    assert probe["timeoutSeconds"] < probe["periodSeconds"]
+                    assert probe["failureThreshold"] >= 4
+
+
+def test_what_every_node_needs_is_not_evicted_for_an_ordinary_pod() -> None:
+    given = {
+        one["metadata"]["name"]: (one["kind"], pod["priorityClassName"])
+        for one in (*MADE["overlays/issuer"], *MADE["overlays/spire"])
+        if (pod := pod_of(one))
+    }
+    node = ("DaemonSet", "system-node-critical")
+    assert given == {
+        "nsmgr": node,
+        "forwarder": node,
+        "issuer": node,
+        "registry": ("Deployment", "system-cluster-critical"),
+    }
+
+
 def test_the_forwarder_alone_has_capabilities_and_those_it_asks_for() -> None:
     added = {
         (one["metadata"]["name"], each["name"]): each["securityContext"]["capabilities"]["add"]
@@ -244,7 +271,17 @@ def test_where_processes_of_wires_are_in_the_container_there_is_memory_for_them(
         return int(number[:-2])
 
     with_them = limit(MADE["overlays/spire with components/tun"])
-    assert with_them - limit(MADE["overlays/spire"]) >= 30 * 24  # busy wires, MiB of each
+    # as many as inotify's instances let start by default, MiB of each
+    assert with_them - limit(MADE["overlays/spire"]) >= 128 * 4
+
+
+def test_without_a_volume_the_registry_has_its_file_in_the_pod() -> None:
+    (one,) = (
+        one for one in runs(MADE["overlays/spire with components/no-volume"])
+        if one.program is Program.registry
+    )  # fmt: skip
+    volume = volume_of(one, mount_of(one, one.settings().store)["name"])
+    assert volume == {"name": "store", "emptyDir": {"sizeLimit": "1Gi"}}
 
 
 def test_every_container_has_as_little_as_it_can_do_with() -> None:
@@ -389,12 +426,32 @@ def test_the_page_applies_what_is_there() -> None:
     assert f"--tag {version} ." in PAGE
 
 
-def test_the_pages_line_makes_an_authority_that_the_issuer_takes(tmp_path: Path) -> None:
-    (line,) = re.findall(r"^    (python -P -c .*authority.*)$", PAGE, re.MULTILINE)
-    environ = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
-    subprocess.run(["sh", "-c", line], cwd=tmp_path, env=environ, check=True)
-    file = re.findall(r"--from-file=(\S+)", PAGE)[0]
+@pytest.mark.parametrize("component", check.COMPONENTS)
+def test_the_pages_overlay_of_ones_own_adds_a_component(component: str, tmp_path: Path) -> None:
+    after = PAGE.partition("`mine/kustomization.yaml`")[2]
+    shown = re.findall(r"((?:^ {6}\S.*\n)+)", after, re.MULTILINE)[0]
+    (tmp_path / "deploy").symlink_to(ROOT / "deploy")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    text = textwrap.dedent(shown).replace("components/tun", component)
+    (mine / "kustomization.yaml").write_text(text)
+    assert check.render(mine) == MADE[f"overlays/spire with {component}"]
+
+
+def test_the_pages_command_makes_an_authority_that_the_issuer_takes(tmp_path: Path) -> None:
+    (block,) = re.findall(r"^    (docker run .*?)\n\n", PAGE, re.MULTILINE | re.DOTALL)
+    words = shlex.split(block)
+    made, given = words[: words.index("|")], words[words.index("|") + 1 :]
+    (image,) = {each["image"] for one in EVERY if (pod := pod_of(one)) for each in containers(pod)}
+    assert made[:-1] == ["docker", "run", "--rm", "--entrypoint", "sh", image, "-ec"]
+    assert ("Secret", given[2], given[6]) in check.BY_HAND
+    file, source = given[7].removeprefix("--from-file=").split("=")
+    assert source == "/dev/stdin"
+    environ = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "TMPDIR": str(tmp_path)}
+    pem = subprocess.run(["sh", "-ec", made[-1]], env=environ, check=True, capture_output=True)
     settings = BY_PROGRAM[Program.issuer].settings()
-    assert (tmp_path / file).stat().st_mode & 0o777 == 0o600
-    found = open_authority((tmp_path / file).parent, settings.trust_domain)
-    assert found.trust_domain == settings.trust_domain
+    state = tmp_path / "issuer"
+    state.mkdir(mode=0o700)
+    (state / file).touch(mode=0o600)
+    (state / file).write_bytes(pem.stdout)
+    assert open_authority(state, settings.trust_domain).bundle_pem() in pem.stdout

@@ -8,9 +8,11 @@ from forwarder.recovery import Recovery
 from nsm.kernel.ensure import Place
 from nsm.kernel.messages import Device
 from nsm.kernel.owner import Mark
-from nsm.kernel.state import OWN
+from nsm.kernel.state import OWN, Namespace
 from nsm.kernel.sweep import Found
 
+NODE = 3  # the number the node's namespace has for itself
+APP = Namespace(77, 5)
 DEVICE = Device(7, "nsm-1", "", 1450, True, 0, "", "vxlan", 0, None)
 
 
@@ -21,13 +23,28 @@ class Kernel:
     async def find(self):
         return self.found
 
+    async def own_number(self):
+        return NODE
+
     async def remove_found(self, found):
         assert not found
 
 
-def one(nsid, kind, *, hop=False, vni=0):
-    device = replace(DEVICE, kind=kind, vni=vni, port=4789 if vni else 0)
+def one(nsid, kind, *, hop=False, vni=0, far=None):
+    device = replace(DEVICE, kind=kind, vni=vni, port=4789 if vni else 0, far=far)
     return Found(Place(nsid, 7), Mark("id-1", "src", hop=hop), device)
+
+
+OURS = one(5, "vxlan", vni=42, far=NODE)
+APART = one(OWN, "vxlan", hop=True, vni=42)
+FORGED = {
+    "no tunnel": one(5, "bridge"),
+    "stands in the workload": one(5, "vxlan", vni=666),
+    "stands elsewhere": one(5, "vxlan", vni=666, far=NODE + 1),
+    "of a namespace that ends": one(5, "vxlan", vni=666, far=OWN),
+    "says it is the tunnel itself": one(5, "vxlan", hop=True, vni=666),
+    "in another workload": one(6, "vxlan", vni=666, far=NODE),
+}
 
 
 async def known(*found):
@@ -36,30 +53,49 @@ async def known(*found):
     return recovery
 
 
-@pytest.mark.parametrize("forged", [one(5, "vxlan", vni=666), one(5, "vxlan", hop=True, vni=666)])
-async def test_an_identifier_is_not_taken_from_a_workload_that_is_to_have_none(forged):
+@pytest.mark.parametrize("forged", FORGED.values(), ids=FORGED)
+@pytest.mark.parametrize("hop", [False, True])
+async def test_what_a_workload_can_have_made_itself_says_nothing(forged, hop):
     there = await known(forged)
-    assert there.vxlan("id-1", hop=True) == (0, 0)
-    both = await known(forged, one(OWN, "vxlan", hop=True, vni=42))
-    assert both.vxlan("id-1", hop=True) == (42, 4789)
+    assert there.hop("id-1", APP, encrypted=False) is None
+    assert there.vxlan("id-1", APP, hop=hop) == (0, 0)
+    both = await known(forged, APART)
+    assert both.hop("id-1", APP, encrypted=False) is True
+    assert both.vxlan("id-1", APP, hop=hop) == (42, 4789)
 
 
 async def test_a_tunnel_that_stands_in_its_workload_keeps_its_identifier():
-    recovery = await known(one(5, "vxlan", vni=42))
-    assert recovery.vxlan("id-1", hop=False) == (42, 4789)
+    recovery = await known(OURS)
+    assert recovery.hop("id-1", APP, encrypted=False) is False
+    assert recovery.vxlan("id-1", APP, hop=False) == (42, 4789)
+    assert recovery.vxlan("id-1", APP, hop=True) == (0, 0)
     recovery.settled("id-1")
-    assert recovery.vxlan("id-1", hop=False) == (0, 0)
+    assert recovery.vxlan("id-1", APP, hop=False) == (0, 0)
 
 
-async def test_where_a_tunnel_stands_is_told_only_where_nobody_else_can_have_made_it_so():
-    nothing = await known()
-    assert nothing.hop("id-1", encrypted=False) is nothing.hop("id-1", encrypted=True) is None
-    frames = await known(one(5, "vxlan", vni=42))
-    assert frames.hop("id-1", encrypted=False) is False
+async def test_one_in_the_nodes_own_namespace_stands_where_it_is():
+    recovery = await known(one(OWN, "vxlan", vni=42))
+    here = Namespace(1, OWN)
+    assert recovery.hop("id-1", here, encrypted=False) is False
+    assert recovery.vxlan("id-1", here, hop=False) == (42, 4789)
+
+
+async def test_before_a_node_has_a_number_nothing_stands_on_it():
+    class Unnumbered(Kernel):
+        async def own_number(self):
+            return OWN
+
+    recovery = Recovery(Unnumbered(FORGED["of a namespace that ends"]))
+    await recovery.look()
+    assert recovery.hop("id-1", APP, encrypted=False) is None
+
+
+async def test_where_an_encrypted_tunnel_stands_is_told_only_of_one_on_the_node():
+    assert (await known()).hop("id-1", APP, encrypted=True) is None
     for kind in ("tun", "wireguard", "vxlan"):
-        there = await known(one(5, kind))
-        assert there.hop("id-1", encrypted=True) is None
+        there = await known(one(5, kind, far=NODE))
+        assert there.hop("id-1", APP, encrypted=True) is None
     apart = await known(one(5, "veth"), one(OWN, "wireguard", hop=True))
-    assert apart.hop("id-1", encrypted=True) is True
+    assert apart.hop("id-1", APP, encrypted=True) is True
     shown = await known(one(5, "wireguard", hop=True))  # a workload says so of its own
-    assert shown.hop("id-1", encrypted=True) is None
+    assert shown.hop("id-1", APP, encrypted=True) is None

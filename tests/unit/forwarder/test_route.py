@@ -31,7 +31,18 @@ from nsm.kernel.node import Way
 from nsm.kernel.owner import Mark
 from nsm.kernel.state import Namespace, RemoteWire
 from nsm.kernel.tunnels import Engine, StandingWireguard
-from nsm.model import SECOND, Connection, Endpoint, Mechanism, Path, Request, Segment
+from nsm.model import (
+    SECOND,
+    Connection,
+    Context,
+    Endpoint,
+    IPContext,
+    Mechanism,
+    Path,
+    Request,
+    Route,
+    Segment,
+)
 from nsm.rpc.calls import Answer
 from tests.support.callers import Mesh
 from tests.support.wait import until
@@ -120,6 +131,9 @@ class Kernel:
 
     async def remove_found(self, found):
         assert not found
+
+    async def own_number(self):
+        return 3
 
     async def find(self):
         found = [SimpleNamespace(mark=Mark(one, "src")) for one in self.wires]
@@ -331,6 +345,25 @@ async def test_ip_packets_go_between_nodes_by_wireguard_and_frames_by_vxlan(east
         await east.request(other)
     assert east.mesh.asked[1][0].type == "VXLAN"
     assert len(east.kernel.tunnels) == 1
+
+
+async def test_of_a_wire_is_remembered_where_it_is_and_not_what_it_is_configured_with(east, lives):
+    ip = IPContext(("10.1.0.1/32",), ("10.1.0.2/32",), src_routes=(Route("10.1.0.2/32"),))
+    asked = replace(ASKED, context=Context(ip))
+    await east.request(asked)
+    near = lives()
+    near.mesh.listed = {"e-a": "unix:/a"}
+    await near.request(replace(asked, id="c1", path=Path((Segment("nsc", "c1"),))))
+    wanted = only(east.kernel.tunnels)
+    assert wanted.end.addresses
+    assert wanted.end.routes
+    bare = replace(wanted.end, addresses=(), routes=(), neighbours=(), policies=())
+    (held,) = east.hop.connections.established()
+    assert held.memory.wire == replace(wanted, end=bare)
+    (held,) = near.hop.connections.established()
+    for _, side in held.memory.wire.sides:
+        assert side.name in ("nsm-1", "n1")
+        assert (side.addresses, side.routes, side.neighbours, side.policies) == ((),) * 4
 
 
 async def test_what_is_neither_frames_nor_packets_goes_nowhere_else(east):

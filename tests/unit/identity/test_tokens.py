@@ -116,6 +116,20 @@ def test_a_verified_token_is_remembered_for_its_own_leaf_only(
     assert not signed_by(made, renewed.leaf)
 
 
+def test_of_verified_tokens_only_the_latest_are_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = issue(A, B.id, MINUTES, peer_not_after=None, now=NOW).text
+    assert signed_by(first, A.leaf)
+    for n in range(128):
+        assert signed_by(issue(A, B.id, MINUTES + n, peer_not_after=None, now=NOW).text, A.leaf)
+    again: list[str] = []
+    parts = tokens._parts
+    monkeypatch.setattr(tokens, "_parts", lambda text: again.append(text) or parts(text))
+    assert signed_by(first, A.leaf)
+    assert again == [first]
+
+
 def test_no_other_algorithm_is_taken() -> None:
     public = A.leaf.public_key()
     good = jwt.encode(GOOD, A.key, "ES256").split(".")

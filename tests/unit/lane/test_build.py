@@ -132,9 +132,27 @@ def test_packages_are_named_before_they_are_installed(machine: Machine) -> None:
         ({"apt-cache": "", "id": "echo 1000"}, "sudo apt-get update"),
         ({"apt-cache": ""}, f"knows no package {SOURCE}, which Debian 12 has"),
         ({"apt-cache": "", "apt-get": "echo no route; exit 100"}, "(offline?): no route"),
-        ({"apt-get": "echo no route; exit 100"}, f"download {SOURCE} failed (offline?): no route"),
+        ({"apt-get": "echo no route; exit 100"}, "update failed (offline?): no route"),
+        (
+            {"apt-get": 'case "$*" in *update*) ;; *) echo no route; exit 100 ;; esac'},
+            f"download {SOURCE} failed: no route",
+        ),
+        (
+            {"apt-cache": 'case "$*" in *flex*) echo Package ;; esac', "flex": None},
+            f"knows no package {SOURCE}",
+        ),
     ],
-    ids=["no root", "no apt", "no room", "no list", "no source", "offline", "no server"],
+    ids=[
+        "no root",
+        "no apt",
+        "no room",
+        "no list",
+        "no source",
+        "offline",
+        "no server",
+        "gone from the server",
+        "one is known",
+    ],
 )
 def test_a_machine_that_cannot_is_told_why(
     machine: Machine, stand_ins: dict[str, str | None], words: str
@@ -148,6 +166,38 @@ def test_a_machine_that_cannot_is_told_why(
     assert status == 3, said
     assert words in said.splitlines()[-1]
     assert machine.made() == {}
+
+
+def test_lists_that_are_old_are_fetched_anew(machine: Machine) -> None:
+    """The package they name has been replaced on the server."""
+    machine.has(
+        "apt-get",
+        """
+        echo "$@" >>"$here/apt.log"
+        case "$*" in
+          *update*) touch "$here/fresh" ;;
+          *) [ -e "$here/fresh" ] || exit 100; touch linux-source-6.1_9.9-1_all.deb ;;
+        esac
+        """,
+    )
+    status, said = machine.build()
+    assert (status, machine.made()) == (0, WHOLE), said
+
+
+def test_who_loses_apts_lock_to_another_tries_again(machine: Machine) -> None:
+    """Also when the other one is gone by the time it looks who that was."""
+    machine.has(
+        "apt-get",
+        """
+        [ -e "$here/asked" ] || { touch "$here/asked"
+          echo 'E: Could not get lock /var/lib/dpkg/lock-frontend. It is held by 7' >&2; exit 100; }
+        case "$*" in *update*) exit 100 ;; esac
+        touch linux-source-6.1_9.9-1_all.deb
+        """,
+    )
+    machine.has("sleep", "")
+    status, said = machine.build()
+    assert (status, machine.made()) == (0, WHOLE), said
 
 
 def test_what_does_not_compile_leaves_its_words_and_nothing_else(machine: Machine) -> None:

@@ -23,6 +23,8 @@ VETH, VXLAN = Ours("nsm-1", "veth"), Ours("nsm0123456789ab", "vxlan")
         ("Type=ether\nKind=!veth vxlan", False),
         ("MACAddress=02:00:00:00:00:01", False),
         ("Driver=virtio_net\nName=*", False),
+        ("Driver=veth vxlan", True),
+        ("Driver=!veth", False),
         ("Host=somebody\nName=*", True),
         ("Host=somebody", False),  # then it says nothing of devices, and is not used
         ("Name=", False),
@@ -50,3 +52,25 @@ def test_a_match_of_systemd(tmp_path, match, taken):
 )
 def test_a_list_of_networkmanager(said, leaves):
     assert all(managers._matches(ours, said) for ours in (VETH, VXLAN)) is leaves
+
+
+def test_what_wireguard_go_makes_is_ours_too(tmp_path):
+    file = tmp_path / "x.network"
+    file.write_text("[Match]\nType=none\n")
+    section = managers._read(str(file))["Match"]
+    chosen = [ours for ours in managers.OURS if managers._is_matched(ours, section, "Name")]
+    assert [ours.kind for ours in chosen] == ["tun"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "managed"),
+    [
+        ({"device-x": [("match-device", "interface-name:nsm*"), ("managed", "0")]}, False),
+        ({"device-x": [("managed", "false")]}, False),
+        ({"device-x": [("match-device", "interface-name:eth*"), ("managed", "0")]}, True),
+        ({"device": [("match-device", "*"), ("wifi.backend", "iwd")]}, True),
+        ({}, True),
+    ],
+)
+def test_a_device_section_of_networkmanager(sections, managed):
+    assert managers._is_managed(VETH, [{}, sections, {}]) is managed

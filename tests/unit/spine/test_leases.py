@@ -1,4 +1,5 @@
 import time
+from contextvars import ContextVar
 
 import pytest
 
@@ -6,6 +7,8 @@ from nsm.errors import InvalidError
 from nsm.leases import Leases, until_when
 from nsm.model import SECOND, Connection, Path, Segment
 from tests.support.wait import until
+
+ASKED_BY = ContextVar("asked_by", default="nobody")
 
 
 def conn(*left: int | None) -> Connection:
@@ -49,6 +52,14 @@ async def test_a_lease_nobody_renews_is_reported_once():
     leases = Leases(expired.append)
     leases.renew(conn(time.time_ns() + SECOND // 20), 0.0)
     await until(lambda: expired == ["c"] and len(leases) == 0, "a lease to end", bar=0.1)
+
+
+async def test_a_lease_keeps_nothing_of_the_request_it_came_with():
+    ended = []
+    leases = Leases(lambda _: ended.append(ASKED_BY.get()))
+    ASKED_BY.set("a request")
+    leases.renew(conn(time.time_ns() + SECOND // 50), 0.0)
+    await until(lambda: ended == ["nobody"], "a lease to end", bar=0.1)
 
 
 async def test_a_renewed_lease_is_the_later_one_and_a_released_one_is_none():

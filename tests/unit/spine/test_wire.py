@@ -1,5 +1,7 @@
 """Every field of every message that has a value survives decoding and encoding."""
 
+import gc
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -116,6 +118,49 @@ def of_ip(context):
 def test_a_state_of_a_newer_protocol_passes_through():
     message = connection_pb2.Connection(state=99)
     assert wire.to_pb(wire.from_pb(message)).state == 99
+
+
+def as_it_comes(n):
+    """A connection over one node as its client has it, with all a hop says of itself, as bytes."""
+    message = connection_pb2.Connection(
+        id=f"c-{n}",
+        network_service="icmp-responder",
+        network_service_endpoint_name="icmp-responder-7c9b8f5d4-abcde",
+        payload="ETHERNET",
+        labels={"nodeName": "node-1"},
+    )
+    message.mechanism.cls, message.mechanism.type = "LOCAL", "KERNEL"
+    for hop in ("nsc", "nsmgr-node-1", "forwarder-node-1", "icmp-responder-7c9b8f5d4-abcde"):
+        metrics = {f"{word}_ms": f"{n}.25" for word in ("took", "find", "kernel", "policy")}
+        message.path.path_segments.add(name=hop, id=f"{hop}/{n}", metrics=metrics)
+    message.context.ip_context.excluded_prefixes.extend(f"172.16.1.{i}/32" for i in range(20))
+    return message.SerializeToString()
+
+
+def test_what_is_said_with_the_words_of_before_costs_no_other_words():
+    came = [as_it_comes(n) for n in range(201)]
+    held = [wire.connection(connection_pb2.Connection.FromString(came.pop()))]
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for one in came:
+            held.append(wire.connection(connection_pb2.Connection.FromString(one)))
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(held) == 201
+    assert kept / 200 < 4_500
+
+
+def test_words_of_no_end_are_not_kept_without_end():
+    few, long = connection_pb2.Mechanism(), connection_pb2.Mechanism(type="x" * 4096)
+    for n in range(5000):
+        few.type = f"type {n}"
+        wire.mechanism(few)
+    assert wire.mechanism(long) == wire.Mechanism(type="x" * 4096)
+    assert len(wire._known) <= 2048
+    assert max(map(len, wire._known)) <= 100
 
 
 def graft(message):

@@ -1,0 +1,1 @@
+../nsmctl/origin.py
