@@ -2,11 +2,13 @@
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.labs.test_labs import names, nsmctl, up
+from labs import lab as labfile
+from tests.e2e.labs.test_labs import COMMAND, names, nsmctl, up
 from tests.support.wait import write
 
 PROXIES = ("nsmgr-proxy", "registry-proxy")
@@ -48,6 +50,22 @@ def test_the_lab_of_several_clusters_holds_all_its_checks_and_leaves_nothing():
         assert ("proxy" in wire["stages"]) == ("@" in wire["service"]), wire
 
 
+def test_clusters_that_have_ipv6_only_reach_each_other_as_well(tmp_path: Path):
+    text = labfile.find("interdomain").read_text()
+    for old, new in (
+        ("{ipv4: 198.18.0.0/24}", '{ipv6: "fd00:18::/64"}'), ("mtu: 1446", "mtu: 1426"),
+        ("mtu: 1440", "mtu: 1420"),
+    ):  # fmt: skip
+        assert old in text
+        text = text.replace(old, new)
+    file = tmp_path / "six.yaml"
+    file.write_text(text)
+    told = asked("lab", "run", str(file), "--name", names("six"))
+    assert [check["name"] for check in told["checks"] if not check["holds"]] == []
+    assert told["left"] == []
+    assert [len(wire["hops"]) for wire in told["wires"]] == [8, 8, 4, 8]
+
+
 @pytest.fixture(scope="module")
 def lab():
     with up("interdomain") as name:
@@ -86,6 +104,14 @@ def test_the_hops_of_a_wire_are_those_of_both_clusters(lab: str):
     assert [hop["name"] for hop in path] == [*FORTH, "safe"]
     domains = [hop["spiffe_id"].split("/")[2] for hop in path]
     assert domains == ["east.test"] * 4 + ["west.test"] * 4
+
+
+def test_whoever_operates_a_node_sees_what_passes_its_door(lab: str):
+    for node, address in (("east-1", "198.18.0.1"), ("west-1", "198.18.0.2")):
+        words = ("connections", "--manager", f"tcp://{address}:5004", "--json")
+        done = nsmctl("lab", "exec", node, "--lab", lab, "--", *COMMAND, *words)
+        assert done.returncode == 0, done.stderr
+        assert [wire["id"] for wire in json.loads(done.stdout)] == ["app-e-0", "app-e-1", "app-w-1"]
 
 
 def test_a_program_of_one_cluster_gets_a_wire_to_another_by_hand(lab: str):
