@@ -37,6 +37,7 @@ class RouterAddresses:
         self._families = tuple(families)
         self._lent: dict[int, _Lent] = {}
         self._domain: tuple[Network, ...] = ()
+        self._former: set[Network] = set()  # what was the domain's: members may still say it
         self._held: dict[str, dict[int, Address]] = {}
         self._reserved: dict[int, set[int]] = {4: set(), 6: set()}
 
@@ -49,11 +50,13 @@ class RouterAddresses:
         had of another prefix they lose with their next request.
         """
         network = ipaddress.ip_network(prefix)
+        before = self.domain
         told = tuple(map(ipaddress.ip_network, domain))
         families = {one.version for one in told}  # of another plan are the others
         self._domain = (*(one for one in self._domain if one.version not in families), *told)
         known = self._lent.get(network.version)
         if known and known.network == network:
+            self._former |= set(before) - set(self.domain)
             return False
         free = Free(int(network.network_address), int(network.broadcast_address))
         free.take(int(network.network_address))
@@ -63,6 +66,7 @@ class RouterAddresses:
         self._lent[network.version] = _Lent(network, free)
         for mine in self._held.values():
             mine.pop(network.version, None)
+        self._former |= set(before) - set(self.domain)
         return True
 
     def without(self, family: int) -> None:
@@ -92,6 +96,11 @@ class RouterAddresses:
             *self._domain,
             *(_half(one).network for one in self._in_order() if one.network.version not in told),
         )
+
+    @property
+    def known(self) -> tuple[Network, ...]:
+        """Every prefix of the domain, and what was one before."""
+        return (*self.domain, *self._former)
 
     def reserve(self, addresses: Iterable[str]) -> int:
         """Give these only to members that carry them, until `unreserve`; how many there are.
@@ -270,7 +279,7 @@ class RouterAddresses:
         if not _readable(text):
             return False
         one = ipaddress.ip_interface(text).network
-        return any(one.version == two.version and one.overlaps(two) for two in self.domain)
+        return any(one.version == two.version and one.overlaps(two) for two in self.known)
 
     def _in_order(self) -> list[_Lent]:
         return [self._lent[one] for one in self._families if one in self._lent]

@@ -71,7 +71,7 @@ class Router:
             own, domain = self.addresses.own, self.addresses.domain
             try:
                 await asyncio.to_thread(self._routing.admit, domain)
-                await asyncio.to_thread(self._routing.own, own, domain)
+                await asyncio.to_thread(self._routing.own, own, self.addresses.known)
             except NsmError as error:
                 log.warning("the domain's packets are not passed on", why=str(error))
                 await asyncio.sleep(AGAIN)

@@ -64,7 +64,11 @@ async def test_a_member_cannot_speak_for_another(spaces) -> None:
     assert await a.pings("172.16.1.3", "-I", A[0])
     assert received(b) == before + 1
     # nor to the router itself
-    assert not await a.pings("172.16.1.0", "-I", "172.16.7.7", "-W1")
+    before = received(router)
+    assert not await a.pings("172.16.1.0", "-I", B[0], "-W1")
+    assert received(router) == before
+    assert await a.pings("172.16.1.0", "-I", A[0])
+    assert received(router) == before + 1
 
 
 async def test_nothing_leaves_the_domain(spaces) -> None:

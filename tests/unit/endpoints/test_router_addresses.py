@@ -56,6 +56,25 @@ def test_the_domain_is_what_the_address_plan_says_where_it_says(router: RouterAd
     ]  # fmt: skip
 
 
+def test_nothing_stays_of_a_domain_that_has_moved(router: RouterAddresses) -> None:
+    """Neither told ones nor those that upstream's rule makes."""
+    router.lend("172.16.1.0/24", ["172.16.0.0/20"])
+    before = router.assign("a-0", NOTHING)
+    router.lend("10.7.3.0/24", ["10.7.0.0/16"])
+    after = router.assign("a-0", before)
+    assert after == IPContext(
+        src_ip_addrs=("10.7.3.1/32",),
+        dst_ip_addrs=("10.7.3.0/32",),
+        src_routes=(
+            Route("10.7.3.0/32", "10.7.3.0"),
+            Route("10.7.3.0/24", "10.7.3.0"),
+            Route("10.7.0.0/16", "10.7.3.0"),
+        ),
+        dst_routes=(Route("10.7.3.1/32"),),
+    )
+    assert router.ask(before).src_ip_addrs == ("10.7.3.0/32",)
+
+
 def test_two_routers_tell_each_other_the_way_to_what_is_behind_them(
     router: RouterAddresses,
 ) -> None:
