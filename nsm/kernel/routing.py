@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_interface
 from typing import TypeVar
 
-from nsm.errors import UnsupportedError
+from nsm.errors import PreconditionError, UnsupportedError
 from nsm.kernel import messages, netlink, nftables
-from nsm.kernel.namespaces import Home
+from nsm.kernel.namespaces import Home, cookie_here
 from nsm.kernel.netlink import Refusal, Socket
 from nsm.kernel.nftables import DROP, FORWARD, INPUT
 from nsm.kernel.state import OWN, Address, Namespace
@@ -22,6 +22,7 @@ from nsm.kernel.state import OWN, Address, Namespace
 TABLE = "vwire"
 _PASSED, _ONWARD, _ARRIVED = "passed", "onward", "arrived"
 _LOOPBACK = "lo"
+_MACHINE = 1  # the cookie of the namespace a kernel begins with
 _SETTINGS = (
     # before forwarding is on: nobody is told of a way past us, nor tells us
     *((f"net/ipv4/conf/{who}/send_redirects", "0") for who in ("all", "default")),
@@ -43,7 +44,7 @@ class Routing:
     def prepare(self) -> None:
         """Pass packets on from now on: none, unless an earlier life has said which.
 
-        Raises NotFoundError, RightsError, UnsupportedError.
+        Raises NotFoundError, PreconditionError, RightsError, UnsupportedError.
         """
         self.inside(self._prepare)
 
@@ -68,6 +69,12 @@ class Routing:
                 os.close(fd)
 
     def _prepare(self) -> None:
+        if cookie_here() == _MACHINE:
+            raise PreconditionError(
+                f"{self.path} is this machine's own network namespace, whose other packets a"
+                " router would no longer pass on",
+                hint="make it one of its own, `ip netns add NAME`, and give /run/netns/NAME",
+            )
         self._filter((), replace=False)
         for key, value in _SETTINGS:
             self._set(key, value)

@@ -6,7 +6,8 @@ from ipaddress import ip_network
 
 import pytest
 
-from nsm.errors import NotFoundError
+from nsm.errors import NotFoundError, PreconditionError
+from nsm.kernel import routing
 from nsm.kernel.routing import Routing
 from tests.support.spaces import Space, space
 
@@ -38,11 +39,11 @@ def spaces() -> Iterator[tuple[Space, Space, Space]]:
 
 async def test_members_reach_each_other_and_the_router_in_both_families(spaces) -> None:
     router, a, b = spaces
-    routing = Routing(router.path)
-    routing.prepare()
+    made = Routing(router.path)
+    made.prepare()
     assert not await a.pings(B[0], "-W1")  # of no domain yet
-    routing.admit(DOMAIN)
-    routing.own(OWN, DOMAIN)
+    made.admit(DOMAIN)
+    made.own(OWN, DOMAIN)
     for source, target in ((a, B), (b, A)):
         for address in (*target, "172.16.1.0", "2001:db8:10::1:0"):
             assert await source.pings(address), address
@@ -50,9 +51,9 @@ async def test_members_reach_each_other_and_the_router_in_both_families(spaces) 
 
 async def test_a_member_cannot_speak_for_another(spaces) -> None:
     router, a, b = spaces
-    routing = Routing(router.path)
-    routing.prepare()
-    routing.admit(DOMAIN)
+    made = Routing(router.path)
+    made.prepare()
+    made.admit(DOMAIN)
     for stolen, long in ((B[0], 32), ("2001:db8:10::1:2", 128), ("172.16.7.7", 32)):
         a.do("addr", "add", f"{stolen}/{long}", "dev", "w0", "nodad")
     b.do("addr", "add", "172.16.1.3/32", "dev", "w0")
@@ -74,9 +75,9 @@ async def test_a_member_cannot_speak_for_another(spaces) -> None:
 async def test_nothing_leaves_the_domain(spaces) -> None:
     """Not to what the namespace is joined to besides, and not from there."""
     router, a, b = spaces
-    routing = Routing(router.path)
-    routing.prepare()
-    routing.admit(DOMAIN)
+    made = Routing(router.path)
+    made.prepare()
+    made.admit(DOMAIN)
     b.do("addr", "add", f"{OUTSIDE}/32", "dev", "w0")
     router.do("route", "add", f"{OUTSIDE}/32", "dev", "wb")
     assert await b.pings("172.16.1.0", "-I", B[0])
@@ -105,6 +106,16 @@ async def test_what_is_set_up_stands_and_is_found_again(spaces) -> None:
 def test_a_namespace_that_is_not_there_is_named() -> None:
     with pytest.raises(NotFoundError, match="/run/netns/vw-nowhere"):
         Routing("/run/netns/vw-nowhere").prepare()
+
+
+def test_a_machines_own_namespace_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its other packets would not pass any more: containers', guests'."""
+    with space() as own:
+        monkeypatch.setattr(routing, "cookie_here", lambda: 1)
+        with pytest.raises(PreconditionError, match="this machine's own network namespace"):
+            Routing(own.path).prepare()
+        assert own.run("nft", "list", "ruleset").stdout == ""
+        assert own.run("sysctl", "-n", "net.ipv6.conf.all.forwarding").stdout == "0\n"
 
 
 def received(member: Space) -> int:
