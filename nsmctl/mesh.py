@@ -2,16 +2,29 @@
 
 import asyncio
 import contextlib
-import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from nsm.errors import DeadlineError, InvalidError, NotFoundError, NsmError
+from nsm.errors import InvalidError, NotFoundError, NsmError
 from nsm.model import SECOND, Connection, Endpoint, Selector, Service
-from nsmctl import completion, show
+from nsmctl import show
+from nsmctl.asking import (
+    AGENT,
+    MANAGER,
+    PATIENCE,
+    Identity,
+    Json,
+    Lab,
+    Manager,
+    Node,
+    asked,
+    interruptible,
+    left,
+    seat,
+)
 
 if TYPE_CHECKING:
     from labs.seats import Seat
@@ -19,36 +32,8 @@ if TYPE_CHECKING:
     from nsm.rpc.peers import Peers
 
 T = TypeVar("T")
-MANAGER = "unix:///var/lib/networkservicemesh/nsm.io.sock"
-AGENT = "unix:///run/spire/sockets/agent.sock"  # as for every process
-INTERRUPTED = 130  # exit code
-PATIENCE = 5.0  # seconds for an identity, and for one answer
 LIFETIME = 600 * SECOND  # of tokens
 OBSERVED_ONLY = "(a caller sees its own wires; NSM_OBSERVERS of the manager lets it see all)"
-
-Lab = Annotated[str, typer.Option("--lab", help="Ask in this lab.", autocompletion=completion.up)]
-Node = Annotated[
-    str,
-    typer.Option(
-        "-n",
-        "--node",
-        help="From there in the lab: a node, endpoint or client.",
-        autocompletion=completion.places,
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
-Manager = Annotated[
-    str,
-    typer.Option("--manager", envvar="NSM_CONNECT_TO", help="The node's manager, without --lab."),
-]
-Identity = Annotated[
-    str,
-    typer.Option(
-        "--identity",
-        envvar="SPIFFE_ENDPOINT_SOCKET",
-        help="Whoever gives identities, without --lab.",
-    ),
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -82,34 +67,8 @@ def connect(
     from nsm import nsurl as grammar
 
     grammar.parse(nsurl)
-    seat = _seat(lab, node, manager, identity)
-    show.finish(asyncio.run(_interruptible(_hold(seat, nsurl, command or [], json_=json_))))
-
-
-async def _interruptible(work: Coroutine[Any, Any, int]) -> int:
-    """The exit code of work; a first Ctrl-C, SIGTERM or hang-up cancels it, once.
-
-    A wire is then closed in its own time, whatever is pressed meanwhile.
-    """
-    task = asyncio.current_task()
-    assert task is not None
-    heard = False
-
-    def stop() -> None:
-        nonlocal heard
-        if not heard:
-            heard = True
-            task.cancel()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, stop)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if heard:
-            return INTERRUPTED
-        raise
+    at = seat(lab, node, manager, identity)
+    show.finish(asyncio.run(interruptible(_hold(at, nsurl, command or [], json_=json_))))
 
 
 async def _hold(seat: "Seat", nsurl: str, command: Sequence[str], *, json_: bool) -> int:
@@ -185,7 +144,7 @@ def services(
 
         return await RegistryClient(peers, seat.manager).find_services(Service())
 
-    found = sorted(_asked(ask, lab, node, manager, identity), key=lambda s: s.name)
+    found = sorted(asked(ask, lab, node, manager, identity), key=lambda s: s.name)
     if json_:
         show.as_json([{"name": s.name, "payload": s.payload, "matches": s.matches} for s in found])
         return
@@ -207,7 +166,7 @@ def endpoints(
 
         return await RegistryClient(peers, seat.manager).find_endpoints(Endpoint())
 
-    found = sorted(_asked(ask, lab, node, manager, identity), key=lambda e: e.name)
+    found = sorted(asked(ask, lab, node, manager, identity), key=lambda e: e.name)
     if json_:
         show.as_json(
             [
@@ -222,7 +181,7 @@ def endpoints(
             ]
         )
         return
-    rows = [(e.name, ", ".join(e.services), e.url, _left(e.expires)) for e in found]
+    rows = [(e.name, ", ".join(e.services), e.url, left(e.expires)) for e in found]
     show.table("", ("endpoint", "services", "url", "expires in"), rows)
 
 
@@ -245,8 +204,7 @@ def connections(
         show.line(f"no wires {OBSERVED_ONLY}")
         return
     rows = [
-        (_first_id(c), c.service, c.endpoint, _ends(c), _state(c), _left(_expires(c)))
-        for c in found
+        (_first_id(c), c.service, c.endpoint, _ends(c), _state(c), left(_expires(c))) for c in found
     ]
     show.table("", ("wire", "service", "endpoint", "from", "state", "expires in"), rows)
 
@@ -281,7 +239,7 @@ def path(
         show.as_json({**_facts(conn), "path": hops})
         return
     rows = [
-        (hop["hop"], hop["name"], hop["spiffe_id"], hop["id"], _left(conn.segments[i].expires))
+        (hop["hop"], hop["name"], hop["spiffe_id"], hop["id"], left(conn.segments[i].expires))
         for i, hop in enumerate(hops)
     ]
     show.table("", (">hop", "name", "identity", "id", "expires in"), rows)
@@ -297,7 +255,7 @@ def _connections(lab: str, node: str, manager: str, identity: str) -> list[Conne
                 return list(event.connections.values())
         return []
 
-    return sorted(_asked(ask, lab, node, manager, identity), key=_first_id)
+    return sorted(asked(ask, lab, node, manager, identity), key=_first_id)
 
 
 def _first_id(conn: Connection) -> str:
@@ -341,64 +299,3 @@ def _speaker(token: str) -> str:
         return claims(token).sub
     except NsmError:
         return ""
-
-
-def _left(expires: int | None) -> str:
-    from labs.units import since
-
-    if expires is None:
-        return ""
-    seconds = expires / SECOND - time.time()
-    return since(seconds) if seconds > 0 else "over"
-
-
-# --- asking ----------------------------------------------------------------------------------
-
-
-def _asked(
-    ask: "Callable[[Seat, Peers], Awaitable[list[T]]]",
-    lab: str,
-    node: str,
-    manager: str,
-    identity: str,
-) -> list[T]:
-    seat = _seat(lab, node, manager, identity)
-
-    async def within() -> list[T]:
-        async with _peers(seat) as peers:
-            try:
-                async with asyncio.timeout(PATIENCE):
-                    return await ask(seat, peers)
-            except TimeoutError:
-                raise DeadlineError(
-                    f"{seat.manager} did not answer within {PATIENCE:.0f} s"
-                ) from None
-
-    return asyncio.run(within())
-
-
-@contextlib.asynccontextmanager
-async def _peers(seat: "Seat") -> "AsyncIterator[Peers]":
-    from nsm.identity.workload import workload_source
-    from nsm.rpc.peers import Peers
-
-    async with (
-        workload_source(seat.identity, patience=PATIENCE) as source,
-        Peers(source, dial_timeout=PATIENCE) as peers,
-    ):
-        yield peers
-
-
-def _seat(lab: str, node: str, manager: str, identity: str) -> "Seat":
-    from labs import engine, seats
-
-    if not lab and not node:
-        return seats.Seat("nsmctl", manager, identity)
-    show.need_root()
-    if not lab:
-        raise InvalidError("-n means a place in a lab", hint="add --lab NAME")
-    there, paths = engine.running(lab)
-    nodes = [name for name, found in there.nodes.items() if found.kind == "node"]
-    if not node and len(nodes) > 1:
-        raise InvalidError(f"lab {lab} has several nodes", hint=f"add -n {'|'.join(nodes)}")
-    return seats.take(there, paths, node or nodes[0])

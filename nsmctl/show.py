@@ -88,7 +88,13 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 def refusal(failure: NsmError) -> dict[str, str]:
     """An error for a script."""
-    return {"error": failure.message, "hint": failure.hint, "code": failure.code.name}
+    notes = {"notes": "; ".join(noted)} if (noted := _notes(failure)) else {}
+    return {"error": failure.message, "hint": failure.hint, "code": failure.code.name, **notes}
+
+
+def _notes(failure: NsmError) -> list[str]:
+    """What could not be taken back."""
+    return list(getattr(failure, "__notes__", ()))
 
 
 def error(failure: NsmError, *, json_wanted: bool) -> None:
@@ -98,6 +104,8 @@ def error(failure: NsmError, *, json_wanted: bool) -> None:
         return
     out = console(stderr=True)
     out.print(failure.message, style="red", soft_wrap=True)
+    for note in _notes(failure):
+        out.print(f"  {note}", style="red", soft_wrap=True)
     if failure.hint:
         out.print(f"  {failure.hint}", soft_wrap=True)
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperCommand
 
+from nsm.errors import InvalidError
+
 
 class Program(StrEnum):
     """What can be run."""
@@ -48,13 +50,19 @@ class _Passing(TyperCommand):
         return left
 
 
+def _programs(incomplete: str) -> list[str]:
+    return [one for one in Program if one.startswith(incomplete)]
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb."""
     app.command(cls=_Passing, epilog="Example: NSM_LISTEN_ON=tcp://:5002 nsmctl run registry")(run)
 
 
 def run(
-    process: Annotated[Program, typer.Argument(help="Which of the mesh's processes.")],
+    process: Annotated[  # as a Program its help would be wider than a terminal
+        str, typer.Argument(help=f"One of {', '.join(Program)}.", autocompletion=_programs)
+    ],
     arguments: Annotated[
         list[str] | None,
         typer.Argument(help="Its own: --help lists its variables, --check shows what they are."),
@@ -64,6 +72,12 @@ def run(
 
     What it prints and its exit status are its own, so there is no --json.
     """
+    try:
+        module = MODULES[Program(process)]
+    except ValueError:
+        raise InvalidError(
+            f"there is no program {process!r}", hint=f"one of {', '.join(Program)}"
+        ) from None
     # `-P`: a folder of that name in the working directory must not be taken for it
-    command = [sys.executable, "-P", "-m", MODULES[process], *(arguments or [])]
+    command = [sys.executable, "-P", "-m", module, *(arguments or [])]
     os.execv(sys.executable, command)  # noqa: S606

@@ -1,5 +1,6 @@
 """An address plan as a process of its own, asked by stock grpcio as upstream's routers ask."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -9,6 +10,7 @@ import grpc
 from nsm.proto import ipam_pb2, ipam_pb2_grpc
 from tests.e2e.registry.realms import Program, Realm
 
+PATIENCE = 20.0  # seconds for an answer
 OPERATOR = "spiffe://td/operator"
 SETTINGS = {"NSM_PREFIX": "172.16.0.0/16", "NSM_LEASE": "10m", "NSM_OPERATORS": OPERATOR}
 
@@ -28,7 +30,7 @@ class Router:
     async def ask(self, prefix: str = "", excluded: Sequence[str] = ()) -> str:
         """The prefix that ALLOCATE is answered with; what it excluded comes back with it."""
         await self.say(ipam_pb2.ALLOCATE, prefix, excluded)
-        answer = await self.call.read()
+        answer = await asyncio.wait_for(self.call.read(), PATIENCE)
         if answer is grpc.aio.EOF:  # what grpcio says where the status came first
             raise AssertionError(f"{await self.call.code()}: {await self.call.details()}")
         assert list(answer.exclude_prefixes) == list(excluded)
@@ -41,7 +43,7 @@ class Router:
 
     async def ended(self) -> tuple[str, str]:
         """The status that the stream ends with, whatever is said before."""
-        code = await self.call.code()
+        code = await asyncio.wait_for(self.call.code(), PATIENCE)
         return code.name, await self.call.details()
 
 

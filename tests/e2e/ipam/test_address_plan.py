@@ -41,7 +41,7 @@ class Planned:
     async def pools(self, name: str, work: str, *about: Any, **more: Any) -> Any:
         """What an operator's client is answered."""
         source = HeldIdentity(Identity(self.realm.svid(name), self.realm.known))
-        async with Peers(source) as peers:
+        async with Peers(source, dial_timeout=5) as peers:
             return await getattr(PoolsClient(peers, self.plan.url), work)(*about, **more)
 
     async def held(self, pool: str = "") -> dict[str, bool]:

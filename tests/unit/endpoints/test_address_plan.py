@@ -133,6 +133,26 @@ def test_a_pool_goes_when_nobody_holds_a_part_of_it(plan: Plan) -> None:
         lent(plan, A)
 
 
+def test_no_router_gets_more_than_the_pool_lends_but_what_is_its_own(plan: Plan) -> None:
+    assert lent(plan, A, wanted="172.16.0.0/16") == "172.16.0.0/24"
+    assert lent(plan, A, wanted="2001:db8:10::/64") == "2001:db8:10::/112"
+    shorter = Plan([pool("orders", ["172.16.0.0/16"], ipv4=28)])  # as it is set now
+    assert shorter.load([Lease("orders", net("172.16.4.0/24"), A, ends=9)]) == []
+    assert lent(shorter, B, wanted="172.16.4.0/24") == "172.16.0.0/28"
+    assert lent(shorter, A, wanted="172.16.4.0/24") == "172.16.4.0/24"
+
+
+def test_a_pool_that_was_made_otherwise_forgets_what_is_outside() -> None:
+    inside, outside, old = (
+        Lease("orders", net(prefix), A, ends=9)
+        for prefix in ("10.1.0.0/24", "172.16.0.0/24", "fd00::/112")
+    )
+    plan = Plan([pool("orders", ["10.1.0.0/16"])])
+    assert plan.load([inside, outside, old, Lease("gone", inside.prefix, A)]) == [outside, old]
+    assert plan.leases("orders") == [inside]
+    assert lent(plan, B, wanted="fd00::/112") == "10.1.1.0/24"  # of what there is
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_no_two_ever_hold_the_same_address(data: st.DataObject) -> None:

@@ -25,6 +25,7 @@ VERBS = [
         "path",
         "run",
         "doctor",
+        *(f"vl3 {v}" for v in ("create", "list", "show", "delete")),
         "systemd install",
         "systemd uninstall",
     ),
@@ -60,7 +61,7 @@ def test_every_verb_has_help_with_an_example(verb):
 
 def test_no_verb_is_missing_here():
     group = typer.main.get_command(app)
-    rooms = ("lab", "systemd")
+    rooms = ("lab", "vl3", "systemd")
     verbs = {name for name in group.commands if name not in rooms}
     verbs |= {f"{room} {name}" for room in rooms for name in group.commands[room].commands}
     assert verbs == set(VERBS)

@@ -1,6 +1,8 @@
 """What people see is what there is: an address is no emoji, and brackets are no markup."""
 
-from nsm.errors import InvalidError
+import json
+
+from nsm.errors import InvalidError, TakenError
 from nsmctl import show
 
 SAID = "fd00:1234::1 02:ab:cd:00:00:01 :on: [red]x[/red] \\[y]"
@@ -39,3 +41,15 @@ def test_progress_that_moves_says_it_too(capsys, monkeypatch):
     with show.progress() as report:
         report(SAID)
     assert SAID in capsys.readouterr().err
+
+
+def test_what_could_not_be_taken_back_is_told_with_the_error(capsys):
+    failure = TakenError("pool 'a' is there", hint="take another name")
+    failure.add_note("and could not forget the pool 'b' again: gone")
+    show.error(failure, json_wanted=False)
+    assert capsys.readouterr().err == (
+        "pool 'a' is there\n  and could not forget the pool 'b' again: gone\n  take another name\n"
+    )
+    show.error(failure, json_wanted=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told["notes"] == "and could not forget the pool 'b' again: gone"

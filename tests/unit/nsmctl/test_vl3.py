@@ -1,0 +1,31 @@
+"""Which address plan is meant in a lab, and what a network is called by the state it is in."""
+
+from dataclasses import replace
+
+from labs import lab, processes
+from labs.paths import Paths
+from nsm.model import Endpoint, Service
+from nsm.rpc.prefixes import AddressPool
+from nsmctl.vl3 import Network, plans_of
+
+POOL = AddressPool("orders", ("10.0.0.0/16",), 24)
+SERVICE = Service(name="orders", payload="IP")
+
+
+def test_a_labs_address_plan_is_where_its_process_listens() -> None:
+    running = processes.plan(lab.read(lab.find("one-node")), Paths("one-node")).processes
+    assert plans_of(running) == []
+    heard = {"NSM_LISTEN_ON": "unix:///run/x.sock,tcp://198.18.0.1:5006"}
+    plan = replace(running[0], module="endpoints.ipam", environment=heard)
+    assert plans_of([*running, plan]) == ["tcp://198.18.0.1:5006"]
+
+
+def test_a_network_is_called_by_what_there_is_of_it() -> None:
+    routers = (Endpoint(name="a"), Endpoint(name="b"))
+    assert Network("orders", POOL, SERVICE, routers).state == "2 routers"
+    assert Network("orders", POOL, SERVICE, routers[:1]).state == "1 router"
+    assert Network("orders", POOL, None, routers).state == "no service"
+    assert Network("orders", None, SERVICE, routers).state == "no pool"
+    assert Network("", replace(POOL, name="")).state == "for routers that name no pool"
+    facts = Network("orders", None, SERVICE).facts()
+    assert (facts["pool"], facts["leases"]) == (None, [])
