@@ -207,7 +207,7 @@ def test_a_capture_counts_what_passes_a_cable_meanwhile(ask):
     ip(ask, "n1", "link", "set", "vx", "up")
     for device in ("eth0 198.18.0.9", "vx 10.8.0.9"):
         name, address = device.split()
-        ip(ask, "n1", "neigh", "add", address, "lladdr", "02:00:00:00:00:09", "dev", name)
+        ip(ask, "n1", "neigh", "replace", address, "lladdr", "02:00:00:00:00:09", "dev", name)
     script = "from labs.probe import ping;ping([dict(address='10.8.0.9',size=64)],4,0.1)"
     during = f'{{name: d, exec: {{in: n1, command: PYTHON -c "{script}"}}}}'
     import sys
@@ -232,7 +232,7 @@ def test_a_capture_of_the_coming_up_begins_with_the_clients_and_ends_with_them(a
     lines = [f"  - {capture.replace('NAME', n).replace('PORT', n)}" for n in ("sw:p1", "n1:eth0")]
     text = TEXT.replace("NAME", ask.paths.lab).replace("CHECKS", "\n".join(lines))
     lab = parse(text, "x")
-    ip(ask, "n1", "neigh", "add", "198.18.0.9", "lladdr", "02:00:00:00:00:09", "dev", "eth0")
+    ip(ask, "n1", "neigh", "replace", "198.18.0.9", "lladdr", "02:00:00:00:00:09", "dev", "eth0")
 
     def echo(times: int) -> None:
         nobody = {"address": "198.18.0.9", "size": 64}
