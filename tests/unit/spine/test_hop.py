@@ -218,7 +218,7 @@ async def test_who_asked_can_be_told_to_ask_again(world):
     seen = world.hop.events.watch(Selector(), world.mesh.svid("nsc").id)
     await anext(seen)
     await world.hop.want_again(made.segments[1].id)
-    (told,) = (await anext(seen)).connections.values()
+    (told,) = (await asyncio.wait_for(anext(seen), 5)).connections.values()
     assert told.state == State.REFRESH_REQUESTED
     assert (await world.request(made)).state == State.UP
     assert [held.made.state for held in world.hop.connections.established()] == [State.UP]
