@@ -24,6 +24,15 @@ class Seat:
     manager: str
     identity: str
     gid: int = 0
+    floating: str = ""  # the domain without managers that the place is of
+
+    def need_manager(self) -> None:
+        """Raises InvalidError where there is none: nobody there holds or makes wires."""
+        if self.floating:
+            raise InvalidError(
+                f"{self.floating} is a floating domain: it has no managers, and no wires",
+                hint="ask on a node of a cluster that knows it",
+            )
 
     @property
     def variables(self) -> Mapping[str, str]:
@@ -78,4 +87,5 @@ def of(lab: Lab, paths: Paths, place: str) -> Seat:
         manager,
         f"unix://{paths.cluster(node.cluster, 'spiffe.sock')}",
         entry.gid,
+        "" if cluster.managers else cluster.name,
     )

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from nsm.client import Wire
     from nsm.rpc.peers import Peers
 
-T = TypeVar("T")
 LIFETIME = 600 * SECOND  # of tokens
 OBSERVED_ONLY = "(a caller sees its own wires; NSM_OBSERVERS of the manager lets it see all)"
 
@@ -68,6 +67,7 @@ def connect(
 
     grammar.parse(nsurl)
     at = seat(lab, node, manager, identity)
+    at.need_manager()
     show.finish(asyncio.run(interruptible(_hold(at, nsurl, command or [], json_=json_))))
 
 
@@ -249,6 +249,7 @@ def _connections(lab: str, node: str, manager: str, identity: str) -> list[Conne
     async def ask(seat: "Seat", peers: "Peers") -> list[Connection]:
         from nsm.rpc.calls import Calls
 
+        seat.need_manager()
         calls = Calls(peers, LIFETIME)
         async with contextlib.aclosing(calls.monitor(seat.manager, Selector())) as events:
             async for event in events:  # the first is everything there is

@@ -97,6 +97,10 @@ def test_a_floating_domain_has_what_is_registered_there_and_no_wires(lab: str):
     assert [one["name"] for one in asked("services", "--lab", lab, "-n", "meet-1")] == ["shared"]
     shown = nsmctl("lab", "exec", "meet-1", "--lab", lab, "--", "printenv", "NSM_CONNECT_TO")
     assert shown.stdout == "tcp://198.18.0.3:5002\n"
+    for words in (("connections",), ("path", "x"), ("connect", "kernel://shared@meet")):
+        done = nsmctl(*words, "--lab", lab, "-n", "meet-1")
+        assert done.returncode == 2, words
+        assert done.stderr.startswith("meet is a floating domain: it has no managers, and no wires")
 
 
 def test_the_hops_of_a_wire_are_those_of_both_clusters(lab: str):
