@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import grpc
@@ -38,7 +38,8 @@ class Router:
 
     async def refused(self, prefix: str = "", excluded: Sequence[str] = ()) -> tuple[str, str]:
         """The status that the stream ends with: its name and its sentence."""
-        await self.say(ipam_pb2.ALLOCATE, prefix, excluded)
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # it ended before that
+            await self.say(ipam_pb2.ALLOCATE, prefix, excluded)
         return await self.ended()
 
     async def ended(self) -> tuple[str, str]:
