@@ -149,3 +149,11 @@ def test_every_address_is_found_by_its_reverse_name(
     address: ipaddress.IPv4Address | ipaddress.IPv6Address,
 ) -> None:
     assert pointed(address.reverse_pointer) == ipaddress.ip_network(address)
+
+
+def test_that_nobody_could_say_is_more_than_that_there_is_none_and_less_than_a_name() -> None:
+    none, failed, known = map(Answer, (Standing.NXDOMAIN, Standing.FAILED, Standing.NODATA))
+    assert merged(none, failed) is failed
+    assert merged(known, failed) is known
+    records = Answer(Standing.RECORDS, (Record("a.db", "A", "10.0.0.1"),))
+    assert merged(known, records) is records
