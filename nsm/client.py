@@ -106,6 +106,7 @@ class News:
     def __init__(self) -> None:
         self.waiting = False  # between tries that fail
         self._why = Why.NOTHING
+        self._ours = False
         self._heard = asyncio.Event()
 
     def add(self, why: Why) -> None:
@@ -113,10 +114,16 @@ class News:
         self._why = max(self._why, why)
         self._heard.set()
 
+    def insist(self) -> None:
+        """Ask again whatever the manager says: the reason is ours."""
+        self._ours = True
+        self._heard.set()
+
     def clear(self) -> None:
-        """All is well."""
+        """All is well, as the manager says."""
         self._why = Why.NOTHING
-        self._heard.clear()
+        if not self._ours:
+            self._heard.clear()
 
     async def wait(self, seconds: float) -> Why:
         """Why to ask again; REFRESH after so many seconds without another reason."""
@@ -126,6 +133,7 @@ class News:
         if self._why == Why.DELETED:
             await asyncio.sleep(SETTLE)  # a manager that replaces it says UPDATE next
         why = self._why or Why.REFRESH
+        self._ours = False
         self.clear()
         return why
 
@@ -208,7 +216,7 @@ class Wire:
 
     def refresh(self) -> None:
         """Have it asked for again now: what its wish says has changed."""
-        self.news.add(Why.REFRESH)
+        self.news.insist()
 
     def leave(self) -> None:
         """Have its block's end leave it as it is, for a next life with the same id."""

@@ -132,6 +132,10 @@ class Connections(Generic[M]):
         """Every connection that is up, or was at its last refresh."""
         return [held for held in self._held.values() if held.made is not None]
 
+    def ids(self) -> list[str]:
+        """Every connection that is here or being made."""
+        return list(self._held)
+
     def __contains__(self, id_: str) -> bool:
         return id_ in self._held
 

@@ -355,8 +355,8 @@ class Endpoint:
     def ask_again(self, which: Callable[[Connection], bool] = lambda _: True) -> None:
         """Have clients refresh those of its wires: they would get another answer now."""
         if self._hop and self._spawn:
-            for one in filter(which, self.connections):
-                self._spawn(self._hop.want_again(one.id), f"another answer for {one.id}")
+            for id_ in self._hop.connections.ids():
+                self._spawn(self._hop.want_again(id_, which), f"another answer for {id_}")
 
     async def idle(self, seconds: float) -> None:
         """Wait until there was no wire for so long; from then on requests are refused."""

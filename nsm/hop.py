@@ -183,10 +183,15 @@ class Hop(Generic[M]):
             if held.made and await still(held):
                 self._down(held)
 
-    async def want_again(self, id_: str) -> None:
-        """Have whoever asked for a connection ask again: it would get another answer now."""
+    async def want_again(
+        self, id_: str, which: Callable[[Connection], bool] = lambda _: True
+    ) -> None:
+        """Have whoever asked for a connection ask again, if it is one of which then.
+
+        In its turn: what is under way may have been answered before.
+        """
         async with self.connections.turn(id_, own=True) as held:
-            if held.made and held.made.state == State.UP:
+            if held.made and held.made.state == State.UP and which(held.made):
                 self._asked_again(held)
 
     def stop(self) -> None:
