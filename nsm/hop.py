@@ -261,7 +261,8 @@ class Hop(Generic[M]):
         """What the next hop says of a connection of ours; None: gone, or nobody knows."""
         held = self.connections.get(id_)
         if held and held.running and conn and conn.state == State.REFRESH_REQUESTED:
-            held.again = True
+            held.again = True  # said once, when what is under way is done
+            return
         if held is None or held.made is None:
             return
         if conn is None:

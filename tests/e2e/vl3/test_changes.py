@@ -87,35 +87,6 @@ async def test_members_notice_nothing_of_an_address_plan_that_is_away(domain: Do
     assert (sent > 10, gone) == (True, 0)
 
 
-async def test_a_domain_that_gets_other_addresses_moves_as_a_whole(domain: Domain) -> None:
-    """As when an address plan has lost its store: routers and members are told, and follow."""
-    plan = domain.lend()
-    routers = [domain.route("r1"), domain.route("r2")]
-    members = [domain.member("m1", at="r1"), domain.member("m3", at="r2")]
-    await joined(domain, "r1", "r2")
-    assert plan.end() == 0
-    domain.lend(NSM_PREFIX="10.77.0.0/16,2001:db8:77::/64", NSM_STORE="")
-
-    def moved() -> bool:
-        return all(
-            [one[:9] for one in member.addresses]
-            in (["10.77.0.1", "2001:db8:"], ["10.77.1.1", "2001:db8:"])
-            and ":77:" in member.addresses[1]
-            for member in members
-        )
-
-    await until(moved, "all members to have other addresses", bar=3)
-
-    async def reached() -> bool:
-        return await unreachable(members) == []
-
-    await until(reached, "all members to reach one another", bar=3)
-    for router, name in zip(routers, ("r1", "r2"), strict=True):
-        assert not routes(domain.space(name)), router.words
-        (lo,) = domain.space(name).ip("addr", "show", "lo")
-        assert sum(one["scope"] == "global" for one in lo["addr_info"]) == 2
-
-
 async def test_a_router_that_is_killed_and_started_again_is_missed_by_nobody(
     domain: Domain,
 ) -> None:
