@@ -117,7 +117,10 @@ def test_tunnel_devices_share_their_port_with_ours():
 
 def test_and_so_do_those_that_are_in_other_namespaces():
     """As each of ours is, which is a workload's."""
-    moved = f"{TUNNELS}; ip netns add workload; ip link set tunnel0 netns workload"
+    moved = (
+        f"{TUNNELS}; ip netns add workload; ip link set tunnel0 netns workload;"
+        " ip -n workload link set tunnel0 up"  # moving it has put it down, without a socket
+    )
     assert doctor(moved).line("udp-4789") == ("ok", "held by VXLAN devices, which share it", "")
 
 
