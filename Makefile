@@ -23,9 +23,10 @@ test: setup  ## every test but those of matrix; as root, because wires need name
 	@rm -f out/times.json
 	@$(BIN)/python -P -m pytest
 
-matrix: setup  ## the wheel on every Python of this machine, and make setup in a fresh Debian 12
+matrix: setup  ## what takes long: every Python of this machine, a fresh Debian 12, a quick bench
 	@command -v debootstrap >/dev/null || apt-get -qq -o DPkg::Lock::Timeout=300 install --yes debootstrap
-	@VWIRE_MATRIX=1 $(BIN)/python -P -m pytest tests/e2e/install tests/e2e/trouble/test_bookworm.py
+	@VWIRE_MATRIX=1 $(BIN)/python -P -m pytest tests/e2e/install tests/e2e/trouble/test_bookworm.py \
+	  tests/e2e/readme/test_bench.py tests/lane/test_plugin.py
 
 check: setup  ## what CI asks before the tests: style, types, import rules, generated code, docs, manifests
 	@$(BIN)/ruff check .

@@ -20,6 +20,7 @@ from typing import Any, Final
 from labs.alive import Mark, started
 from labs.paths import ROOT, Paths, is_name
 from nsm.errors import InternalError, InvalidError, RightsError, TakenError
+from nsm.process.folders import make_open
 
 SCHEMA: Final = 2
 _FRESH: Final = ".new"  # behind a file's name until it is whole
@@ -158,7 +159,8 @@ def _lock(paths: Paths, *, create: bool) -> int | None:
     while True:
         try:
             if create:
-                _make(paths.folder)
+                # /run/vwire, above it, is also where services of other users keep their sockets
+                make_open(Path(paths.folder))
             fd = os.open(paths.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             if create:
@@ -177,20 +179,6 @@ def _lock(paths: Paths, *, create: bool) -> int | None:
             if os.path.samestat(os.fstat(fd), os.stat(paths.folder)):
                 return fd
         os.close(fd)  # the folder we hold was removed meanwhile; another may be there
-
-
-def _make(path: str) -> None:
-    """Make a folder and what is above it, open to others whatever the umask is.
-
-    /run/vwire is also where services of other users keep their sockets.
-    """
-    whole = Path(path)
-    for folder in reversed((whole, *whole.parents)):
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        folder.chmod(0o755)
 
 
 def _busy(paths: Paths) -> TakenError:

@@ -12,6 +12,7 @@ import typer
 
 import nsm
 from nsm.errors import InternalError
+from nsm.process.folders import make_open
 from nsmctl import show
 
 SHIPPED: Final = Path(__file__).parent / "systemd"  # what deploy/systemd holds
@@ -50,7 +51,7 @@ def install(json_: Json = False) -> None:
         if is_setting and target.exists():
             kept.append(str(target))
             continue
-        _make(target.parent)
+        make_open(target.parent)
         target.write_text(source.read_text().replace(PYTHON, python))
         target.chmod(0o644)
         wrote.append(str(target))
@@ -97,16 +98,6 @@ def _place(name: str) -> tuple[Path, bool]:
     if name == "vwire-users.conf":
         return USERS, False
     return SETTINGS / name.removeprefix("vwire-"), True
-
-
-def _make(folder: Path) -> None:
-    """Make it, open to the programs' users whatever the umask is."""
-    for one in reversed((folder, *folder.parents)):
-        try:
-            one.mkdir()
-        except FileExistsError:
-            continue
-        one.chmod(0o755)
 
 
 def _leftovers(*, purge: bool) -> Iterator[Path]:
