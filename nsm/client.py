@@ -105,6 +105,8 @@ class News:
 
     def __init__(self) -> None:
         self.waiting = False  # between tries that fail
+        self.hurried = False
+        """Whether the last wait was ended by what was heard."""
         self._why = Why.NOTHING
         self._ours = False
         self._heard = asyncio.Event()
@@ -125,11 +127,18 @@ class News:
         if not self._ours:
             self._heard.clear()
 
-    async def wait(self, seconds: float) -> Why:
-        """Why to ask again; REFRESH after so many seconds without another reason."""
+    async def wait(self, seconds: float, least: float = 0.0) -> Why:
+        """Why to ask again; REFRESH after so many seconds without another reason.
+
+        A reason is not acted upon before least seconds are over.
+        """
+        began = time.monotonic()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._heard.wait()
+        self.hurried = self._heard.is_set()
+        if (early := began + least - time.monotonic()) > 0:
+            await asyncio.sleep(early)
         if self._why == Why.DELETED:
             await asyncio.sleep(SETTLE)  # a manager that replaces it says UPDATE next
         why = self._why or Why.REFRESH
@@ -386,11 +395,13 @@ class Client:
 
     async def _keep(self, wire: Wire) -> None:
         """Refresh in time, and ask again for what is lost; never ends by itself."""
-        failures, gone, absent = 0, False, 0.0
+        failures, hurried, gone, absent = 0, 0, False, 0.0
         wire.answers = await self._flows(wire)
         while True:
             pause = _again_in(failures, 0.0 if gone else absent)
-            why = await wire.news.wait(pause or _refresh_in(wire.connection))
+            # Because a try that fails makes news itself: it went well as far as it went.
+            least = min(pause, _pause(hurried)) if hurried else 0.0
+            why = await wire.news.wait(pause or _refresh_in(wire.connection), least)
             gone = gone or why == Why.DELETED
             if why >= Why.LOST:
                 self._down(wire, None)
@@ -402,6 +413,7 @@ class Client:
             except NsmError as error:
                 log.warning("wire is not refreshed", id=wire.id, why=str(error))
                 failures += 1
+                hurried = hurried + 1 if wire.news.hurried else 0
                 wire.news.waiting = True
                 missing = isinstance(error, NotFoundError)
                 absent = (absent or time.monotonic()) if missing else 0.0
@@ -413,7 +425,7 @@ class Client:
                     log.info("wire is refreshed again", id=wire.id, tries=failures + 1)
                 if gone:
                     wire.answers = await self._flows(wire)
-                failures, gone, absent, wire.news.waiting = 0, False, 0.0, False
+                failures, hurried, gone, absent, wire.news.waiting = 0, 0, False, 0.0, False
                 if not wire.up:
                     wire.up = True
                     self._changed(Change.UP, wire)
@@ -649,8 +661,14 @@ class Client:
 
 
 def _reselecting(conn: Connection, wanted: str) -> Connection:
-    """The same wire to whichever endpoint there is now, or the one wanted (`wire.md` §8.2)."""
-    return replace(conn, mechanism=None, endpoint=wanted, state=State.RESELECT_REQUESTED)
+    """The same wire to whichever endpoint there is now, or the one wanted (`wire.md` §8.2).
+
+    What was said of names is the old endpoint's, whose servers may be gone with it.
+    """
+    context = conn.context and replace(conn.context, dns=None)
+    return replace(
+        conn, context=context, mechanism=None, endpoint=wanted, state=State.RESELECT_REQUESTED
+    )
 
 
 def _without(conn: Connection, old: IPContext) -> Connection:

@@ -384,6 +384,35 @@ async def test_a_manager_may_ask_for_a_refresh(authority, door):
         assert asking.kinds == [Change.UP, Change.CLOSED]
 
 
+async def test_a_try_that_fails_further_on_is_not_the_reason_for_the_next(authority, door):
+    """The hops that took it say so, and then that it is down: both are news."""
+
+    times = []
+
+    class Halfway(Witness):
+        async def establish(self, asked, held, caller, undo):
+            times.append(time.monotonic())
+            if self.refuse:
+                for state in (State.UP, State.DOWN):
+                    news = replace(held.made, state=state)
+                    manager._hop.events.publish(EventType.UPDATE, news, held.previous)
+            return await super().establish(asked, held, caller, undo)
+
+    asking = Asking(authority, door)
+    async with (
+        managed(authority, door, Halfway()) as (manager, seen),
+        asking.client as client,
+        client.connect("kernel://echo/nsm-1") as wire,
+    ):
+        await watched(manager)
+        seen.refuse = TakenError("a route is there")
+        wire.refresh()
+        await until(lambda: len(seen.asked) == 7, "tries that fail", bar=2, record=False)
+        assert times[6] - times[2] > 0.8 * (0.2 + 0.3 + 0.5 + 0.8)  # the first news is heeded
+        seen.refuse = None
+        await until(lambda: wire.up, "the wire is up again", bar=1)
+
+
 async def test_a_wish_names_the_endpoint_and_shapes_each_request(authority, door):
     answers, more = [], ["10.7.0.0/32"]
 
