@@ -1,8 +1,9 @@
 """The checks of a lab, asked of the network itself; each ends as one row of a table."""
 
+import random
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -143,30 +144,59 @@ class Checks:
                     todo.setdefault(a, []).append((b, address, size))
         if not pairs:
             return Verdict(self._nobody(asked.source, asked.target, asked.service), "")
-        told = self._hands.ask(
-            {
-                self._paths.namespace(a): {
-                    "do": "ping",
-                    "targets": [{"address": x, "size": size} for _, x, size in rows],
-                    "count": asked.count,
-                    "patience": PATIENCE,
+        idents = {a: ident for ident, a in enumerate(todo, random.randrange(1, 1 << 15))}  # noqa: S311
+        with self._listening({b for rows in todo.values() for b, *_ in rows}) as arrivals:
+            told = self._hands.ask(
+                {
+                    self._paths.namespace(a): {
+                        "do": "ping",
+                        "targets": [{"address": x, "size": size} for _, x, size in rows],
+                        "count": asked.count,
+                        "patience": PATIENCE,
+                        "ident": idents[a],
+                    }
+                    for a, rows in todo.items()
                 }
-                for a, rows in todo.items()
-            }
-        )
-        sent = lost = 0
+            )
+        sent = lost = arrived = 0
         best: list[float] = []
         for a, rows in todo.items():
+            answered: dict[str, int] = {}
             for (b, address, _), row in zip(rows, told[self._paths.namespace(a)], strict=True):
                 sent, lost = sent + row["sent"], lost + row["lost"]
                 best += [row["ms"]] if row["ms"] is not None else []
+                answered[b] = answered.get(b, 0) + row["sent"] - row["lost"]
                 faults += _lost(f"{a} -> {b} {address}", row, asked.lost)
+            for b, replies in answered.items():
+                came = arrivals[b].get(str(idents[a]), 0)
+                arrived += came
+                if came < replies or (came and asked.lost == "all"):
+                    expected = "none" if asked.lost == "all" else f"{replies}, as were answered"
+                    faults.append(f"{a} -> {b}: {came} arrived, expected {expected}")
         if isinstance(asked.lost, int) and lost > asked.lost > 0:
             faults.append(f"{lost} of {sent} lost, expected at most {asked.lost}")
-        fine = f"{sent - lost} of {sent} answered"
+        fine = f"{sent} sent, {arrived} arrived, {sent - lost} answered"
         fine += f", {min(best):.2f} to {max(best):.2f} ms" if best else ""
-        figures = {"sent": sent, "lost": lost, "best_ms": min(best, default=None)}
+        figures = {
+            "sent": sent, "arrived": arrived, "lost": lost, "best_ms": min(best, default=None)
+        }  # fmt: skip
         return Verdict(faults, fine, figures)
+
+    @contextmanager
+    def _listening(self, places: Iterable[str]) -> Iterator[dict[str, Mapping[str, int]]]:
+        """For the block in which echoes are sent: filled at its end with those that arrived,
+
+        by place and ident. A sender's word is not enough: somebody else might answer.
+        """
+        names = {place: self._paths.namespace(place) for place in sorted(places)}
+        self._hands.ask({name: {"do": "listen-echoes"} for name in names.values()})
+        arrivals: dict[str, Mapping[str, int]] = {}
+        yield arrivals
+        told = self._hands.ask({name: {"do": "heard-echoes"} for name in names.values()})
+        for place, name in names.items():
+            if told[name]["missed"]:
+                raise FailedError(f"{place}: {told[name]['missed']} echoes came and were not heard")
+            arrivals[place] = told[name]["idents"]
 
     # -- tcp --------------------------------------------------------------------------------
 

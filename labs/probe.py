@@ -37,6 +37,7 @@ _PAUSE: Final = 0.01  # seconds between echoes to one address
 _CHUNK: Final = 1 << 18
 _ETH_ALL: Final = 3
 _SO_RCVBUFFORCE: Final = 33
+_SO_MEMINFO, _MEMINFO_DROPS = 55, 8
 _LONGEST_OUTPUT: Final = 1 << 16  # characters of each of a command's outputs
 
 
@@ -56,14 +57,19 @@ class Target:
         return 6 if ":" in self.address else 4
 
 
-def ping(targets: list[dict[str, Any]], count: int, patience: float) -> list[dict[str, Any]]:
-    """Echo each target count times, none fragmented; wait patience seconds for the last ones."""
+def ping(
+    targets: list[dict[str, Any]], count: int, patience: float, ident: int = 0
+) -> list[dict[str, Any]]:
+    """Echo each target count times, none fragmented; wait patience seconds for the last ones.
+
+    ident tells ours from others', at both ends; 0 draws one.
+    """
     todo = [Target(t["address"], t["size"], times=[]) for t in targets]
-    ident = random.randrange(1, 1 << 16)  # noqa: S311 - tells our replies from others'
+    ident = ident or random.randrange(1, 1 << 16)  # noqa: S311 - it is no secret
     with contextlib.ExitStack() as stack:
         socks = {}
         for version in {t.version for t in todo}:
-            socks[version] = stack.enter_context(_icmp(version))
+            socks[version] = stack.enter_context(_icmp(version, _REPLY4, _REPLY6))
         pending: dict[int, tuple[Target, float]] = {}
         for turn in range(count):
             for place, target in enumerate(todo):
@@ -83,18 +89,19 @@ def ping(targets: list[dict[str, Any]], count: int, patience: float) -> list[dic
     ]
 
 
-def _icmp(version: int) -> socket.socket:
+def _icmp(version: int, kind4: int, kind6: int) -> socket.socket:
+    """A socket that hears ICMP of one kind only."""
     if version == 4:
         sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
         sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
         # a bit that is 0 lets its type pass
-        sock.setsockopt(_SOL_RAW, _ICMP_FILTER, struct.pack("=I", ~(1 << _REPLY4) & 0xFFFFFFFF))
+        sock.setsockopt(_SOL_RAW, _ICMP_FILTER, struct.pack("=I", ~(1 << kind4) & 0xFFFFFFFF))
     else:
         sock = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_DONTFRAG, 1)
         only = bytearray(b"\xff" * 32)  # a bit that is 0 lets its type pass
-        only[_REPLY6 // 8] &= ~(1 << _REPLY6 % 8)
+        only[kind6 // 8] &= ~(1 << kind6 % 8)
         # the kernel counts the bits in 32-bit words of its own byte order
         words = struct.unpack("<8I", bytes(only))
         sock.setsockopt(socket.IPPROTO_ICMPV6, _ICMP6_FILTER, struct.pack("=8I", *words))
@@ -145,6 +152,48 @@ def _replies(
                 target, sent = pending.pop(number)
                 assert target.times is not None
                 target.times.append(time.monotonic() - sent)
+
+
+class Ears:
+    """Counts the echo requests that come to this namespace: what a sender says proves it not."""
+
+    def __init__(self) -> None:
+        self._socks: list[socket.socket] = []
+
+    def open(self) -> dict[str, Any]:
+        """Begin; whatever comes from now on counts."""
+        self._close()
+        self._socks = [_icmp(version, _ECHO4, _ECHO6) for version in (4, 6) if _speaks(version)]
+        for sock in self._socks:  # requests wait in the socket until `heard` reads them
+            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 256 << 20)
+        return {}
+
+    def heard(self) -> dict[str, Any]:
+        """How many came, by their sender's ident, and how many were not heard."""
+        counts: dict[int, int] = {}
+        missed = 0
+        for sock in self._socks:
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    data = sock.recv(128)
+                    if sock.family == socket.AF_INET:
+                        data = data[(data[0] & 15) * 4 :]
+                    ident = struct.unpack_from("!H", data, 4)[0]
+                    counts[ident] = counts.get(ident, 0) + 1
+            facts = sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, 4 * (_MEMINFO_DROPS + 1))
+            missed += struct.unpack_from("=I", facts, 4 * _MEMINFO_DROPS)[0]
+        self._close()
+        return {"idents": counts, "missed": missed}
+
+    def _close(self) -> None:
+        for sock in self._socks:
+            sock.close()
+        self._socks = []
+
+
+def _speaks(version: int) -> bool:
+    """Whether there is such a family: IPv6 may be left out of a kernel."""
+    return version == 4 or os.path.exists("/proc/net/if_inet6")
 
 
 # --- transfers -------------------------------------------------------------------------------
@@ -268,9 +317,11 @@ def main() -> int:
     namespace = sys.argv[1]
     enter_named(namespace)
     become.titled("labs.probe", f"{namespace}/probe")
-    transfers, sniffer = Transfers(), Sniffer()
+    transfers, sniffer, ears = Transfers(), Sniffer(), Ears()
     does: dict[str, Callable[..., Any]] = {
         "ping": ping,
+        "listen-echoes": ears.open,
+        "heard-echoes": ears.heard,
         "listen": transfers.listen,
         "receive": transfers.receive,
         "send": send,

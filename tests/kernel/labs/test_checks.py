@@ -148,6 +148,12 @@ def test_a_command_is_whom_the_issuer_knows_in_its_place(ask, place):
             id="full packets do not fit",
         ),
         pytest.param(
+            ("app", "addr", "add", "172.16.1.2/32", "dev", "lo"),
+            "{name: a, ping: {from: app, to: resp, family: ipv4, count: 2}}",
+            "app -> resp: 0 arrived, expected 2, as were answered",
+            id="somebody else answers",
+        ),
+        pytest.param(
             ("app", "link", "set", "nsm-1", "mtu", "1401"),
             "{name: a, wire: {client: app}, expect: {mtu: 1400}}",
             "app's nsm-1 has MTU 1401, expected 1400",
@@ -197,6 +203,8 @@ def test_an_outsider_who_gets_in_turns_its_check_red(ask):
     result = ask(check)
     assert not result.holds
     assert "outsider -> resp 172.16.1.2: 2 of 2 answered, expected none" in result.says
+    assert "outsider -> resp: 2 arrived, expected none" in result.says
+    assert result.figures["arrived"] == 2
 
 
 def test_a_capture_counts_what_passes_a_cable_meanwhile(ask):
