@@ -1,11 +1,16 @@
 """The router's settings: upstream's variables (`wire.md` §11.3), and what is ours."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from nsm import domains
 from nsm.endpoint import OWN_NAMESPACE
 from nsm.errors import InvalidError
+from nsm.model import Connection, Path, Segment
+from nsm.names import templates
+from nsm.names.templates import Template
 from nsm.process.config import Duration, Form, Url
 from nsm.process.workload import Surroundings
 
@@ -19,6 +24,14 @@ def _families(text: str) -> tuple[int, ...]:
 
 def _show_families(families: tuple[int, ...]) -> str:
     return ",".join(map(str, families))
+
+
+def _templates(text: str) -> tuple[Template, ...]:
+    return templates.parse_all(templates.listed(text)) if text.strip() else ()
+
+
+def _show_templates(found: tuple[Template, ...]) -> str:
+    return ",".join(map(str, found))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +56,13 @@ class Config(Surroundings):
     families: Annotated[tuple[int, ...], Form(_families, "4, 6, or both: 4,6", _show_families)] = ()
     """Which addresses members get, 4 and 6. Empty: what the pool has."""
 
+    dns_templates: Annotated[
+        tuple[Template, ...],
+        Form(_templates, "a list such as {client}.orders-db,{client}.example", _show_templates),
+    ] = templates.parse_all([templates.DEFAULT])
+    """What members are called in DNS. The router answers on its own addresses, port 53, asks the
+    other routers, and tells members so. Empty: no names."""
+
     namespace: str = ""
     """The network namespace that wires end in, a path. Empty: the process's own, as in a pod."""
 
@@ -65,6 +85,21 @@ class Config(Surroundings):
         return self.service_names[0]
 
     @property
+    def called(self) -> tuple[str, ...]:
+        """What the router itself is called: by its name in the network, and as a member is."""
+        own = Connection(
+            id=self.name,
+            service=self.service,
+            labels=self.told,
+            path=Path((Segment(self.name, self.name),)),
+        )
+        found = {f"{self.name}.{domains.split(self.service)[0]}": None}
+        for template in self.dns_templates:
+            with suppress(InvalidError):  # of members' labels and names, which are others
+                found[template.name(own)] = None
+        return tuple(one for one in found if domains.is_name(one))
+
+    @property
     def place(self) -> str:
         """The path of the namespace."""
         return self.namespace or OWN_NAMESPACE
@@ -82,6 +117,8 @@ class Config(Surroundings):
                 " addresses",
                 hint="give its URL, such as tcp://vl3-ipam:5006",
             )
+        for template in self.dns_templates:  # a service that cannot be named shows at once
+            template.name(Connection(id="any", service=self.service, endpoint=self.name))
         if self.listen_on and not self.listen_on.startswith("unix:"):
             raise InvalidError(
                 f"NSM_LISTEN_ON is {self.listen_on}, and an endpoint is met on its own node",

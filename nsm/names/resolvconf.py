@@ -9,6 +9,7 @@ that there is no moment at which half of it is lost.
 import asyncio
 import ipaddress
 import os
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -128,6 +129,8 @@ def _lead(path: str, server: str) -> Before:
         raise NotFoundError(
             f"there is no {path} to lead names by", hint="make it, empty if there is no DNS server"
         ) from None
+    except OSError as wrong:
+        raise PreconditionError(f"{path or PATH} cannot be read: {wrong.strerror}") from wrong
     found = read(original(text))
     before = Before(tuple(one for one in found.servers if one != server), found.search, found.ndots)
     if path:
@@ -167,6 +170,45 @@ def restore(path: str) -> bool:
     _write(path, was + "\n" * (_size(text) - _size(was)))
     os.truncate(path, _size(was))
     return True
+
+
+def recover(path: str, server: tuple[str, int]) -> bool:
+    """Bring back what a life that was killed left in the file; whether there was something.
+
+    Whoever answers at server is alive, and the file still leads there. Blocks.
+    """
+    try:
+        if not path or original(text := _text(path)) is text:
+            return False
+        _refuse_of_machine(path)
+        family = socket.AF_INET6 if ":" in server[0] else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind(server)
+            restored = restore(path)
+    except FileNotFoundError:
+        return False
+    except (OSError, PreconditionError) as wrong:
+        log.info("resolv.conf is left as it is", path=path, why=str(wrong))
+        return False
+    log.info("resolv.conf of before is back", path=path)
+    return restored
+
+
+def check_given(path: str) -> None:
+    """Raises PreconditionError where path is the system's and was not given to this workload.
+
+    Container runtimes and `ip netns exec` mount one over the machine's. Blocks.
+    """
+    if path != PATH:
+        return
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        points = {line.split()[4] for line in file}
+    if os.path.realpath(path) not in points:
+        raise PreconditionError(
+            f"{path} is this machine's, and not only this workload's",
+            hint="NSM_RESOLV_CONF names another file, NSM_LOCAL_DNS_SERVER_ENABLED=true takes this"
+            " one all the same, false says that no names are wanted",
+        )
 
 
 def private(name: str, text: str | None = None) -> str:

@@ -14,7 +14,8 @@ from nsm import domains
 from nsm.errors import InvalidError
 from nsm.model import Connection
 
-DEFAULT = '{{ index .Labels "podName" }}.{{ .NetworkService }}.'
+DEFAULT = '{{ index .Labels "podName" }}.{{ target .NetworkService }}.'
+"""Upstream's, but for `target`: what is behind the @ of an interdomain service is no DNS name."""
 LONGEST = 1024  # characters of a template
 MOST = 16  # templates of a router
 DEEPEST = 8  # brackets in brackets
@@ -26,6 +27,7 @@ _TOKEN = re.compile(
     re.ASCII,
 )
 _OPEN = re.compile(r"\{\{-?|\{(?P<word>[A-Za-z]*)\}|[{}]")
+_PIECE = re.compile(r"""\{\{(?:"(?:[^"\\]|\\.)*"|`[^`]*`|(?!\}\})[^"`])*\}\}|.""", re.DOTALL)
 _CLOSE = re.compile(r"\s-\}\}|\}\}")
 _HINT = (
     '{{ index .Labels "KEY" }}, {{ .NetworkService }}, {{ target .NetworkService }},'
@@ -99,6 +101,17 @@ class Template:
                 f" template {self.written!r}; a DNS name has up to 253"
             )
         return text
+
+
+def listed(text: str) -> tuple[str, ...]:
+    """The templates of a list whose commas are between them, not in their braces."""
+    found = [""]
+    for piece in _PIECE.findall(text):
+        if piece == ",":
+            found.append("")
+        else:
+            found[-1] += piece
+    return tuple(one.strip() for one in found)
 
 
 def parse(text: str) -> Template:

@@ -19,15 +19,18 @@ from typing import Annotated, Any
 import structlog
 
 from nsm import nsurl
-from nsm.client import Change, Client, Settings, Wire
+from nsm.client import Change, Client, Settings, Wire, Wish
 from nsm.errors import InvalidError, NsmError, PreconditionError
 from nsm.identity.background import background
+from nsm.names import resolvconf
 from nsm.nsurl import NSURL
-from nsm.process.config import Duration, Form, read
+from nsm.process.config import DnsServer, Duration, Form, read
+from nsm.process.naming import Naming
 from nsm.process.run import Process, run
 from nsm.process.workload import Surroundings
 
 IDENTITY_PATIENCE = 30.0  # seconds for the first certificate
+DNS_PORT = 53
 
 log = structlog.get_logger(__name__)
 
@@ -66,6 +69,18 @@ class Config(Surroundings):
     patience: Duration = 60.0
     """For how long each wire is asked for, if what refuses it may pass; 0s is for ever."""
 
+    local_dns_server_enabled: bool | None = None
+    """Whether names that wires say resolve here, by a DNS server in this network namespace. true:
+    always, or the client does not start; false: never; empty: from the first wire on that says
+    some, where resolv.conf is this workload's own and not the machine's."""
+
+    local_dns_server_address: DnsServer = ("127.0.0.1", 53)
+    """Where it answers."""
+
+    resolv_conf: str = resolvconf.PATH
+    """The file that programs find it by. All else in it stays in force, other names resolve as
+    before, and what was there comes back at the end. Empty: no file is touched."""
+
     status_file: str = ""
     """Where each change of a wire is appended as a line of JSON; nowhere if empty."""
 
@@ -82,6 +97,13 @@ class Config(Surroundings):
                     f" {seen[url.interface]} and {url}",
                     hint="give each wire a name of its own",
                 )
+        served = self.local_dns_server_enabled is not False
+        if served and self.resolv_conf and self.local_dns_server_address[1] != DNS_PORT:
+            raise InvalidError(
+                f"NSM_LOCAL_DNS_SERVER_ADDRESS has port {self.local_dns_server_address[1]}, and"
+                f" {self.resolv_conf} can lead to port {DNS_PORT} only",
+                hint="give that port, or NSM_RESOLV_CONF empty and lead programs there yourself",
+            )
 
 
 async def serve(config: Config, process: Process) -> None:
@@ -89,6 +111,11 @@ async def serve(config: Config, process: Process) -> None:
     patience = config.patience or float("inf")
     async with contextlib.AsyncExitStack() as stack:
         status = await stack.enter_async_context(_status(config.status_file))
+        naming = await stack.enter_async_context(
+            Naming(
+                config.local_dns_server_enabled, config.resolv_conf, config.local_dns_server_address
+            ).running()
+        )
 
         def changed(what: Change, wire: Wire, error: NsmError | None) -> None:
             line = _line(what, wire, error)
@@ -98,6 +125,8 @@ async def serve(config: Config, process: Process) -> None:
             else:
                 log.warning("wire", state=what.value, **facts, why=str(error))
             status.append(line)
+            if what is Change.CLOSED:
+                naming.forget(wire)
 
         settings = Settings(
             dial_timeout=config.dial_timeout,
@@ -115,10 +144,14 @@ async def serve(config: Config, process: Process) -> None:
         )
         client = await stack.enter_async_context(asking)
         ids = nsurl.connection_ids(config.name, config.network_services)
+        wish = Wish(on_answer=naming.tell)
         wires = [
-            await stack.enter_async_context(client.connect(url, id_=id_, patience=patience))
+            await stack.enter_async_context(
+                client.connect(url, id_=id_, patience=patience, wish=wish)
+            )
             for id_, url in zip(ids, config.network_services, strict=True)
         ]
+        await naming.settled()
         process.ready(manager=config.connect_to, wires=", ".join(map(_shown, wires)))
         await process.stopped()
 

@@ -45,6 +45,28 @@ def test_upstreams_default_is_understood() -> None:
     (template,) = templates.parse_all([templates.DEFAULT])
     assert template.name(plain) == "alpine-1.vl3-dns"
     assert templates.called([template, template], plain) == ("alpine-1.vl3-dns",)
+    abroad = Connection(id="c", service="vl3-dns@meet", labels={"podName": "alpine-1"})
+    assert template.name(abroad) == "alpine-1.vl3-dns"
+
+
+@pytest.mark.parametrize(
+    ("written", "parts"),
+    [
+        ("{client}.a, {client}.b", ("{client}.a", "{client}.b")),
+        ('{{ index .Labels "a,b" }}.x,y', ('{{ index .Labels "a,b" }}.x', "y")),
+        ("{{ index .Labels `a,}}` }}.x,y", ("{{ index .Labels `a,}}` }}.x", "y")),
+        ('{{ "a\\",}}" , }},y', ('{{ "a\\",}}" , }}', "y")),
+        ('{{ "a,b', ('{{ "a', "b")),
+        ("a,,b", ("a", "", "b")),
+    ],
+)
+def test_a_comma_in_braces_is_none_of_the_list(written: str, parts: tuple[str, ...]) -> None:
+    assert templates.listed(written) == parts
+
+
+@given(st.text('{}`"\\,a', max_size=60))
+def test_a_list_loses_nothing(written: str) -> None:
+    assert ",".join(templates.listed(written)) == written
 
 
 @pytest.mark.parametrize(
