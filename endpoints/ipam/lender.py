@@ -30,13 +30,13 @@ class Lender:
         *,
         hold: int,
         operators: Collection[str],
-        clock: Callable[[], int] = time.time_ns,
+        clock: Callable[[], int] | None = None,
     ) -> None:
         self._plan = plan
         self._store = store
         self._hold = hold
         self._operators = operators
-        self._clock = clock
+        self._clock = clock or steady()
         self._turn = asyncio.Lock()  # decisions are kept in the order they are made
 
     async def restarted(self, leases: Iterable[Lease]) -> None:
@@ -50,7 +50,9 @@ class Lender:
             await self._keep(map(kept.lease_gone, strange))
         until = self._clock() + self._hold
         held = [lease for one in self._plan.pools() for lease in self._plan.leases(one.name)]
-        left = [self._plan.leave(lease, until) for lease in held if lease.ends is None]
+        # One that ends later than it can was kept before the clock was set back.
+        open_ = [lease for lease in held if lease.ends is None or lease.ends > until]
+        left = [self._plan.leave(lease, until) for lease in open_]
         await self._keep(kept.lease_kept(lease) for lease in left if lease)
 
     async def sweep(self) -> NoReturn:
@@ -69,7 +71,7 @@ class Lender:
         """A prefix for owner, kept. Raises what `Plan.allocate` raises, and UnavailableError."""
         async with self._turn:
             await self._expire()
-            lease = self._plan.allocate(
+            lease, before = self._plan.allocate(
                 pool,
                 owner,
                 holder=holder,
@@ -81,7 +83,8 @@ class Lender:
             try:
                 await self._keep([kept.lease_kept(lease)])
             except BaseException:
-                self._plan.release(lease)
+                # Its addresses are in use if owner had it before: nobody else may get it now.
+                self._plan.put_back(lease, before)
                 raise
         log.info("prefix lent", prefix=str(lease.prefix), pool=pool, owner=owner)
         return str(lease.prefix)
@@ -126,9 +129,11 @@ class Lender:
         """Forget it; OK if it is not there."""
         self._admit(by)
         async with self._turn:
-            if self._plan.drop(name, force=force):
-                await self._keep(kept.pool_gone(name))
-                log.info("pool forgotten", pool=name, by=str(by))
+            gone = self._plan.drop(name, force=force)
+            # Kept though it is not there: an earlier try may have failed here.
+            await self._keep(kept.pool_gone(name))
+        if gone:
+            log.info("pool forgotten", pool=name, by=str(by))
 
     async def pools(self, by: SpiffeId) -> list[AddressPool]:
         """All of them, with what is lent."""
@@ -164,6 +169,14 @@ class Lender:
     async def _keep(self, changes: Iterable[kept.Change]) -> None:
         if self._store and (listed := list(changes)):
             await self._store.keep(listed)
+
+
+def steady() -> Callable[[], int]:
+    """A clock in ns since 1970 that nobody sets: a step forward, as at a start without a battery,
+    would end all leases before their routers are back; one backward would have them for ever.
+    """
+    began = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return lambda: began + time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def _made(asked: AddressPool) -> Pool:

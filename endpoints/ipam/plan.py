@@ -21,7 +21,8 @@ from nsm.errors import (
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Family = Literal[4, 6]
 MOST_EXCLUDED = 1024  # prefixes one request may exclude; more would hold the loop
-MOST_LEASES = 256  # prefixes one identity may hold of a pool
+MOST_LEASES = 256  # prefixes of a family one identity may hold of a pool
+SHARE, LEAST_SHARE = 4, 8  # but no more than a quarter of it, if that is no less than 8
 MOST_POOLS = 10_000
 MOST_PREFIXES = 64  # of one pool
 LONGEST_NAME = 253
@@ -199,9 +200,10 @@ class Plan:
         excluded: Sequence[str] = (),
         family: Family | None = None,
         now: int,
-    ) -> Lease:
+    ) -> tuple[Lease, Lease | None]:
         """Lend owner a prefix: the wanted one if it is its own, or free and no larger than what
-        the pool lends, else one that it had and nobody holds, else the lowest free one.
+        the pool lends, else one that it had and nobody holds, else the lowest free one. The
+        other is how it was lent to owner before, for `put_back`.
 
         What it wants and has already, it has from now on over this stream: the other may be one
         that broke and nobody noticed yet. Raises InvalidError, NotFoundError (no such pool, or
@@ -215,11 +217,6 @@ class Plan:
             )
         closed = [parse(one, "an excluded prefix") for one in excluded]
         own = [one for one in stock.leases.values() if one.owner == owner]
-        if len(own) >= MOST_LEASES:
-            raise ExhaustedError(
-                f"{owner} holds {len(own)} prefixes of {stock.pool}, which is the most one may",
-                hint="give some back",
-            )
         found = None
         if wanted:
             asked = parse(wanted, f"the prefix that {owner} wants")
@@ -240,9 +237,22 @@ class Plan:
                 None,
             )
         prefix = found or _lowest(stock, closed, family, owner)
+        before = stock.leases.get(prefix)
+        held = sum(one.prefix.version == prefix.version for one in own)
+        if before is None and held >= _share(stock.pool, prefix.version):
+            raise ExhaustedError(
+                f"{owner} holds {held} IPv{prefix.version} prefixes of {stock.pool}, which is the"
+                " most one may",
+                hint="give some back",
+            )
         lease = Lease(name, prefix, owner, holder=holder)
         stock.leases[prefix] = lease
-        return lease
+        return lease, before
+
+    def put_back(self, lease: Lease, before: Lease | None) -> None:
+        """A lease could not be kept: have what `allocate` found instead."""
+        if self.release(lease) and before:
+            self._stocks[lease.pool].leases[lease.prefix] = before
 
     def release(self, lease: Lease) -> bool:
         """Take a prefix back now; whether it was lent so."""
@@ -281,6 +291,14 @@ class Plan:
                 f"the address plan has no pool {name[:LONGEST_NAME]!r}; it has {known}",
                 hint="`nsmctl vl3 create` makes one",
             ) from None
+
+
+def _share(pool: Pool, version: int) -> int:
+    """How many prefixes of a family one identity may hold: others are to find some, too."""
+    length = pool.lengths[version]
+    own = (one for one in pool.prefixes if one.version == version)
+    parts = sum(1 << (length - one.prefixlen) for one in own)
+    return min(MOST_LEASES, max(LEAST_SHARE, parts // SHARE))
 
 
 def _may_have(stock: _Stock, asked: Network, owner: str, closed: Sequence[Network]) -> bool:

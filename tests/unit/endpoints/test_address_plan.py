@@ -30,7 +30,7 @@ def plan() -> Plan:
 
 def lent(plan: Plan, owner: str, holder: int = 1, **asked: object) -> str:
     asked.setdefault("now", 0)
-    return str(plan.allocate("orders", owner, holder=holder, **asked).prefix)  # type: ignore[arg-type]
+    return str(plan.allocate("orders", owner, holder=holder, **asked)[0].prefix)  # type: ignore[arg-type]
 
 
 def test_each_router_gets_the_lowest_free_part(plan: Plan) -> None:
@@ -58,7 +58,7 @@ def test_what_is_excluded_is_stepped_over(plan: Plan) -> None:
 
 
 def test_who_comes_back_gets_what_it_had_until_the_lease_is_over(plan: Plan) -> None:
-    lease = plan.allocate("orders", A, holder=1, now=0)
+    lease, _ = plan.allocate("orders", A, holder=1, now=0)
     assert plan.leave(lease, until=100)
     assert lent(plan, B, 2, now=50) == "172.16.1.0/24"
     assert lent(plan, A, 3, now=99) == "172.16.0.0/24"
@@ -70,7 +70,7 @@ def test_who_comes_back_gets_what_it_had_until_the_lease_is_over(plan: Plan) -> 
 def test_a_broken_stream_nobody_noticed_does_not_take_from_the_one_that_came_after(
     plan: Plan,
 ) -> None:
-    old = plan.allocate("orders", A, holder=1, now=0)
+    old, _ = plan.allocate("orders", A, holder=1, now=0)
     assert lent(plan, A, 2, wanted=str(old.prefix)) == str(old.prefix)
     assert plan.leave(old, until=1) is None
     assert not plan.release(old)
@@ -123,7 +123,7 @@ def test_pools_share_no_address_and_no_name(plan: Plan) -> None:
 
 
 def test_a_pool_goes_when_nobody_holds_a_part_of_it(plan: Plan) -> None:
-    lease = plan.allocate("orders", A, holder=1, now=0)
+    lease, _ = plan.allocate("orders", A, holder=1, now=0)
     with pytest.raises(PreconditionError, match=rf"{A} holds 172\.16\.0\.0/24"):
         plan.drop("orders")
     plan.leave(lease, until=9)
@@ -175,7 +175,7 @@ def test_no_two_ever_hold_the_same_address(data: st.DataObject) -> None:
                 )
                 excluded = data.draw(st.sampled_from([[], ["10.0.0.0/28"], ["fd00::/126"]]))
                 try:
-                    lease = plan.allocate(
+                    lease, _ = plan.allocate(
                         "orders", owner, holder=holder, excluded=excluded, now=now,
                         wanted=wanted if kind == "want" else "",
                     )  # fmt: skip
