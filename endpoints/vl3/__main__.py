@@ -15,7 +15,9 @@ from nsm.client import Client, Settings, Wish
 from nsm.endpoint import Endpoint
 from nsm.kernel.routing import Routing
 from nsm.mechanisms import IP, KERNEL
+from nsm.names.router import RouterNames
 from nsm.nsurl import NSURL
+from nsm.ondemand import ROLE, ROUTER
 from nsm.process.calls import log_call
 from nsm.process.config import read
 from nsm.process.run import Process, run
@@ -33,7 +35,10 @@ async def serve(config: Config, process: Process) -> None:
     routing = Routing(config.place)
     await asyncio.to_thread(routing.prepare)
     fellows = Fellows(config.name, config.service)
-    router = Router(fellows, routing, config.families)
+    names = None
+    if config.dns_templates:
+        names = RouterNames(config.dns_templates, apexes=config.apexes)
+    router = Router(fellows, routing, config.families, names, config.called)
     url = NSURL(KERNEL, config.service, "", {})
     settings = Settings(
         dial_timeout=config.dial_timeout,
@@ -50,14 +55,14 @@ async def serve(config: Config, process: Process) -> None:
     ):
         registry = RegistryClient(peers, config.connect_to, lifetime=config.lifetime)
         wish = Wish(shape=router.shape, on_answer=router.answered)
-        joins = Joins(fellows, client, registry, url, wish)
+        joins = Joins(fellows, client, registry, url, wish, on_left=router.left)
         endpoint = Endpoint(
             config.name,
             config.service_names,
             source=source,
             manager=config.connect_to,
             addresses=router,
-            labels={**config.told, **config.labels},
+            labels={ROLE: ROUTER, **config.told, **config.labels},
             payload=IP,
             answer=router.answer,
             listen=config.listen_on,

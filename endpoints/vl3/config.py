@@ -85,6 +85,12 @@ class Config(Surroundings):
         return self.service_names[0]
 
     @property
+    def apexes(self) -> tuple[str, ...]:
+        """The DNS domains that are the network's also while nobody is in them."""
+        apex = domains.split(self.service)[0]
+        return (apex,) if domains.is_name(apex) else ()
+
+    @property
     def called(self) -> tuple[str, ...]:
         """What the router itself is called: by its name in the network, and as a member is."""
         own = Connection(

@@ -23,10 +23,19 @@ log = structlog.get_logger(__name__)
 
 
 class Joins:
-    """Follows the domain's routers, and holds a wire to each that was there before us."""
+    """Follows the domain's routers, and holds a wire to each that was there before us.
+
+    on_left is called with the id of a wire that is held no longer.
+    """
 
     def __init__(
-        self, fellows: Fellows, client: Client, registry: RegistryClient, url: NSURL, wish: Wish
+        self,
+        fellows: Fellows,
+        client: Client,
+        registry: RegistryClient,
+        url: NSURL,
+        wish: Wish,
+        on_left: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.wires: dict[str, Wire] = {}
         self._fellows = fellows
@@ -34,6 +43,7 @@ class Joins:
         self._registry = registry
         self._url = url
         self._wish = wish
+        self._on_left = on_left
         self._changed = asyncio.Event()
 
     @asynccontextmanager
@@ -95,8 +105,8 @@ class Joins:
     async def _hold(self, name: str) -> None:
         """A wire to that router until this is cancelled, which closes it."""
         wish = Wish(endpoint=name, shape=self._wish.shape, on_answer=self._wish.on_answer)
+        id_ = f"{self._client.name}-{name}"
         while True:
-            id_ = f"{self._client.name}-{name}"
             try:
                 asking = self._client.connect(self._url, id_=id_, patience=PATIENCE, wish=wish)
                 async with asking as wire:
@@ -107,4 +117,5 @@ class Joins:
                 log.warning("router is not joined", router=name, why=str(error))
             finally:
                 self.wires.pop(name, None)
+                self._on_left(id_)
             await asyncio.sleep(PAUSE)

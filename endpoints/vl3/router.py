@@ -1,9 +1,11 @@
 """A router at work: who gets which address, what all are told, and what the kernel passes on."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from ipaddress import ip_interface
 from typing import NoReturn
 
 import structlog
@@ -17,8 +19,11 @@ from nsm.client import Wire
 from nsm.endpoint import present
 from nsm.errors import NsmError, UnavailableError
 from nsm.kernel.routing import Routing
-from nsm.model import Connection, Context, IPContext
+from nsm.model import Connection, Context, DNSContext, IPContext
+from nsm.names.router import RouterNames
+from nsm.names.server import Sockets
 
+DNS_PORT = 53
 AGAIN = 1.0  # seconds until the kernel is told again what it refused
 log = structlog.get_logger(__name__)
 
@@ -27,15 +32,25 @@ class Router:
     """Addresses for `nsm.endpoint`, contexts for `nsm.client`, and the namespace below both.
 
     on_change is called with a test of MTUs whenever those on wires of a larger one, or, without
-    one, all, would be told something else than they were.
+    one, all, would be told something else than they were. names, if there are any, are answered
+    at the router's own addresses; called is what it is called itself.
     """
 
-    def __init__(self, fellows: Fellows, routing: Routing, families: Sequence[int]) -> None:
+    def __init__(
+        self,
+        fellows: Fellows,
+        routing: Routing,
+        families: Sequence[int],
+        names: RouterNames | None = None,
+        called: Sequence[str] = (),
+    ) -> None:
         self.addresses = RouterAddresses(families or BOTH)
         self.mtu = Smallest()
         self.on_change: Callable[[Callable[[int], bool]], None] = lambda _: None
         self._fellows = fellows
         self._routing = routing
+        self._names = names
+        self._called = tuple(called)
         self._settled = False  # the kernel passes on what is ours now
         self._lent = asyncio.Event()
         self._empty = asyncio.Event()
@@ -45,7 +60,8 @@ class Router:
     @property
     def ready(self) -> bool:
         """Whether members can be served."""
-        return self._settled and self.addresses.ready
+        named = self._names is None or self._names.answering
+        return self._settled and named and self.addresses.ready
 
     # -- prefixes, as `Lending` tells them ------------------------------------------------------
 
@@ -78,8 +94,27 @@ class Router:
                 self._lent.set()
                 continue
             self._settled = True
-            log.info("router of", own=", ".join(own), domain=", ".join(map(str, domain)))
-            self.on_change(lambda _: True)
+            try:
+                async with self._answering(own):
+                    log.info("router of", own=", ".join(own), domain=", ".join(map(str, domain)))
+                    self.on_change(lambda _: True)
+                    await self._lent.wait()
+            except NsmError as error:
+                log.warning("the domain's names are not answered", why=str(error))
+                await asyncio.sleep(AGAIN)
+                self._lent.set()
+
+    @asynccontextmanager
+    async def _answering(self, own: Sequence[str]) -> AsyncIterator[None]:
+        """Answer for names at our own addresses, whatever those are now."""
+        if self._names is None:
+            yield
+            return
+        self._names.cover(map(str, self.addresses.known))
+        self._names.own(self._called, own)
+        where = [(str(ip_interface(one).ip), DNS_PORT) for one in own]
+        async with self._names.serving(where, Sockets(self._routing.inside)):
+            yield
 
     # -- the endpoint's side --------------------------------------------------------------------
 
@@ -103,6 +138,9 @@ class Router:
     def release(self, id_: str) -> None:
         """Take back what a member has."""
         self.addresses.release(id_)
+        if self._names:
+            self._names.leave(id_)
+            self._names.part(id_)
         self._count()
 
     def reserve(self, addresses: Iterable[str]) -> int:
@@ -118,21 +156,36 @@ class Router:
         return self._routing.inside(present)
 
     async def answer(self, conn: Connection) -> Connection:
-        """The last word on a connection: no MTU larger than the smallest of all."""
+        """The last word on a connection: no MTU larger than the smallest of all, and its name."""
         context = conn.context or Context()
         self._note(context.mtu)
-        return replace(conn, context=replace(context, mtu=self.mtu.of(context.mtu)))
+        dns = self._named(conn, self._names) if self._names else context.dns
+        return replace(conn, context=replace(context, mtu=self.mtu.of(context.mtu), dns=dns))
+
+    def _named(self, conn: Connection, names: RouterNames) -> DNSContext:
+        """What to tell a member, or another router, of names; its own are known from now on."""
+        if self._fellows.are(policy.origin(conn)):
+            return names.greet(conn)
+        return names.join(conn, self.addresses.members().get(conn.id, ()))
 
     # -- the client's side ----------------------------------------------------------------------
 
     def shape(self, context: Context) -> Context:
         """What another router is told of us."""
         ip = self.addresses.ask(context.ip or IPContext())
-        return replace(context, ip=ip, mtu=self.mtu.of(context.mtu))
+        dns = self._names.ask() if self._names else context.dns
+        return replace(context, ip=ip, dns=dns, mtu=self.mtu.of(context.mtu))
 
     def answered(self, wire: Wire) -> None:
         """What another router says."""
         self._note(wire.mtu)
+        if self._names:
+            self._names.hear(wire.id, wire.dns)
+
+    def left(self, id_: str) -> None:
+        """The wire to another router is no more."""
+        if self._names:
+            self._names.part(id_)
 
     # -- ends -----------------------------------------------------------------------------------
 

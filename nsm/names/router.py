@@ -12,6 +12,7 @@ is answered of our own knowledge.
 """
 
 import asyncio
+import ipaddress
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 
@@ -29,7 +30,7 @@ from nsm.model import Connection, DNSConfig, DNSContext
 from nsm.names import asking, server, templates
 from nsm.names.server import Server, Sockets
 from nsm.names.templates import Template
-from nsm.names.zones import NEGATIVE, Answer, Record, Standing, Zone, merged
+from nsm.names.zones import NEGATIVE, Answer, Network, Record, Standing, Zone, merged
 
 PATIENCE = 2.0  # seconds for other routers to say what they know
 GRACE = 0.05  # seconds more for the others where one knew the name
@@ -47,14 +48,21 @@ class RouterNames:
         self._zone = Zone(apexes)
         self._port = port
         self._own: tuple[str, ...] = ()
+        self._prefixes: tuple[Network, ...] = ()
         self._peers: dict[str, tuple[Server, ...]] = {}
         self._sockets = Sockets()
 
     # -- who there is -----------------------------------------------------------------------
 
+    @property
+    def answering(self) -> bool:
+        """Whether members can be told whom to ask."""
+        return bool(self._own)
+
     def cover(self, prefixes: Iterable[str]) -> None:
         """The domain's prefixes: of their addresses the names are asked here."""
-        self._zone.cover(prefixes)
+        self._prefixes = tuple(map(ipaddress.ip_network, prefixes))
+        self._zone.cover(map(str, self._prefixes))
 
     def own(self, names: Iterable[str], addresses: Iterable[str]) -> None:
         """What this router itself is called, and its addresses."""
@@ -63,16 +71,32 @@ class RouterNames:
     def join(self, conn: Connection, addresses: Iterable[str]) -> DNSContext:
         """The member's connection with its addresses, known from now on; what to tell it.
 
-        A refresh is another join. Raises UnavailableError before `serving`, InvalidError for
-        labels of which no name can be made.
+        A refresh is another join. What it carries of a router that it was at before is left out.
+        Raises UnavailableError before `serving`, InvalidError for labels of which no name
+        can be made.
         """
         told = self._told()
         names = templates.called(self._templates, conn)
         self._zone.put(conn.id, names, addresses)
-        asked = conn.context.dns if conn.context and conn.context.dns else DNSContext()
         config = DNSConfig(told, templates.search_domains(names))
-        others = tuple(one for one in asked.configs if not set(one.servers) & set(told))
+        asked = _asked(conn)
+        others = tuple(
+            one
+            for one in asked.configs
+            if not set(one.servers) & set(told) and not any(map(self._of_domain, one.servers))
+        )
         return DNSContext((*others, config), asked.unknown)
+
+    def greet(self, conn: Connection) -> DNSContext:
+        """Another router asks us for this connection: known from now on; what to tell it.
+
+        Raises UnavailableError before `serving`.
+        """
+        told = self._told()
+        asked = _asked(conn)
+        self.hear(conn.id, asked.configs)
+        others = tuple(one for one in asked.configs if not set(one.servers) & set(told))
+        return DNSContext((*others, DNSConfig(told)), asked.unknown)
 
     def leave(self, id_: str) -> None:
         """The member's connection is gone; nothing for an unknown one."""
@@ -82,6 +106,11 @@ class RouterNames:
         """What a request to another router says: whom to ask for ours. Raises UnavailableError."""
         return DNSContext((DNSConfig(self._told()),))
 
+    def hear(self, id_: str, configs: Iterable[DNSConfig]) -> None:
+        """What another router says at connection id_: those of its servers that the domain has."""
+        said = (one for config in configs for one in config.servers)
+        self.meet(id_, filter(self._of_domain, said))
+
     def meet(self, id_: str, servers: Iterable[str]) -> None:
         """The other router at connection id_ answers at these addresses (its own, never ours)."""
         others = (one for one in dict.fromkeys(servers) if one not in self._own)
@@ -90,6 +119,13 @@ class RouterNames:
     def part(self, id_: str) -> None:
         """That router is gone; nothing for an unknown one."""
         self._peers.pop(id_, None)
+
+    def _of_domain(self, server: str) -> bool:
+        try:
+            address = ipaddress.ip_address(server)
+        except ValueError:
+            return False
+        return any(address in prefix for prefix in self._prefixes)
 
     def _told(self) -> tuple[str, ...]:
         if not self._own:
@@ -188,6 +224,10 @@ class RouterNames:
 
     def _has(self, version: int) -> bool:
         return any((":" in one) == (version == 6) for one in self._own)
+
+
+def _asked(conn: Connection) -> DNSContext:
+    return conn.context.dns if conn.context and conn.context.dns else DNSContext()
 
 
 def _understood(said: asking.Said, name: str, kind: dns.rdatatype.RdataType, zone: str) -> Answer:

@@ -1,27 +1,65 @@
 """A router's decisions that need neither kernel nor mesh."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from endpoints.vl3 import router as at_work
 from endpoints.vl3.fellows import Fellows
 from endpoints.vl3.router import Router
-from nsm.errors import UnavailableError
+from nsm import policy
+from nsm.errors import TakenError, UnavailableError
+from nsm.identity.background import beside
 from nsm.kernel.routing import Routing
-from nsm.model import Connection, Context, IPContext, Route
+from nsm.model import (
+    Connection,
+    Context,
+    DNSConfig,
+    DNSContext,
+    Endpoint,
+    IPContext,
+    Path,
+    Route,
+    Segment,
+)
+from nsm.names.asking import question
+from nsm.names.router import RouterNames
+from nsm.names.server import Sockets
+from nsm.names.templates import parse_all
+from tests.support.nameserver import free_port
 from tests.support.wait import until
+
+
+@asynccontextmanager
+async def settling(monkeypatch: pytest.MonkeyPatch, *named: Any) -> AsyncIterator[Router]:
+    """One whose namespace takes what it is told, and has its DNS servers' sockets here."""
+    for what in ("admit", "own"):
+        monkeypatch.setattr(Routing, what, lambda *_: None)
+    monkeypatch.setattr(Routing, "inside", lambda _, function: function())
+    monkeypatch.setattr(at_work, "DNS_PORT", free_port())
+    made = Router(Fellows("r", "vL3"), Routing("/nowhere"), [4], *named)
+    made.fellows = made._fellows
+    async with beside(made.settle(), "settling"):
+        yield made
 
 
 @pytest.fixture
 async def router(monkeypatch: pytest.MonkeyPatch):
-    """One whose namespace takes what it is told."""
-    for what in ("admit", "own"):
-        monkeypatch.setattr(Routing, what, lambda *_: None)
-    made = Router(Fellows("r", "vL3"), Routing("/nowhere"), [4])
-    settling = asyncio.create_task(made.settle())
-    yield made
-    settling.cancel()
-    await asyncio.gather(settling, return_exceptions=True)
+    async with settling(monkeypatch) as made:
+        yield made
+
+
+@pytest.fixture
+async def named(monkeypatch: pytest.MonkeyPatch):
+    """One that answers for names, of members and its own."""
+    names = RouterNames(parse_all(["{client}.net"]), apexes=["net"])
+    async with settling(monkeypatch, names, ["r.net"]) as made:
+        made.names = names
+        yield made
 
 
 def asks(id_: str, **ip) -> Connection:
@@ -74,3 +112,76 @@ async def test_it_is_idle_when_it_has_had_no_member_for_so_long(router) -> None:
     assert not waiting.done()
     router.release("a")
     await until(waiting.done, "the idle time to be over", record=False)
+
+
+def member(name: str, *dns: DNSConfig) -> Connection:
+    return Connection(
+        f"c-{name}",
+        context=Context(ip=IPContext(), dns=DNSContext(dns) if dns else None),
+        path=Path((Segment(name, f"c-{name}"),)),
+    )
+
+
+async def served(router: Router, conn: Connection) -> DNSContext:
+    """As an endpoint serves a Request: addresses, then the last word."""
+    ip = router.assign(conn)
+    made = await router.answer(replace(conn, context=replace(conn.context, ip=ip)))
+    assert made.context.dns
+    return made.context.dns
+
+
+async def addresses(router: Router, name: str) -> list[str]:
+    """What the router says of a name."""
+    heard = await router.names.answer(question(name, "A"), "172.16.1.1")
+    return [one.address for answer in heard.answer for one in answer]
+
+
+async def test_a_name_is_answered_from_before_the_request_returns_until_the_close(named) -> None:
+    await lent(named)
+    assert await addresses(named, "r.net") == ["172.16.1.0"]
+    told = await served(named, member("m1"))
+    assert told.configs == (DNSConfig(("172.16.1.0",), ("net",)),)
+    assert await addresses(named, "m1.net") == ["172.16.1.1"]
+    assert await served(named, member("m1", *told.configs)) == told
+    named.release("c-m1")
+    assert await addresses(named, "m1.net") == []
+
+
+async def test_before_names_are_answered_members_are_told_to_wait(named, monkeypatch) -> None:
+    failing = asyncio.Event()
+
+    def refused(*_: Any) -> None:
+        failing.set()
+        raise TakenError("somebody answers there")
+
+    monkeypatch.setattr(Sockets, "make", refused)
+    named.lend("172.16.1.0/24", ["172.16.0.0/16"])
+    await failing.wait()
+    with pytest.raises(UnavailableError, match=r"^DNS address is initializing"):
+        await served(named, member("m1"))
+    assert not named.ready
+
+
+async def test_servers_of_a_router_that_a_member_left_are_not_carried_on(named) -> None:
+    await lent(named)
+    other, own = DNSConfig(("172.16.9.0",), ("net",)), DNSConfig(("10.0.0.53",), ("corp",))
+    told = await served(named, member("m1", other, own))
+    assert told.configs == (own, DNSConfig(("172.16.1.0",), ("net",)))
+
+
+async def test_routers_tell_each_other_whom_to_ask_and_nobody_else_does(named, monkeypatch) -> None:
+    monkeypatch.setattr(policy, "origin", lambda conn: f"spiffe://d/{conn.segments[0].name}")
+    heard: dict[str, list[str]] = {}
+    meet = named.names.meet
+    named.names.meet = lambda id_, servers: meet(id_, heard.setdefault(id_, list(servers)))
+    named.fellows.see(
+        Endpoint(name="r2", services=("vL3",), path_ids=("spiffe://d/r2",)), deleted=False
+    )
+    await lent(named)
+    its = DNSConfig(("172.16.2.0", "192.0.2.53"), ())
+    told = await served(named, member("r2", its))
+    assert told.configs == (its, DNSConfig(("172.16.1.0",)))
+    await served(named, member("m1", its))
+    assert heard == {"c-r2": ["172.16.2.0"]}  # of the domain, and of a router
+    shaped = named.shape(Context(dns=DNSContext((its,))))
+    assert shaped.dns == DNSContext((DNSConfig(("172.16.1.0",)),))
