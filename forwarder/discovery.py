@@ -1,7 +1,7 @@
 """Which endpoints may serve a request, and in which order (`wire.md` §7.4)."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from nsm import mechanisms
@@ -31,11 +31,14 @@ class Discovery:
         self._registry = registry
         self._turns = Turns()
 
-    async def offers(self, conn: Connection, fds: Descriptors) -> list[Offer]:
+    async def offers(
+        self, conn: Connection, fds: Descriptors, *, without: Collection[str] = ()
+    ) -> list[Offer]:
         """Endpoints for conn, the one whose turn it is first; their sockets are in fds.
 
-        A connection that names its endpoint gets that one and no other. Raises
-        NotFoundError, in upstream's words and with what was there.
+        A connection that names its endpoint gets that one and no other. Those called as in
+        without count as not there. Raises NotFoundError, in upstream's words and with what was
+        there.
         """
         if conn.endpoint:
             return [await self._named(conn, fds)]
@@ -43,7 +46,7 @@ class Discovery:
             self._service(conn),
             self._registry.find_endpoints(Endpoint(services=(conn.service,)), fds=fds),
         )
-        alive = _alive(found)
+        alive = [one for one in _alive(found) if one.name not in without]
         matching = match_endpoints(service, conn.labels, alive)
         if not matching:
             raise _nobody(conn, found, alive)

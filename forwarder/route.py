@@ -17,6 +17,7 @@ from forwarder.discovery import Discovery, Offer
 from forwarder.mechanisms import ends
 from forwarder.recovery import Recovery
 from forwarder.remote import Remote, Seat, Span
+from forwarder.search import Search
 from forwarder.sockets import Sockets
 from forwarder.tunnels import Tunnels, node_of
 from nsm import mechanisms, path
@@ -24,6 +25,7 @@ from nsm.caller import Caller
 from nsm.connections import Held
 from nsm.descriptors import INODE_URL, Descriptors
 from nsm.errors import (
+    AbortedError,
     DeniedError,
     InvalidError,
     NotFoundError,
@@ -51,6 +53,7 @@ log = structlog.get_logger(__name__)
 LONGEST = 60.0  # seconds for a caller without a deadline
 FD_PATIENCE = 2.0  # seconds a descriptor may come after the call that names it
 GOODBYE = 2.0  # seconds for an endpoint a connection has left
+SPARE = 0.5  # seconds that another search and what it finds need
 ROUNDS = 3  # of agreeing on a tunnel whose network identifier or port is free on both nodes
 HANDSHAKE = (1.0, 5.0)  # seconds, at least and at most, for the far end to prove its key
 TAKEN = (VniTakenError, PortTakenError)
@@ -129,7 +132,6 @@ class ForwarderRoute:
             near = await self._near(asked, caller, fds)
             refused: list[tuple[str, NsmError]] = []
             known = held.memory
-            carrier = known.endpoint if known else _carrier(conn)
             if known and conn.endpoint in ("", known.endpoint):
                 target = Target(known.endpoint, known.payload, known.url, known, stands=True)
                 try:
@@ -137,24 +139,45 @@ class ForwarderRoute:
                 except UnavailableError as reason:  # it may have come back elsewhere
                     refused.append((target.endpoint, reason))
                     conn = replace(conn, endpoint=known.endpoint)
-            began = time.monotonic()
-            offers = await self._offers(conn, fds, refused)
-            conn = path.took(conn, find_ms=time.monotonic() - began)
-            for offer in offers:
-                url = self._url(offer, fds)
-                if refused and known and url == known.url:  # nobody new: it was asked just now
-                    self._sockets.release(url)
-                    continue
-                same = known if known and known.endpoint == offer.endpoint.name else None
-                name = offer.endpoint.name
-                target = Target(name, offer.payload, url, same, stands=name == carrier)
-                try:
-                    return await self._join(target, conn, near, held, caller, fds, undo)
-                except NsmError as reason:
-                    refused.append((target.endpoint, reason))
-                finally:
-                    self._sockets.release(url)
-            raise _none_took(conn, refused)
+            return await self._find(conn, near, held, caller, fds, undo, refused)
+
+    async def _find(
+        self,
+        conn: Connection,
+        near: Near,
+        held: Held[Crossing],
+        caller: Caller,
+        fds: Descriptors,
+        undo: Undo,
+        refused: list[tuple[str, NsmError]],
+    ) -> Established:
+        """Join the first that takes it of those that can be found, now or in a moment."""
+        known, search, finding = held.memory, Search(), 0.0
+        carrier = known.endpoint if known else _carrier(conn)
+        while True:
+            with Descriptors() as sockets:
+                began = time.monotonic()
+                offers = await self._offers(conn, sockets, refused, search)
+                finding += time.monotonic() - began
+                conn = path.took(conn, find_ms=finding)
+                for offer in offers:
+                    name, url = offer.endpoint.name, self._url(offer, sockets)
+                    if refused and known and url == known.url:  # it was asked just now
+                        self._sockets.release(url)
+                        continue
+                    same = known if known and known.endpoint == name else None
+                    target = Target(name, offer.payload, url, same, stands=name == carrier)
+                    try:
+                        return await self._join(target, conn, near, held, caller, fds, undo)
+                    except NsmError as reason:
+                        refused.append((name, reason))
+                        search.refused(name, reason)
+                    finally:
+                        self._sockets.release(url)
+            pause, left = None if conn.endpoint else search.again(), caller.left()
+            if pause is None or (left is not None and left < pause + SPARE):
+                raise _none_took(conn, refused)
+            await asyncio.sleep(pause)
 
     async def withdraw(
         self, conn: Connection, memory: Crossing | None, caller: Caller | None
@@ -206,8 +229,20 @@ class ForwarderRoute:
     # ---- the endpoint's side -------------------------------------------------------------
 
     async def _offers(
-        self, conn: Connection, fds: Descriptors, refused: list[tuple[str, NsmError]]
+        self,
+        conn: Connection,
+        fds: Descriptors,
+        refused: list[tuple[str, NsmError]],
+        search: Search,
     ) -> list[Offer]:
+        """Whom to try now; nobody where another search finds no more than the one before."""
+        if refused and not conn.endpoint:
+            try:
+                offers = await self._discovery.offers(conn, fds, without=search.away)
+            except NsmError as nothing:
+                log.info("nobody else is found", service=conn.service, why=str(nothing))
+                return []
+            return [one for one in offers if search.new(one.endpoint.name)]
         try:
             return await self._discovery.offers(conn, fds)
         except NotFoundError as gone:
@@ -526,7 +561,7 @@ class ForwarderRoute:
         if not conn.endpoint:
             return
         with Descriptors() as fds:
-            for offer in await self._offers(conn, fds, []):
+            for offer in await self._discovery.offers(conn, fds):
                 url = self._url(offer, fds)
                 try:
                     await self._close(url, replace(conn, mechanism=None))
@@ -598,6 +633,10 @@ def _seats(wire: Wire) -> list[Seat]:
 
 
 def _none_took(conn: Connection, refused: list[tuple[str, NsmError]]) -> NsmError:
+    # Of each the last word; and a supplier's only where what it supplied said nothing.
+    refused = list(dict(refused).items())
+    said = [one for one in refused if not isinstance(one[1], AbortedError)]
+    refused = said or refused
     if len(refused) == 1:
         return refused[0][1]
     tried = "; ".join(f"{name}: {reason}" for name, reason in refused)

@@ -8,6 +8,7 @@ only then.
 from collections.abc import Iterable
 
 from nsm.model import Endpoint
+from nsm.ondemand import supplies
 
 
 class Fellows:
@@ -16,6 +17,7 @@ class Fellows:
     def __init__(self, name: str, service: str) -> None:
         _, at, domain = service.partition("@")
         self._mine = {name, f"{name}@{domain}" if at and "@" not in name else name}
+        self._service = service
         self._all: dict[str, Endpoint] = {}
         self._missing: set[str] = set()
 
@@ -24,7 +26,7 @@ class Fellows:
 
         Who is missing twice is gone: a registry that has just started does not have all yet.
         """
-        there = {one.name: one for one in found}
+        there = {one.name: one for one in found if not supplies(one, self._service)}
         missing = self._all.keys() - there.keys()
         for name in missing & self._missing:
             del self._all[name]
@@ -36,7 +38,7 @@ class Fellows:
         """What changed."""
         if deleted:
             self._all.pop(one.name, None)
-        else:
+        elif not supplies(one, self._service):
             self._all[one.name] = one
 
     def earlier(self) -> frozenset[str]:

@@ -1,11 +1,14 @@
 """Who asks whom for a wire, who is a router at all, and the MTU they all keep to."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from endpoints.vl3.fellows import Fellows
 from endpoints.vl3.mtu import Smallest
 from nsm.model import Endpoint
+from nsm.ondemand import ROLE, SUPPLIER
 
 
 def router(name: str, registered: int | None = None, owner: str = "") -> Endpoint:
@@ -58,6 +61,16 @@ def test_a_router_is_who_registered_one_and_nobody_else() -> None:
     assert fellows.are("spiffe://x/a")
     for other in ("spiffe://x/b", "spiffe://x/nsmgr", "spiffe://x/c", ""):
         assert not fellows.are(other), other
+
+
+def test_who_starts_routers_is_none() -> None:
+    fellows = Fellows("b", "vL3")
+    supplier = replace(router("s", 1), labels={"vL3": {ROLE: SUPPLIER}})
+    elsewhere = replace(router("c", 1), labels={"other": {ROLE: SUPPLIER}})
+    fellows.begin([supplier, elsewhere, router("b", 2)])
+    fellows.see(supplier, deleted=False)
+    assert fellows.earlier() == {"c"}
+    assert not fellows.are("spiffe://x/s")
 
 
 def test_the_smallest_mtu_only_falls_and_never_below_what_ip_needs() -> None:

@@ -14,10 +14,14 @@ from forwarder.mechanisms import wireguard
 from forwarder.recovery import Recovery
 from forwarder.remote import Vxlan, Wireguard
 from forwarder.route import ROUNDS, ForwarderRoute
+from forwarder.search import MOST
 from forwarder.sockets import Sockets
 from forwarder.tunnels import Tunnels
 from nsm.errors import (
+    AbortedError,
     DeadlineError,
+    DeniedError,
+    ExhaustedError,
     InvalidError,
     NotFoundError,
     TakenError,
@@ -152,17 +156,23 @@ class Endpoints:
         self.log = []
         self.asked = []  # each mechanism that was offered, and what was agreed on before
         self.answers = {}  # what another node says amiss
+        self.refusals = {}  # what an endpoint does instead of answering, by its URL
+        self.searches = 0
 
-    async def offers(self, conn, fds):
+    async def offers(self, conn, fds, *, without=()):
+        self.searches += 1
         if conn.endpoint and conn.endpoint not in self.listed:
             raise NotFoundError(f"network service endpoint {conn.endpoint} not found")
-        if not self.listed:
+        names = [conn.endpoint] if conn.endpoint else [n for n in self.listed if n not in without]
+        names = [n for n in names if n != "supplier"] or names  # the match before falls through
+        if not names:
             raise NotFoundError("network service endpoint candidates not found")
-        names = [conn.endpoint] if conn.endpoint else list(self.listed)
         return [Offer(Endpoint(n, ("vpn",), url=self.listed[n]), self.payload) for n in names]
 
     async def request(self, url, asked, *, fds, **how):
         self._reach("request", url)
+        if refusal := self.refusals.get(url):
+            refusal()
         conn = asked.connection
         fds.adopt("inode://4/77", os.open("/proc/self/ns/net", os.O_PATH))
         first = conn.segments[0]
@@ -279,6 +289,108 @@ async def test_an_endpoint_that_is_gone_and_irreplaceable_may_come_back(lives):
     with pytest.raises(UnavailableError, match=r"e-a not found, nor is any other; e-a: cannot"):
         await forwarder.request(made)
     assert len(forwarder.kernel.wires) == 1
+
+
+# --- more than one search within a request ------------------------------------------------------
+
+
+class Supplier:
+    """Says that it has started e-a, and has, or has not; e-a takes nobody at first, or at last."""
+
+    def __init__(self, mesh, *, starts=True, takes_after=0, why=None):
+        self.mesh, self.starts, self.left, self.why = mesh, starts, takes_after, why
+        self.asked = 0
+        mesh.listed = {"supplier": "unix:/s"}
+        mesh.refusals = {"unix:/s": self.started, "unix:/a": self.router}
+
+    def started(self):
+        self.asked += 1
+        if self.starts:
+            self.mesh.listed = {"e-a": "unix:/a"} | {"supplier": "unix:/s"}
+        raise AbortedError("cannot provide required networkservice: endpoint created as e-a")
+
+    def router(self):
+        if self.why:
+            raise self.why
+        if self.left:
+            self.left -= 1
+            raise UnavailableError("endpoint expired")
+
+
+async def test_what_a_supplier_has_started_serves_the_request_that_asked_for_it(lives):
+    forwarder = lives()
+    supplier = Supplier(forwarder.mesh)
+    assert (await forwarder.request()).endpoint == "e-a"
+    assert (supplier.asked, forwarder.mesh.searches) == (1, 2)
+    assert forwarder.mesh.log == [
+        ("request", "unix:/s"),
+        ("close", "unix:/s"),
+        ("request", "unix:/a"),
+    ]
+    assert len(forwarder.kernel.wires) == 1
+
+
+async def test_one_that_is_ending_is_left_out_and_its_successor_found(lives):
+    """Its supplier does not know yet that it ends, and says twice that it is there."""
+    forwarder = lives()
+    supplier = Supplier(forwarder.mesh, takes_after=2)
+    assert (await forwarder.request()).endpoint == "e-a"
+    assert (supplier.asked, forwarder.mesh.searches) == (3, 6)
+
+
+async def test_a_supplier_that_only_promises_is_asked_no_more_than_the_bound(lives):
+    forwarder = lives()
+    supplier = Supplier(forwarder.mesh, starts=False)
+    with pytest.raises(AbortedError, match="endpoint created as e-a"):
+        await forwarder.request(within=60.0)
+    assert supplier.asked == forwarder.mesh.searches == MOST
+    with pytest.raises(AbortedError):
+        await forwarder.request(within=0.6)
+    assert supplier.asked < MOST + 4, "there is no time for more"
+
+
+@pytest.mark.parametrize(
+    ("why", "searches"),
+    [(DeniedError("not you"), 2), (ExhaustedError("full"), 3)],
+    ids=["for-good", "for-now"],
+)
+async def test_who_is_there_and_says_no_is_asked_once_and_is_what_is_told(lives, why, searches):
+    forwarder = lives()
+    supplier = Supplier(forwarder.mesh, why=why)
+    with pytest.raises(type(why), match=str(why)):
+        await forwarder.request()
+    assert (supplier.asked, forwarder.mesh.searches) == (1, searches)
+
+
+async def test_one_that_came_meanwhile_is_tried_and_nobody_twice(lives):
+    forwarder = lives()
+    mesh = forwarder.mesh
+    mesh.dead.add("unix:/a")
+    mesh.listed = {"e-a": "unix:/a"}
+    mesh.refusals = {}
+    reach = mesh._reach
+
+    def reached(what, url):
+        mesh.listed["e-b"] = "unix:/b"
+        reach(what, url)
+
+    mesh._reach = reached
+    assert (await forwarder.request()).endpoint == "e-b"
+    assert mesh.log[-1] == ("request", "unix:/b")
+    mesh.dead.add("unix:/b")
+    other = replace(ASKED, id="c1", path=Path((Segment("nsc", "c1"),)))
+    mesh.log.clear()
+    with pytest.raises(UnavailableError, match="all candidates have failed"):
+        await forwarder.request(other)
+    assert [url for what, url in mesh.log if what == "request"] == ["unix:/a", "unix:/b"]
+
+
+async def test_who_names_an_endpoint_gets_no_other(lives):
+    forwarder = lives()
+    forwarder.mesh.dead.add("unix:/a")
+    with pytest.raises(UnavailableError, match="cannot connect to unix:/a"):
+        await forwarder.request(replace(ASKED, endpoint="e-a"))
+    assert forwarder.mesh.searches == 1
 
 
 async def test_a_wire_made_while_lost_events_are_made_up_for_is_left_alone(lives):
