@@ -13,9 +13,37 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Final, NoReturn
 
+from nsm.names.resolvconf import NETNS
+
+_CLONE_NEWNS = 0x0002_0000
+_MS_BIND, _MS_REC, _MS_SLAVE = 0x1000, 0x4000, 0x8_0000
 _PR_SET_DUMPABLE, _PR_SET_NAME, _PR_CAPBSET_DROP = 4, 15, 24
 _CAPABILITY_VERSION_3: Final = 0x2008_0522
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _checked(result: int, what: str) -> None:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), what)
+
+
+def at_home(namespace: str) -> None:
+    """See the files of a named namespace as the system's, as `ip netns exec` has it: those in
+
+    /etc/netns/NAME over those in /etc. What is mounted elsewhere meanwhile is seen as well.
+    """
+    try:
+        own = os.listdir(f"{NETNS}/{namespace}")
+    except FileNotFoundError:
+        return
+    _checked(_libc.unshare(_CLONE_NEWNS), "unshare")
+    _checked(_libc.mount(None, b"/", None, _MS_REC | _MS_SLAVE, None), "mount --make-rslave /")
+    for name in own:
+        path = f"/etc/{name}"
+        if os.path.exists(path):  # nobody reads it where there is none
+            source = f"{NETNS}/{namespace}/{name}".encode()
+            _checked(_libc.mount(source, path.encode(), None, _MS_BIND, None), f"mount {path}")
 
 
 def default_signals() -> None:
@@ -49,13 +77,10 @@ def powerless() -> None:
     with open("/proc/sys/kernel/cap_last_cap") as file:
         last = int(file.read())
     for capability in range(last + 1):
-        if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), f"PR_CAPBSET_DROP {capability}")
+        dropped = _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+        _checked(dropped, f"PR_CAPBSET_DROP {capability}")
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-    if _libc.capset(header, struct.pack("=6I", *[0] * 6)) < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), "capset")
+    _checked(_libc.capset(header, struct.pack("=6I", *[0] * 6)), "capset")
     _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
 
 

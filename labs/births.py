@@ -115,7 +115,10 @@ class Births:
                 if event["event"] == "ready":
                     waiting.pop(event["name"], None)
                 elif event["event"] == "ended":  # also one started earlier: without it, no lab
-                    raise self._failed(self._known[event["name"]], event["status"])
+                    ended = self._known[event["name"]]
+                    if event["status"] or not ended.is_errand:
+                        raise self._failed(ended, event["status"])
+                    waiting.pop(ended.name, None)
                 if not waiting:
                     return
             if end - time.monotonic() < READY - REFUSED and any(

@@ -15,12 +15,13 @@ from labs.hands import FailedError, Hands
 from labs.lab import Capture, Check, Lab, Port, matching
 from labs.paths import Paths
 from labs.processes import Stage
-from labs.wires import Wire, between, of_family, wires
+from labs.wires import Way, of_family, outside, ways, wires
 
 PATIENCE: Final = 1.0  # seconds for the last echo
 TRANSFER_PATIENCE: Final = 10.0  # seconds without progress
 MARK: Final = "vwire lab payload "
 _TOLD: Final = 5  # faults named in one row
+_Asked = labfile.Ping | labfile.Transfer
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,19 @@ class Verdict:
     faults: Sequence[str]
     fine: str
     figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An address that source asks, and whose it is; mtu is that of source's end."""
+
+    source: str
+    target: str
+    address: str
+    mtu: int
+
+    def __str__(self) -> str:
+        return f"{self.source} -> {self.target} {self.address}"
 
 
 class Checks:
@@ -99,51 +113,82 @@ class Checks:
 
     # -- who with whom ----------------------------------------------------------------------
 
-    def _pairs(
-        self, source: str, target: str, service: str, *, outsiders: bool = False
-    ) -> list[tuple[str, str, list[Wire]]]:
-        """From, to, and the wires between; for outsiders, if asked, those they must not reach."""
+    def _targets(self, asked: _Asked, faults: list[str], *, lost_all: bool = False) -> list[Target]:
+        """Each address that is asked, by whom; what is missing becomes a fault.
+
+        Where all is to be lost, outsiders are meant too, and whoever else has no way there.
+        """
+        found: list[Target] = []
         ends = (*self._lab.clients, *self._lab.endpoints)
         there = wires(self._lab, self._paths)
-        found = []
-        for a in matching(source, ends):
-            for b in matching(target, ends):
-                client = self._lab.clients.get(a)
-                if client and client.netns_only and outsiders:
-                    of = [w for w in there if b in (w.client, w.endpoint)]
-                    of = [w for w in of if w.serves(service)]
-                else:
-                    of = between(there, a, b, service)
-                if of:
-                    found.append((a, b, of))
+        whom = "*" if labfile.is_name(asked.target) else asked.target
+        pairs = [(a, b) for a in matching(asked.source, ends) for b in matching(whom, ends)]
+        on = {(a, b): ways(there, a, b, asked.service) for a, b in pairs}
+        alone = [a for a in self._lab.clients if self._lab.clients[a].netns_only]
+        if lost_all:
+            strangers = [pair for pair in pairs if pair[0] in alone or not any(on.values())]
+            on |= {(a, b): outside(there, b, asked.service) for a, b in strangers if a != b}
+        if labfile.is_name(asked.target):
+            return self._named(asked, on, faults, lost_all=lost_all)
+        for (a, b), of in on.items():
+            for way in of:
+                faults += _missing(f"{a} -> {b}: {way.wire}", way.addresses, asked)
+                addresses = of_family(way.addresses, asked.families)
+                found += [Target(a, b, address, way.mtu) for address in addresses]
+        if not any(on.values()):
+            faults += self._nobody(asked)
         return found
 
-    def _addresses(self, a: str, b: str, wire: Wire) -> tuple[str, ...]:
-        """b's addresses on a wire, for a: its far end, or b's own if a has no part in it."""
-        if a in (wire.client, wire.endpoint):
-            return wire.far(a)
-        return wire.far(wire.endpoint if b == wire.client else wire.client)
+    def _nobody(self, asked: _Asked) -> list[str]:
+        what = "" if asked.service == "*" else f" of {asked.service}"
+        return [f"no wire{what} joins {asked.source} and {asked.target}"]
 
-    def _nobody(self, source: str, target: str, service: str) -> list[str]:
-        what = "" if service == "*" else f" of {service}"
-        return [f"no wire{what} joins {source} and {target}"]
+    def _named(
+        self,
+        asked: _Asked,
+        on: Mapping[tuple[str, str], Sequence[Way]],
+        faults: list[str],
+        *,
+        lost_all: bool,
+    ) -> list[Target]:
+        """The same by what members are called: as programs at the source find it in DNS.
+
+        A name must lead to its member and nobody else; where all is to be lost, it may be unknown.
+        """
+        members = {pair: of for pair, of in on.items() if of and pair[1] in self._lab.clients}
+        names: dict[str, dict[str, str]] = {}
+        for a, b in members:
+            names.setdefault(a, {})[b] = asked.target.replace(labfile.CLIENT, b)
+        if not members:
+            faults += self._nobody(asked)
+        orders = {
+            self._paths.namespace(a): {
+                "do": "resolve", "names": [*of.values()], "families": asked.families
+            }
+            for a, of in names.items()
+        }  # fmt: skip
+        told = self._hands.ask(orders)
+        found = []
+        for (a, b), of in members.items():
+            name = names[a][b]
+            answer = told[self._paths.namespace(a)][name]
+            known = {address for way in of for address in of_family(way.addresses, asked.families)}
+            for way in of:
+                faults += _missing(f"{a} -> {name}: {way.wire}", way.addresses, asked)
+            if set(answer["addresses"]) != known and not (lost_all and not answer["addresses"]):
+                got = ", ".join(answer["addresses"]) or answer["failure"]
+                faults.append(f"{a}: {name} is {got}, expected {', '.join(sorted(known))}")
+            found += [Target(a, b, address, of[0].mtu) for address in answer["addresses"]]
+        return found
 
     # -- ping -------------------------------------------------------------------------------
 
     def _ping(self, asked: labfile.Ping) -> Verdict:
         faults: list[str] = []
         todo: dict[str, list[tuple[str, str, int]]] = {}
-        outsiders = asked.lost == "all"  # who must reach nobody; a glob does not mean them else
-        pairs = self._pairs(asked.source, asked.target, asked.service, outsiders=outsiders)
-        for a, b, of in pairs:
-            for wire in of:
-                addresses = self._addresses(a, b, wire)
-                faults += _missing(f"{a} -> {b}: {wire.id}", addresses, asked)
-                size = asked.size if asked.size > 0 else wire.mtu - asked.size
-                for address in of_family(addresses, asked.families):
-                    todo.setdefault(a, []).append((b, address, size))
-        if not pairs:
-            return Verdict(self._nobody(asked.source, asked.target, asked.service), "")
+        for one in self._targets(asked, faults, lost_all=asked.lost == "all"):
+            size = asked.size if asked.size > 0 else one.mtu - asked.size
+            todo.setdefault(one.source, []).append((one.target, one.address, size))
         idents = {a: ident for ident, a in enumerate(todo, random.randrange(1, 1 << 15))}  # noqa: S311
         with self._listening({b for rows in todo.values() for b, *_ in rows}) as arrivals:
             told = self._hands.ask(
@@ -203,26 +248,20 @@ class Checks:
     def _transfer(self, asked: labfile.Transfer) -> Verdict:
         faults: list[str] = []
         rates: list[float] = []
-        pairs = self._pairs(asked.source, asked.target, asked.service)
-        for a, b, of in pairs:
-            for wire in of:
-                addresses = self._addresses(a, b, wire)
-                faults += _missing(f"{a} -> {b}: {wire.id}", addresses, asked)
-                for address in of_family(addresses, asked.families):
-                    try:
-                        rates.append(self._one_transfer(a, b, address, asked.octets))
-                    except FailedError as failure:
-                        faults.append(f"{a} -> {b} {address}: {failure}")
-        if not pairs:
-            faults = self._nobody(asked.source, asked.target, asked.service)
+        for one in self._targets(asked, faults):
+            try:
+                rates.append(self._one_transfer(one, asked.octets))
+            except FailedError as failure:
+                faults.append(f"{one}: {failure}")
         size = units.people(asked.octets)
         fine = f"{len(rates)} x {size}, same SHA-256"
         fine += f", {min(rates):.0f} Mbit/s at least" if rates else ""
         return Verdict(faults, fine, {"mbit_s": [round(rate) for rate in rates]})
 
-    def _one_transfer(self, a: str, b: str, address: str, octets: int) -> float:
-        """Send from a to b; Mbit/s. Raises FailedError."""
-        source, target = self._paths.namespace(a), self._paths.namespace(b)
+    def _one_transfer(self, one: Target, octets: int) -> float:
+        """Send; Mbit/s. Raises FailedError."""
+        source, target = self._paths.namespace(one.source), self._paths.namespace(one.target)
+        address = one.address
         port = self._hands.ask({target: {"do": "listen", "address": address}})[target]["port"]
         self._hands.tell(target, {"do": "receive", "port": port, "patience": TRANSFER_PATIENCE})
         order = {"do": "send", "address": address, "port": port, "octets": octets,
@@ -338,9 +377,7 @@ def _lost(who: str, row: Mapping[str, Any], allowed: int | str) -> list[str]:
     return [f"{who}: {lost} of {sent} lost{why}"]
 
 
-def _missing(
-    what: str, addresses: Sequence[str], asked: labfile.Ping | labfile.Transfer
-) -> list[str]:
+def _missing(what: str, addresses: Sequence[str], asked: _Asked) -> list[str]:
     """The families a wire must have and has not."""
     wanted = asked.families if asked.strict else ()
     absent = [family for family in wanted if not of_family(addresses, (family,))]

@@ -38,6 +38,7 @@ from nsm.errors import (
 from nsm.kernel import topology, wireguard_go
 from nsm.kernel.namespaces import NAMED, create_named, delete_named, list_named
 from nsm.kernel.topology import Plug
+from nsm.names import resolvconf
 from nsm.process import config
 
 Report = Callable[[str], None]
@@ -58,10 +59,13 @@ _HANDED_ON: Final = {
 _STAGES: Final = {
     Stage.ISSUER: "issuers",
     Stage.REGISTRY: "registries",
+    Stage.ADDRESS_PLAN: "address plans",
+    Stage.NETWORK: "flat networks",
     Stage.REGISTRY_PROXY: "registries' proxies",
     Stage.MANAGER: "managers",
     Stage.MANAGER_PROXY: "managers' proxies",
     Stage.FORWARDER: "forwarders",
+    Stage.ROUTER: "routers",
     Stage.ENDPOINT: "endpoints",
     Stage.CLIENT: "clients",
     Stage.PROGRAM: "programs",
@@ -157,6 +161,7 @@ def check_machine(lab: Lab) -> None:
         raise UnsupportedError("labs need Linux's network namespaces", hint="use a Linux VM")
     wants = any(cluster.underlay == "ipv6" for cluster in lab.clusters.values())
     wants = wants or any(":" in p for e in lab.endpoints.values() for p in e.prefixes)
+    wants = wants or any(":" in p for n in lab.networks.values() for p in n.prefixes)
     if wants and not os.path.exists(IPV6):
         raise UnsupportedError(
             f"lab {lab.name} uses IPv6, and this kernel has it switched off",
@@ -182,12 +187,19 @@ def _made(
             f"network namespace {taken[0]} exists already, and is not of lab {lab.name}",
             hint=f"`ip netns del {taken[0]}` if nobody needs it, or --name ANOTHER",
         )
+    if kept := [path for one in wanted if os.path.lexists(path := f"{resolvconf.NETNS}/{one}")]:
+        raise TakenError(
+            f"{kept[0]} is there already, and is not of lab {lab.name}",
+            hint="remove it if nobody needs it, or --name ANOTHER",
+        )
     now = State(lab.name, file, "making", time.time(), state.me(), dict.fromkeys(wanted, 0))
     state.write(paths, now)
     state.put(paths.text, text)
     for folder in paths.folders(tuple(lab.nodes), tuple(lab.clusters)):
         os.makedirs(folder, exist_ok=True)
-    with _clock(seconds, "imports"), Births(paths, tuple(modules.values())) as births:
+    needed = {stage: modules[stage] for stage in Stage if plan.of(stage) and stage in modules}
+    also = ("nsm.names.resolver",) if any(map(lab.is_named, lab.clients.values())) else ()
+    with _clock(seconds, "imports"), Births(paths, (*needed.values(), *also)) as births:
         with _clock(seconds, "network"):
             report(f"network: {len(wanted)} namespaces, {len(lab.links)} links")
             cookies = _network(lab, paths)
@@ -258,6 +270,8 @@ def _network(lab: Lab, paths: Paths) -> dict[str, int]:
     for link in lab.links:
         a, b = (Plug(paths.namespace(end.node), end.interface) for end in link.ends)
         topology.cable(a, b, link.mtu)
+    for client in lab.clients:
+        _at_home(paths.namespace(client))
     ends = [end for link in lab.links for end in link.ends]
     for node in lab.nodes.values():
         here = [end.interface for end in ends if end.node == node.name]
@@ -267,6 +281,15 @@ def _network(lab: Lab, paths: Paths) -> dict[str, int]:
         for interface in here if node.kind == "node" else ():
             topology.configure(paths.namespace(node.name), interface, able)
     return cookies
+
+
+def _at_home(namespace: str) -> None:
+    """What a workload has of its own: a resolv.conf, and ports below 1024, as in a container.
+
+    The file names no server, because none of the machine's is reached from there.
+    """
+    resolvconf.private(namespace, "")
+    topology.open_low_ports(namespace)
 
 
 def _entries(lab: Lab, paths: Paths, plan: processes.Plan) -> None:
@@ -369,6 +392,7 @@ def _taken_down(paths: Paths, report: Report, *, keep_folder: bool) -> Gone:
     sockets = wireguard_go.tidy(_cookies(now.namespaces if now else {}, names))
     report(f"namespaces: {len(names)}")
     for name in names:
+        resolvconf.forget(name)
         delete_named(name)
     left = [*_left(paths, names, stubborn), *(f"socket {path}" for path in sockets)]
     if not left:
@@ -411,8 +435,8 @@ def _noted(paths: Paths) -> State | None:
 
 
 def _goodbyes(paths: Paths, children: Mapping[str, state.Born]) -> Iterator[tuple[str, list[Mark]]]:
-    """Who is stopped together: clients and programs, then endpoints, then the rest."""
-    groups: dict[str, list[Mark]] = {"clients": [], "endpoints": [], "the mesh": []}
+    """Who is stopped together: clients and programs, endpoints, routers, then the rest."""
+    groups: dict[str, list[Mark]] = {"clients": [], "endpoints": [], "routers": [], "the mesh": []}
     lab = None
     with contextlib.suppress(FileNotFoundError, InvalidError):
         lab = saved(paths)
@@ -422,6 +446,8 @@ def _goodbyes(paths: Paths, children: Mapping[str, state.Born]) -> Iterator[tupl
         who = name.partition("/")[2].partition(".")[0]
         if lab and who in lab.endpoints:
             groups["endpoints"].append(child.mark)
+        elif lab and who in lab.routers:
+            groups["routers"].append(child.mark)
         elif lab and who in lab.clients:
             groups["clients"].append(child.mark)
         else:
@@ -453,6 +479,7 @@ def _cookies(noted: Mapping[str, int], names: Sequence[str]) -> set[int]:
 
 def _left(paths: Paths, names: Sequence[str], stubborn: Sequence[Mark]) -> list[str]:
     left = [f"namespace {name}" for name in names if os.path.lexists(f"{NAMED}/{name}")]
+    left += [path for name in names if os.path.lexists(path := f"{resolvconf.NETNS}/{name}")]
     left += [f"process {mark.pid}" for mark in stubborn if mark.alive]
     born = state.born(paths).values()
     left += [f"process {child.mark.pid} ({child.name})" for child in born if child.mark.alive]
@@ -505,6 +532,8 @@ def node_health(lab: Lab, paths: Paths) -> dict[str, bool]:
     children = state.born(paths)
     health = {name: True for name, node in lab.nodes.items() if node.kind == "node"}
     for process in processes.plan(lab, paths).processes:
+        if process.is_errand:
+            continue
         child = children.get(process.name)
         ready = child is not None and (child.ready is not None or not process.module)
         node = process.name.partition("/")[0]

@@ -17,14 +17,16 @@ from labs import schema, units
 from labs.source import Source, Where, load, spell
 from nsm import domains, nsurl
 from nsm.errors import InvalidError
+from nsm.names import templates
 
 UP: Final = "up"  # the lab's coming up, where else a check's name would be
 BRIDGE: Final = "bridge"  # what a switch's own interface is called
 SMALLEST, LARGEST = 28, 65_535  # bytes of an IP packet with an echo in it
+CLIENT: Final = "{client}"  # in members' names: whose
 LONGEST: Final = 3600.0  # seconds of a check's command
 RESERVED: Final = (
-    "issuer", "registry", "registry-proxy", "nsmgr", "nsmgr-proxy", "forwarder", "nsmctl",
-    "nursery",
+    "issuer", "registry", "registry-proxy", "ipam", "nsmgr", "nsmgr-proxy", "forwarder", "supplier",
+    "nsmctl", "nursery",
 )  # fmt: skip
 Family = Literal["ipv4", "ipv6"]
 FAMILIES: Final[tuple[Family, Family]] = ("ipv4", "ipv6")
@@ -106,6 +108,36 @@ class Endpoint:
     labels: Mapping[str, str]
     run: tuple[Program, ...] = ()
     domain: str = ""  # the floating one it registers in; "" is its node's own
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """Where members of a network meet on a node: a namespace of its own."""
+
+    name: str
+    network: str  # whose, as Lab.networks has it
+    on: str
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A flat network (vL3): a service whose clients reach one another through its routers."""
+
+    service: str
+    cluster: str  # whose registry knows it, and whose address plan lends its addresses
+    floating: bool
+    prefixes: tuple[str, ...]
+    dns: str = ""  # the template of members' names; "": they have none
+
+    @property
+    def name(self) -> str:
+        """The service with its cluster."""
+        return domains.join(self.service, self.cluster)
+
+    @property
+    def domain(self) -> str:
+        """What its routers add to their names: the floating domain, "" in their own cluster."""
+        return self.cluster if self.floating else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,27 +225,47 @@ class Lab:
     nodes: Mapping[str, Node]
     links: tuple[Link, ...]
     endpoints: Mapping[str, Endpoint]
+    networks: Mapping[str, Network]  # by service with cluster
+    routers: Mapping[str, Router]
     clients: Mapping[str, Client]
     checks: tuple[Check, ...]
     must_be_red: Mapping[str, str]
 
     @property
     def places(self) -> tuple[str, ...]:
-        """Everything with a namespace of its own: nodes, endpoints, clients."""
-        return (*self.nodes, *self.endpoints, *self.clients)
+        """Everything with a namespace of its own: nodes, endpoints, routers, clients."""
+        return (*self.nodes, *self.endpoints, *self.routers, *self.clients)
+
+    def networks_of(self, client: Client) -> tuple[Network, ...]:
+        """Those that a client joins."""
+        return _joined(client, self.nodes[client.on], self.networks)
+
+    def is_named(self, client: Client) -> bool:
+        """Whether other members reach it by name, and it them."""
+        return any(network.dns for network in self.networks_of(client))
 
     def node_of(self, place: str) -> Node:
         """The node a place is, or stands on. Raises InvalidError naming the nearest."""
         if place in self.nodes:
             return self.nodes[place]
-        there = self.endpoints.get(place) or self.clients.get(place)
+        there = self.endpoints.get(place) or self.routers.get(place) or self.clients.get(place)
         if there is None:
             raise InvalidError(
-                f"lab {self.name} has no node, endpoint or client {place!r}"
+                f"lab {self.name} has no node, endpoint, router or client {place!r}"
                 + schema.nearest(place, list(self.places)),
                 hint=f"it has {', '.join(self.places)}",
             )
         return self.nodes[there.on]
+
+
+def is_name(target: str) -> bool:
+    """Whether a check's `to` is a pattern of members' names in DNS."""
+    return "{" in target or "}" in target
+
+
+def serves(service: str, cluster: str, glob: str) -> bool:
+    """Whether a glob means a cluster's service: of NAME@CLUSTER if it says one, else of NAME."""
+    return fnmatchcase(domains.join(service, cluster) if "@" in glob else service, glob)
 
 
 def matching(pattern: str, names: Mapping[str, Any] | tuple[str, ...]) -> tuple[str, ...]:
@@ -290,16 +342,20 @@ class _Reader:
         for name, node in nodes.items():
             self._reachable(name, node, clusters)
         endpoints = self._endpoints(nodes, clusters)
-        clients = self._clients(nodes, clusters, endpoints)
-        self._distinct(nodes, endpoints, clients)
+        networks = self._networks(nodes, clusters, endpoints)
+        routers = self._routers(nodes, clusters, networks)
+        clients = self._clients(nodes, clusters, endpoints, networks)
+        self._distinct(nodes, endpoints, routers, clients)
         return Lab(
             self._data["name"],
             clusters,
             nodes,
             links,
             endpoints,
+            networks,
+            routers,
             clients,
-            self._checks(nodes, links, endpoints, clients),
+            self._checks(nodes, links, endpoints, routers, clients, networks),
             self._data.get("must-be-red", {}),
         )
 
@@ -518,14 +574,11 @@ class _Reader:
             if cluster:
                 self._known(("services", key), cluster, clusters, "cluster")
             floating = cluster if cluster and not clusters[cluster].managers else ""
-            for name, item in service["endpoints"].items():
+            for name, item in service.get("endpoints", {}).items():
                 where = ("services", key, "endpoints", name)
                 node = self._manager((*where, "on"), item["on"], nodes, clusters)
-                if floating:
-                    self._acquainted((*where, "on"), clusters[node.cluster], floating)
-                elif cluster and node.cluster != cluster:
-                    says = f"{node.name} is of {node.cluster}, the service of {cluster}"
-                    raise self._wrong((*where, "on"), says)
+                if cluster:
+                    self._may_offer((*where, "on"), node, clusters[cluster], clusters)
                 if name in endpoints:
                     raise self._wrong(where, "is there twice: endpoints' names are the lab's")
                 self._prefixes((*where, "prefixes"), item["prefixes"])
@@ -541,13 +594,103 @@ class _Reader:
                 )
         return endpoints
 
+    def _may_offer(
+        self, where: Where, node: Node, whose: Cluster, clusters: Mapping[str, Cluster]
+    ) -> None:
+        """Refuse a node on which nobody offers a service of that cluster."""
+        if not whose.managers:
+            self._acquainted(where, clusters[node.cluster], whose.name)
+        elif node.cluster != whose.name:
+            says = f"{node.name} is of {node.cluster}, the service of {whose.name}"
+            raise self._wrong(where, says)
+
+    def _networks(
+        self,
+        nodes: Mapping[str, Node],
+        clusters: Mapping[str, Cluster],
+        endpoints: Mapping[str, Endpoint],
+    ) -> dict[str, Network]:
+        networks: dict[str, Network] = {}
+        offered = {(one.service, one.domain or nodes[one.on].cluster) for one in endpoints.values()}
+        for key, service in self._data.get("services", {}).items():
+            if "vl3" not in service:
+                continue
+            where: Where = ("services", key)
+            item = service["vl3"]
+            if service.get("payload", "ip") != "ip":
+                raise self._wrong((*where, "payload"), "a flat network (vl3) carries ip")
+            bare, cluster = domains.split(key)
+            whose = clusters[cluster or self._only(where, clusters)]
+            made = Network(
+                bare, whose.name, not whose.managers, tuple(item["prefixes"]), item.get("dns", "")
+            )
+            if made.name in networks or (bare, whose.name) in offered:
+                raise self._wrong(where, f"there is a service {made.name} already")
+            self._prefixes((*where, "vl3", "prefixes"), item["prefixes"])
+            self._apart((*where, "vl3", "prefixes"), made, networks)
+            self._template((*where, "vl3", "dns"), made.dns)
+            networks[made.name] = made
+        return networks
+
+    def _template(self, where: Where, text: str) -> None:
+        """Refuse what no member could be called by."""
+        if not text:
+            return
+        try:
+            templates.parse(text)
+        except InvalidError as wrong:
+            hint = f"; {wrong.hint}" if wrong.hint else ""
+            raise self._wrong(where, f"{wrong.message}{hint}") from None
+
+    def _only(self, where: Where, clusters: Mapping[str, Cluster]) -> str:
+        """The cluster that is meant where none is named."""
+        if len(clusters) > 1:
+            name = where[-1]
+            raise self._wrong(
+                where, f"whose? {' or '.join(f'{name}@{cluster}' for cluster in clusters)}"
+            )
+        return next(iter(clusters))
+
+    def _apart(self, where: Where, made: Network, networks: Mapping[str, Network]) -> None:
+        """Refuse prefixes that another network of the same address plan has."""
+        for other in networks.values():
+            for theirs in map(ipaddress.ip_network, other.prefixes):
+                for i, own in enumerate(map(ipaddress.ip_network, made.prefixes)):
+                    both = other.cluster == made.cluster and own.version == theirs.version
+                    if both and own.overlaps(theirs):
+                        raise self._wrong((*where, i), f"{own} overlaps {theirs} of {other.name}")
+
+    def _routers(
+        self,
+        nodes: Mapping[str, Node],
+        clusters: Mapping[str, Cluster],
+        networks: Mapping[str, Network],
+    ) -> dict[str, Router]:
+        routers: dict[str, Router] = {}
+        for key, service in self._data.get("services", {}).items():
+            if "vl3" not in service:
+                continue
+            bare, cluster = domains.split(key)
+            network = networks[domains.join(bare, cluster or next(iter(clusters)))]
+            for i, on in enumerate(service["vl3"]["routers"]):
+                where = ("services", key, "vl3", "routers", i)
+                node = self._manager(where, on, nodes, clusters)
+                self._may_offer(where, node, clusters[network.cluster], clusters)
+                name = f"{bare.replace('.', '-')}-{on}"
+                if name in (*RESERVED, *nodes, *routers):
+                    raise self._wrong(where, f"a router on {on} is called {name}, which is taken")
+                routers[name] = Router(name, network.name, on)
+        return routers
+
     def _clients(
         self,
         nodes: Mapping[str, Node],
         clusters: Mapping[str, Cluster],
         endpoints: Mapping[str, Endpoint],
+        networks: Mapping[str, Network],
     ) -> dict[str, Client]:
         clients = {}
+        offers = self._offers(clusters, nodes, endpoints, networks)
         for name, item in self._data.get("clients", {}).items():
             where = ("clients", name)
             alone = item.get("netns-only", False)
@@ -564,7 +707,7 @@ class _Reader:
             for i, text in enumerate(item.get("connect", [])):
                 spot = (*where, "connect", i)
                 asked = nsurl.parse(text)
-                self._offered(spot, asked, clusters[node.cluster], clusters, nodes, endpoints)
+                self._offered(spot, asked, clusters[node.cluster], clusters, offers)
                 if asked.interface and asked.interface in interfaces:
                     raise self._wrong(spot, f"interface {asked.interface} is asked for twice")
                 interfaces.add(asked.interface or "")
@@ -572,14 +715,28 @@ class _Reader:
             clients[name] = Client(name, node.name, tuple(urls), alone, self._programs(where, item))
         return clients
 
+    def _offers(
+        self,
+        clusters: Mapping[str, Cluster],
+        nodes: Mapping[str, Node],
+        endpoints: Mapping[str, Endpoint],
+        networks: Mapping[str, Network],
+    ) -> dict[str, set[str]]:
+        """The services there are in each cluster."""
+        offers: dict[str, set[str]] = {name: set() for name in clusters}
+        for one in endpoints.values():
+            offers[one.domain or nodes[one.on].cluster].add(one.service)
+        for network in networks.values():
+            offers[network.cluster].add(network.service)
+        return offers
+
     def _offered(
         self,
         where: Where,
         asked: nsurl.NSURL,
         own: Cluster,
         clusters: Mapping[str, Cluster],
-        nodes: Mapping[str, Node],
-        endpoints: Mapping[str, Endpoint],
+        offers: Mapping[str, set[str]],
     ) -> None:
         """A service nobody offers is a typing error, except where the lab wants to be red."""
         if "up" in self._data.get("must-be-red", {}):
@@ -588,9 +745,6 @@ class _Reader:
         if domain:
             self._known(where, domain, clusters, "cluster")
             self._acquainted(where, own, domain)
-        offers: dict[str, set[str]] = {name: set() for name in clusters}
-        for one in endpoints.values():
-            offers[one.domain or nodes[one.on].cluster].add(one.service)
         there = domain or own.name
         if service in offers[there]:
             return
@@ -657,10 +811,12 @@ class _Reader:
         nodes: Mapping[str, Node],
         links: tuple[Link, ...],
         endpoints: Mapping[str, Endpoint],
+        routers: Mapping[str, Router],
         clients: Mapping[str, Client],
+        networks: Mapping[str, Network],
     ) -> tuple[Check, ...]:
         ends = {**endpoints, **clients}
-        places = {**nodes, **ends}
+        places = {**nodes, **routers, **ends}
         ports = {str(end): end for link in links for end in link.ends}
         checks: dict[str, Check] = {}
         for i, item in enumerate(self._data.get("checks", [])):
@@ -670,7 +826,11 @@ class _Reader:
             self._expects(where, kind, expect)
             self._named((*where, "name"), item["name"], checks)
             for key in ("from", "to", "client"):
-                if key in asked and not matching(asked[key], clients if key == "client" else ends):
+                if key == "to" and is_name(asked.get(key, "")):
+                    self._by_name((*where, kind, key), asked, networks)
+                elif key in asked and not matching(
+                    asked[key], clients if key == "client" else ends
+                ):
                     raise self._wrong((*where, kind, key), f"nobody is called like {asked[key]!r}")
             if kind == "exec":
                 self._command((*where, kind, "command"), asked["command"])
@@ -687,6 +847,20 @@ class _Reader:
             if red not in checks and red != UP:
                 raise self._wrong(("must-be-red", red), "is no check's name, nor `up`")
         return tuple(checks.values())
+
+    def _by_name(
+        self, where: Where, asked: Mapping[str, Any], networks: Mapping[str, Network]
+    ) -> None:
+        """Refuse a check by names that nobody has."""
+        if is_name(asked["to"].replace(CLIENT, "")):
+            raise self._wrong(where, f"{asked['to']!r}: what is filled in is {CLIENT}")
+        service = asked.get("service", "*")
+        there = [one for one in networks.values() if serves(one.service, one.cluster, service)]
+        if not any(one.dns for one in there):
+            raise self._wrong(
+                where,
+                f"no member has a name: give the flat network (vl3) that {service!r} means dns",
+            )
 
     def _named(self, where: Where, name: str, checks: Mapping[str, Check]) -> None:
         if name == UP:
@@ -755,6 +929,13 @@ def _check(
             return WireFacts(
                 asked["client"], service, expect.get("mechanism", ""), expect.get("mtu", 0)
             )
+
+
+def _joined(client: Client, node: Node, networks: Mapping[str, Network]) -> tuple[Network, ...]:
+    """The networks among what a client asks for; each once."""
+    asked = (domains.split(nsurl.parse(url).service) for url in client.connect)
+    names = dict.fromkeys(domains.join(bare, domain or node.cluster) for bare, domain in asked)
+    return tuple(networks[name] for name in names if name in networks)
 
 
 def _with_labels(asked: nsurl.NSURL, labels: Mapping[str, str]) -> str:

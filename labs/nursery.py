@@ -25,6 +25,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -176,6 +177,8 @@ def be_child(order: dict[str, Any], ready: int) -> NoReturn:
     try:
         os.setsid()
         enter_named(order["namespace"])
+        if not order["module"]:
+            become.at_home(order["namespace"])
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         log = fcntl.fcntl(os.open(order["log"], flags, 0o644), fcntl.F_DUPFD, _HIGH)
         ready = fcntl.fcntl(ready, fcntl.F_DUPFD, _HIGH)
@@ -195,20 +198,20 @@ def be_child(order: dict[str, Any], ready: int) -> NoReturn:
         sys.stderr.write(f"{order['name']} could not be started: {failure!r}\n")
         sys.stderr.flush()
         os._exit(70)
-    if order["argv"]:
+    if not order["module"]:
         become.program(order["argv"], order["environment"], order["name"])
     become.titled(order["module"], order["environment"].get("VWIRE_LAB", order["name"]))
-    run_module(order["module"])
+    run_module(order["module"], order["argv"])
 
 
-def run_module(module: str) -> NoReturn:
-    """What the interpreter does for `-m MODULE`, with its imports already there."""
+def run_module(module: str, arguments: Sequence[str] = ()) -> NoReturn:
+    """What the interpreter does for `-m MODULE ARGUMENTS`, with its imports already there."""
     name = module
     if hasattr(sys.modules[module], "__path__"):
         name = f"{module}.__main__"
     # runpy makes it anew, as `__main__`; what it imports is warm
     sys.modules.pop(name, None)
-    sys.argv = [module]
+    sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
     sys.exit(0)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nsm.errors import InvalidError
+from nsm.names.resolvconf import NETNS
 
 ROOT: Final = "/run/vwire/labs"
 NAME: Final = "[a-z]([a-z0-9-]{0,22}[a-z0-9])?"
@@ -86,6 +87,10 @@ class Paths:
     def namespace(self, place: str) -> str:
         """The name of a place's network namespace."""
         return f"{self.lab}-{place}"
+
+    def resolv_conf(self, place: str) -> str:
+        """What programs in a place's namespace have as /etc/resolv.conf, if it is there."""
+        return os.path.join(NETNS, self.namespace(place), "resolv.conf")
 
     def folders(self, nodes: tuple[str, ...], clusters: tuple[str, ...]) -> tuple[str, ...]:
         """Every folder of the lab but the first, parents before children."""

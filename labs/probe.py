@@ -196,6 +196,26 @@ def _speaks(version: int) -> bool:
     return version == 4 or os.path.exists("/proc/net/if_inet6")
 
 
+# --- names -----------------------------------------------------------------------------------
+
+
+def resolve(names: list[str], families: list[str]) -> dict[str, dict[str, Any]]:
+    """The addresses of each name, of those families, as every program here finds them: by libc."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        addresses: list[str] = []
+        failure = ""
+        for family in families:
+            kind = socket.AF_INET6 if family == "ipv6" else socket.AF_INET
+            try:
+                told = socket.getaddrinfo(name, None, kind, socket.SOCK_RAW)
+                addresses += [str(one[4][0]) for one in told]
+            except socket.gaierror as why:
+                failure = f"unknown: {why.strerror}"
+        found[name] = {"addresses": sorted(set(addresses)), "failure": failure}
+    return found
+
+
 # --- transfers -------------------------------------------------------------------------------
 
 
@@ -316,12 +336,14 @@ def main() -> int:
     """Enter the namespace, then answer orders until the input is closed."""
     namespace = sys.argv[1]
     enter_named(namespace)
+    become.at_home(namespace)
     become.titled("labs.probe", f"{namespace}/probe")
     transfers, sniffer, ears = Transfers(), Sniffer(), Ears()
     does: dict[str, Callable[..., Any]] = {
         "ping": ping,
         "listen-echoes": ears.open,
         "heard-echoes": ears.heard,
+        "resolve": resolve,
         "listen": transfers.listen,
         "receive": transfers.receive,
         "send": send,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final
 
-from labs.lab import Client, Cluster, Endpoint, Lab, Node, Program
+from labs.lab import Client, Cluster, Endpoint, Lab, Network, Node, Program, Router
 from labs.paths import Paths
 from nsm import domains
 from nsm.kernel.namespaces import NAMED
@@ -21,6 +21,7 @@ REGISTRY_PORT: Final = 5002
 MANAGER_PORT: Final = 5001
 MANAGER_PROXY_PORT: Final = 5004
 REGISTRY_PROXY_PORT: Final = 5005
+ADDRESS_PLAN_PORT: Final = 5006
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 READY_FD: Final = 3
 
@@ -30,26 +31,32 @@ class Stage(IntEnum):
 
     ISSUER = 0
     REGISTRY = 1
-    REGISTRY_PROXY = 2
-    MANAGER = 3
-    MANAGER_PROXY = 4
-    FORWARDER = 5
-    ENDPOINT = 6
-    CLIENT = 7
-    PROGRAM = 8
+    ADDRESS_PLAN = 2
+    NETWORK = 3
+    REGISTRY_PROXY = 4
+    MANAGER = 5
+    MANAGER_PROXY = 6
+    FORWARDER = 7
+    ROUTER = 8
+    ENDPOINT = 9
+    CLIENT = 10
+    PROGRAM = 11
 
 
 MODULES: Final[Mapping[Stage, str]] = {
     Stage.ISSUER: "nsm.process.issuer",
     Stage.REGISTRY: "registry",
+    Stage.ADDRESS_PLAN: "endpoints.ipam",
+    Stage.NETWORK: "nsmctl",
     Stage.REGISTRY_PROXY: "registry.proxy",
     Stage.MANAGER: "nsmgr",
     Stage.MANAGER_PROXY: "nsmgr.proxy",
     Stage.FORWARDER: "forwarder",
+    Stage.ROUTER: "endpoints.vl3",
     Stage.ENDPOINT: "endpoints.responder",
     Stage.CLIENT: "nsm.process.client",
 }
-_PRIVILEGED: Final = (Stage.ISSUER, Stage.MANAGER, Stage.FORWARDER)
+_PRIVILEGED: Final = (Stage.ISSUER, Stage.MANAGER, Stage.FORWARDER, Stage.ROUTER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +71,14 @@ class Process:
     log: str
     folder: str
     module: str = ""
-    argv: tuple[str, ...] = ()  # a program of the lab's author, instead of a module
+    argv: tuple[str, ...] = ()  # the module's arguments; a program of the author's without one
     privileged: bool = False
     tcp: int = 0  # it is ready when something listens there; 0: it says so itself
+
+    @property
+    def is_errand(self) -> bool:
+        """Whether it does something once: it is ready when it has ended well."""
+        return self.stage == Stage.NETWORK
 
     def order(self) -> dict[str, Any]:
         """What the nursery is told."""
@@ -147,18 +159,14 @@ class _Planner:
 
     def plan(self) -> Plan:
         for cluster in self._lab.clusters.values():
-            self._issuer(cluster)
-            self._registry(cluster)
-            if cluster.has_doors:
-                self._registry_proxy(cluster)
-                self._manager_proxy(cluster)
+            self._cluster(cluster)
         for node in self._lab.nodes.values():
             if node.kind == "node":
-                if self._lab.clusters[node.cluster].managers:
-                    self._manager(node)
-                    self._forwarder(node)
-                gid = ctl_gid(self._lab, node.name)
-                self._entry(node.cluster, f"node/{node.name}/nsmctl", node.name, gid)
+                self._node(node)
+        for network in self._lab.networks.values():
+            self._network(network)
+        for router in self._lab.routers.values():
+            self._router(router, self._lab.networks[router.network])
         for endpoint in self._lab.endpoints.values():
             self._endpoint(endpoint)
         for client in self._lab.clients.values():
@@ -169,6 +177,22 @@ class _Planner:
             for program in owner.run:
                 self._program(owner, program)
         return Plan(tuple(self._processes), tuple(self._entries))
+
+    def _cluster(self, cluster: Cluster) -> None:
+        self._issuer(cluster)
+        self._registry(cluster)
+        if any(network.cluster == cluster.name for network in self._lab.networks.values()):
+            self._address_plan(cluster)
+        if cluster.has_doors:
+            self._registry_proxy(cluster)
+            self._manager_proxy(cluster)
+
+    def _node(self, node: Node) -> None:
+        if self._lab.clusters[node.cluster].managers:
+            self._manager(node)
+            self._forwarder(node)
+        gid = ctl_gid(self._lab, node.name)
+        self._entry(node.cluster, f"node/{node.name}/nsmctl", node.name, gid)
 
     # -- each kind --------------------------------------------------------------------------
 
@@ -195,6 +219,50 @@ class _Planner:
             settings["NSM_PROXY_REGISTRY_URL"] = at(self._lab, cluster, MANAGER_PROXY_PORT)
         on = cluster.registry_on
         self._identified(f"{on}/registry", Stage.REGISTRY, on, f"node/{on}/registry", settings)
+
+    def _address_plan(self, cluster: Cluster) -> None:
+        on = cluster.registry_on
+        settings = {
+            "NSM_NAME": f"ipam-{cluster.name}",
+            "NSM_LISTEN_ON": at(self._lab, cluster, ADDRESS_PLAN_PORT),
+            "NSM_STORE": self._paths.cluster(cluster.name, "ipam.sqlite"),
+            "NSM_OPERATORS": f"spiffe://{cluster.trust_domain}/node/{on}/nsmctl",
+        }
+        self._identified(f"{on}/ipam", Stage.ADDRESS_PLAN, on, f"node/{on}/ipam", settings)
+
+    def _network(self, network: Network) -> None:
+        """What defines it: the very command that a person would type on that node."""
+        cluster = self._lab.clusters[network.cluster]
+        on = cluster.registry_on
+        socket = f"unix://{self._paths.cluster(cluster.name, 'spiffe.sock')}"
+        # straight to the registry, in whose own words there is no @
+        argv = ["vl3", "create", network.service, "--manager", self._registry_url(cluster.name),
+                "--address-plan", at(self._lab, cluster, ADDRESS_PLAN_PORT),
+                "--identity", socket]  # fmt: skip
+        for prefix in network.prefixes:
+            argv += ["--prefix", prefix]
+        self._process(
+            f"{on}/ipam.{network.service}", Stage.NETWORK, on, {}, argv, gid=ctl_gid(self._lab, on)
+        )
+
+    def _router(self, router: Router, network: Network) -> None:
+        """It runs among its node's programs; its wires end in its own namespace."""
+        settings = {
+            "NSM_NAME": domains.join(router.name, network.domain),
+            "NSM_CONNECT_TO": self._door(router.on),
+            "NSM_SERVICE_NAMES": domains.join(network.service, network.domain),
+            "NSM_REGISTER_SERVICE": "false",
+            "NSM_PREFIX_SERVER_URL": at(
+                self._lab, self._lab.clusters[network.cluster], ADDRESS_PLAN_PORT
+            ),
+            "NSM_POOL": network.service,
+            "NSM_NAMESPACE": f"{NAMED}/{self._paths.namespace(router.name)}",
+            "NSM_DNS_TEMPLATES": network.dns,
+        }
+        id_ = f"router/{router.name}"
+        self._identified(f"{router.on}/{router.name}", Stage.ROUTER, router.on, id_, settings)
+        # and whoever is in that namespace, with `nsmctl lab exec`
+        self._entry(self._lab.node_of(router.on).cluster, id_, router.name, self._gid)
 
     def _registry_proxy(self, cluster: Cluster) -> None:
         settings = {
@@ -272,7 +340,10 @@ class _Planner:
             "NSM_CONNECT_TO": self._door(client.on),
             "NSM_NETWORK_SERVICES": ",".join(client.connect),
             "NSM_STATUS_FILE": self._paths.status(client.name),
+            "NSM_RESOLV_CONF": self._paths.resolv_conf(client.name),
         }
+        if self._lab.is_named(client):
+            settings["NSM_LOCAL_DNS_SERVER_ENABLED"] = "true"  # or it is not ready
         name = f"{client.on}/{client.name}"
         self._identified(name, Stage.CLIENT, client.name, f"client/{client.name}", settings)
 
@@ -316,7 +387,9 @@ class _Planner:
         settings: Mapping[str, str],
         argv: Sequence[str] = (),
         tcp: int = 0,
+        gid: int = 0,
     ) -> int:
+        """gid: somebody's who is known already; without, a new one."""
         node = self._lab.node_of(place)
         environment = {
             "PATH": PATH,
@@ -327,25 +400,27 @@ class _Planner:
             "NODE_NAME": node.name,
             "CLUSTER_NAME": node.cluster,
         }
-        if not argv:
+        is_program = stage == Stage.PROGRAM
+        if not is_program:
             environment |= {"NSM_LOG_LEVEL": "INFO", "NSM_READY_FD": str(READY_FD), **settings}
-        self._gid += 1
+        if not gid:
+            self._gid += 1
         self._processes.append(
             Process(
                 name,
                 stage,
                 self._paths.namespace(place),
-                self._gid,
+                gid or self._gid,
                 environment,
                 self._paths.log(name),
                 self._paths.folder,
-                "" if argv else MODULES[stage],
+                "" if is_program else MODULES[stage],
                 tuple(argv),
-                stage in _PRIVILEGED or bool(argv),
+                stage in _PRIVILEGED or is_program,
                 tcp,
             )
         )
-        return self._gid
+        return gid or self._gid
 
 
 def entries(plan_: Plan, cluster: str) -> list[dict[str, Any]]:

@@ -29,17 +29,15 @@ NOT_YET: Final[Mapping[tuple[str, ...], str]] = {
     ("topology", "links", "*", "rate"): "shaping of links; what works: mtu",
     ("topology", "links", "*", "delay"): "shaping of links; what works: mtu",
     ("topology", "links", "*", "loss"): "shaping of links; what works: mtu",
-    ("services", "*", "vl3"): (
-        "vL3 domains; what works: endpoints: {NAME: {on: NODE, prefixes: [...]}}"
-    ),
-    ("services", "*", "dns"): "names inside services; what works: addresses",
+    ("services", "*", "dns"): "names of endpoints; what works: vl3: {dns: ...}, for its members",
     ("services", "*", "matches"): "routing rules of a service; what works: labels on endpoints",
-    ("clients", "*", "dns"): "names inside services; what works: addresses",
+    ("clients", "*", "dns"): "names of clients; what works: services.*.vl3.dns",
     ("faults",): "faults; what works: checks",
 }
 _NOT_YET_VALUES: Final[Mapping[str, str]] = {
     "kind: router": "is not yet there; what works: node and switch",
     "discovery: dns": "is not yet there; what works: static",
+    "routers: on-demand": "is not yet there; what works: a list of nodes",
 }
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _UNUSABLE: Final[Mapping[Network, str]] = {
@@ -120,7 +118,7 @@ def _sentences(error: ValidationError) -> Iterator[tuple[Where, Where, str]]:
             yield where, where, f'"{missing}" is missing'
         case "propertyNames":
             yield (*where, str(error.instance)), where, _wrong(error)
-        case "oneOf" if error.absolute_path and error.absolute_path[0] == "checks":
+        case "oneOf":
             kinds = [next(iter(option["required"])) for option in schema["oneOf"]]
             item: Any = error.instance
             if not isinstance(item, dict):
@@ -147,7 +145,7 @@ def _wrong(error: ValidationError) -> str:
     schema = error.schema if isinstance(error.schema, dict) else {}
     value = error.instance
     text = f"{next(reversed(error.absolute_path), '')}: {value}"
-    if error.validator == "enum" and text in _NOT_YET_VALUES:
+    if error.validator in ("enum", "type") and text in _NOT_YET_VALUES:
         return f"{text} {_NOT_YET_VALUES[text]}"
     if error.validator == "format" and isinstance(error.cause, InvalidError):
         return str(error.cause)
@@ -190,6 +188,8 @@ def _expected(error: ValidationError, schema: Mapping[str, Any]) -> str:
             return f"{text} items"
         case "minProperties":
             return "at least one key"
+        case "uniqueItems":
+            return "no item twice"
         case "format":
             text = str(schema["format"]).replace("-", " ")
         case "pattern":

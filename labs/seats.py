@@ -41,9 +41,13 @@ class Seat:
 
 
 def enter(lab: Lab, paths: Paths, place: str) -> None:
-    """Move the calling thread into a place's namespace, for good. InvalidError for none such."""
+    """Move into a place's namespace and before its resolv.conf, for good; as the only thread.
+
+    Raises InvalidError for a place there is not.
+    """
     lab.node_of(place)
     enter_named(paths.namespace(place))
+    become.at_home(paths.namespace(place))
 
 
 def sit(lab: Lab, paths: Paths, place: str) -> None:

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any
 
 from labs import state
 from labs.hands import Hands
-from labs.lab import Family, Lab
+from labs.lab import Family, Lab, serves
 from labs.paths import Paths
 from nsm import domains
 from nsm.kernel import owner, topology
@@ -34,6 +33,7 @@ class Wire:
     ms: float  # from the client's request to its answer
     stages: Mapping[str, float] = field(default_factory=dict)  # in ms
     hops: tuple[str, ...] = ()  # the names on its path, client and endpoint too
+    network: str = ""  # the flat network it leads into, if it does
 
     def far(self, place: str) -> tuple[str, ...]:
         """The addresses at the other end, seen from a client or endpoint."""
@@ -44,9 +44,17 @@ class Wire:
         return {a, b} == {self.client, self.endpoint}
 
     def serves(self, service: str) -> bool:
-        """Whether it is of a service: a glob, of NAME@CLUSTER if it says one, else of NAME."""
-        own, _ = domains.split(self.service)
-        return fnmatchcase(domains.join(own, self.domain) if "@" in service else own, service)
+        """Whether it is of a service (a glob)."""
+        return serves(domains.split(self.service)[0], self.domain, service)
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """By which wire of the far one it is reached, at which addresses, and the own end's MTU."""
+
+    wire: str
+    addresses: tuple[str, ...]
+    mtu: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +79,18 @@ def _of(lab: Lab, paths: Paths, client: str) -> Iterator[Wire]:
         interface = str(told.get("interface", ""))
         device = topology.device(paths.namespace(client), interface) if interface else None
         endpoint = whose(lab, str(told.get("endpoint", "")))
-        far = lab.endpoints[endpoint].on if endpoint in lab.endpoints else "?"
+        far = lab.endpoints.get(endpoint) or lab.routers.get(endpoint)
         service = str(told.get("service", ""))
+        own, cluster = domains.split(service)
+        cluster = cluster or lab.node_of(client).cluster
+        network = domains.join(own, cluster)
         yield Wire(
             str(told["id"]),
             client,
             service,
-            domains.split(service)[1] or lab.node_of(client).cluster,
+            cluster,
             endpoint,
-            (lab.clients[client].on, far),
+            (lab.clients[client].on, far.on if far else "?"),
             interface,
             _mechanism(device) if device else "",
             device.mtu if device else 0,
@@ -88,6 +99,7 @@ def _of(lab: Lab, paths: Paths, client: str) -> Iterator[Wire]:
             float(told.get("ms", 0.0)),
             {str(k): float(v) for k, v in told.get("stages", {}).items()},
             tuple(str(hop["name"]) for hop in told.get("path", ())),
+            network if network in lab.networks else "",
         )
 
 
@@ -99,11 +111,15 @@ def _mechanism(device: Device) -> str:
 
 
 def whose(lab: Lab, registered: str) -> str:
-    """The lab's name of an endpoint: there may be a domain behind it, or a registry's suffix."""
+    """The lab's name of an endpoint or router, behind which may be a domain, or a registry's
+
+    suffix.
+    """
     registered, _ = domains.split(registered)
-    if registered in lab.endpoints:
+    there = (*lab.endpoints, *lab.routers)
+    if registered in there:
         return registered
-    near = [name for name in lab.endpoints if registered.startswith(f"{name}-")]
+    near = [name for name in there if registered.startswith(f"{name}-")]
     return max(near, key=len, default=registered)
 
 
@@ -112,9 +128,22 @@ def of_family(addresses: Sequence[str], families: Sequence[Family]) -> list[str]
     return [a for a in addresses if ("ipv6" if ":" in a else "ipv4") in families]
 
 
-def between(all_: Sequence[Wire], a: str, b: str, service: str) -> list[Wire]:
-    """The wires of a service (a glob) that join two places."""
-    return [w for w in all_ if w.joins(a, b) and w.serves(service)]
+def ways(all_: Sequence[Wire], a: str, b: str, service: str) -> list[Way]:
+    """How a reaches b by a service (a glob): along each wire that joins them, and through each
+
+    flat network that both are in.
+    """
+    of = [wire for wire in all_ if wire.serves(service)]
+    found = [Way(wire.id, wire.far(a), wire.mtu) for wire in of if wire.joins(a, b)]
+    own = {wire.network: wire for wire in of if wire.network and wire.client == a != b}
+    theirs = [wire for wire in of if wire.client == b and wire.network in own]
+    return found + [Way(w.id, w.client_addresses, own[w.network].mtu) for w in theirs]
+
+
+def outside(all_: Sequence[Wire], b: str, service: str) -> list[Way]:
+    """What somebody who has no part in b's wires of a service (a glob) must not reach."""
+    of = [wire for wire in all_ if b in (wire.client, wire.endpoint) and wire.serves(service)]
+    return [Way(w.id, w.far(w.endpoint if b == w.client else w.client), w.mtu) for w in of]
 
 
 def answers(all_: Sequence[Wire], paths: Paths, hands: Hands) -> dict[str, Answers]:

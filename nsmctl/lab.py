@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # what touches Linux is imported where it is used: `lab check
     from labs.engine import Gone, Up
     from labs.lab import Lab
     from labs.paths import Paths
+    from labs.processes import Process
+    from labs.state import Born
     from labs.wires import Answers, Wire
 
 app = typer.Typer(
@@ -60,13 +62,17 @@ def check(file: File, json_: Json = False) -> None:
         "nodes": sum(node.kind == "node" for node in lab.nodes.values()),
         "clusters": len(lab.clusters),
         "endpoints": len(lab.endpoints),
+        "networks": len(lab.networks),
+        "routers": len(lab.routers),
         "clients": len(lab.clients),
         "checks": len(lab.checks),
     }
     if json_:
         show.as_json({"file": str(path), "name": lab.name, **counts})
         return
-    told = ", ".join(units.count(number, what[:-1]) for what, number in counts.items())
+    optional = ("networks", "routers")
+    there = {what: number for what, number in counts.items() if number or what not in optional}
+    told = ", ".join(units.count(number, what[:-1]) for what, number in there.items())
     show.line(f"{path}: ok: {told}")
 
 
@@ -92,7 +98,7 @@ def show_(file: File, json_: Json = False) -> None:
         **show.plain(asdict(lab)),
         "processes": {
             p.name: {
-                "module": p.module or " ".join(p.argv),
+                "module": " ".join((p.module, *p.argv)).strip(),
                 "namespace": p.namespace,
                 "gid": p.gid,
                 "settings": {k: v for k, v in p.environment.items() if k.startswith("NSM_")},
@@ -255,8 +261,8 @@ def status(
 
     lab, paths = engine.running(_which(name))
     children = state.born(paths)
-    listed = [p.name for p in processes.plan(lab, paths).processes]
-    alive = {n: children[n].mark.alive if n in children else False for n in listed}
+    planned = {p.name: p for p in processes.plan(lab, paths).processes}
+    alive = {n: n in children and _is_well(p, children[n]) for n, p in planned.items()}
     there = wires(lab, paths)
     if json_:
         rows = {
@@ -270,25 +276,67 @@ def status(
             for n, child in children.items()
             if n in alive
         }
-        show.as_json({**_summary(lab.name), "processes": rows, "wires": there})
+        whole = {"processes": rows, "networks": _networks(lab), "wires": there}
+        show.as_json({**_summary(lab.name), **whole})
     else:
         show.line(_in_words(_summary(lab.name)))
         show.table(
             "",
             ("process", ">pid", "state", ">after ms"),
-            [(n, c.mark.pid, _state(c), _took(c)) for n, c in children.items() if n in alive],
+            [
+                (n, c.mark.pid, _state(planned[n], c), _took(c))
+                for n, c in children.items()
+                if n in planned
+            ],
         )
+        _network_table(lab)
         _wire_table([(wire, None) for wire in there])
     show.finish(show.OK if all(alive.values()) else show.FAILED)
 
 
-def _took(child: Any) -> str:
+def _is_well(process: "Process", child: "Born") -> bool:
+    """Whether a process is as it should be: an errand has ended, all others live."""
+    return child.ended == 0 if process.is_errand else child.mark.alive
+
+
+def _networks(lab: "Lab") -> list[dict[str, Any]]:
+    """The flat networks of a lab, as its file has them."""
+    return [
+        {
+            "network": network.name,
+            "prefixes": network.prefixes,
+            "dns": network.dns,
+            "routers": [name for name, one in lab.routers.items() if one.network == network.name],
+            "members": [
+                name for name, one in lab.clients.items() if network in lab.networks_of(one)
+            ],
+        }
+        for network in lab.networks.values()
+    ]
+
+
+def _network_table(lab: "Lab") -> None:
+    if lab.networks:
+        show.table(
+            "flat networks",
+            ("network", "prefixes", "names", "routers", "members"),
+            [
+                (row["network"], ", ".join(row["prefixes"]), row["dns"] or "none",
+                 ", ".join(row["routers"]), ", ".join(row["members"]))
+                for row in _networks(lab)
+            ],
+        )  # fmt: skip
+
+
+def _took(child: "Born") -> str:
     return "" if child.ready is None else f"{1000 * child.seconds:.0f}"
 
 
-def _state(child: Any) -> str:
+def _state(process: "Process", child: "Born") -> str:
     if child.mark.alive:
         return "ready" if child.ready is not None else "runs"
+    if process.is_errand and child.ended == 0:
+        return "done"
     return "gone" if child.ended is None else f"ended ({child.ended})"
 
 

@@ -115,6 +115,18 @@ def configure(namespace: str, interface: str, addresses: Sequence[str]) -> None:
         _all_done(sock.do(batch), commands, namespace)
 
 
+def open_low_ports(namespace: str) -> None:
+    """Let anybody in a namespace listen on ports below 1024, as container runtimes do."""
+    path = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
+    with (
+        Home() as home,
+        _door(home, Plug(namespace, "")) as fd,
+        home.inside(fd),
+        open(path, "w") as setting,
+    ):
+        setting.write("0")
+
+
 def bridge(namespace: str, name: str, ports: Sequence[str]) -> None:
     """A bridge over ports that are there, all of them up, in a namespace of its own."""
     with _inside(namespace) as sock:
