@@ -115,6 +115,15 @@ class RouterAddresses:
                 lent.free.take(int(address))
         return sum(map(len, self._reserved.values()))
 
+    @property
+    def expected(self) -> bool:
+        """Whether somebody has not come back yet for whom an address is reserved."""
+        return any(
+            int(lent.own) < number <= int(lent.network.broadcast_address)
+            for version, lent in self._lent.items()
+            for number in self._reserved[version]
+        )
+
     def unreserve(self) -> None:
         """Whoever had one and did not come back in time has lost it."""
         for version, numbers in self._reserved.items():

@@ -34,6 +34,16 @@ def _show_templates(found: tuple[Template, ...]) -> str:
     return ",".join(map(str, found))
 
 
+_MEMBERS = "any-member"
+
+
+class _Any(dict[str, str]):
+    """All labels there may be: a domain with one of them in it is not known before a member."""
+
+    def get(self, key: str, default: object = None) -> str:
+        return _MEMBERS
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config(Surroundings):
     """vl3: a vL3 domain's router. Its members' wires end in it, and it joins the others."""
@@ -87,8 +97,20 @@ class Config(Surroundings):
     @property
     def apexes(self) -> tuple[str, ...]:
         """The DNS domains that are the network's also while nobody is in them."""
-        apex = domains.split(self.service)[0]
-        return (apex,) if domains.is_name(apex) else ()
+        found = {domains.split(self.service)[0].lower(): None}
+        found |= {one.name(self._somebody).partition(".")[2]: None for one in self.dns_templates}
+        return tuple(one for one in found if domains.is_name(one) and _MEMBERS not in one)
+
+    @property
+    def _somebody(self) -> Connection:
+        """Of any member."""
+        return Connection(
+            id=_MEMBERS,
+            service=self.service,
+            endpoint=self.name,
+            labels=_Any(),
+            path=Path((Segment(_MEMBERS, _MEMBERS),)),
+        )
 
     @property
     def called(self) -> tuple[str, ...]:
@@ -124,7 +146,7 @@ class Config(Surroundings):
                 hint="give its URL, such as tcp://vl3-ipam:5006",
             )
         for template in self.dns_templates:  # a service that cannot be named shows at once
-            template.name(Connection(id="any", service=self.service, endpoint=self.name))
+            template.name(self._somebody)
         if self.listen_on and not self.listen_on.startswith("unix:"):
             raise InvalidError(
                 f"NSM_LISTEN_ON is {self.listen_on}, and an endpoint is met on its own node",

@@ -51,6 +51,12 @@ class Fellows:
             name for name, one in self._all.items() if name not in self._mine and _when(one) < own
         )
 
+    @property
+    def others(self) -> int | None:
+        """How many other routers there are; None while not even we ourselves are seen."""
+        others = len(self._all.keys() - self._mine)
+        return others if others < len(self._all) else None
+
     def are(self, identity: str) -> bool:
         """Whether a router that is not we ourselves was registered by that SPIFFE id."""
         return identity != "" and any(

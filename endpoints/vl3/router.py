@@ -24,6 +24,7 @@ from nsm.names.router import RouterNames
 from nsm.names.server import Sockets
 
 DNS_PORT = 53
+RETURN = 10.0  # seconds after a start in which members of before, and other routers, are expected
 AGAIN = 1.0  # seconds until the kernel is told again what it refused
 log = structlog.get_logger(__name__)
 
@@ -51,6 +52,9 @@ class Router:
         self._routing = routing
         self._names = names
         self._called = tuple(called)
+        self._began = 0.0  # when names were last begun to be answered
+        if names:
+            names.expected = self._expected
         self._settled = False  # the kernel passes on what is ours now
         self._lent = asyncio.Event()
         self._empty = asyncio.Event()
@@ -112,9 +116,18 @@ class Router:
             return
         self._names.cover(map(str, self.addresses.known))
         self._names.own(self._called, own)
+        self._began = asyncio.get_running_loop().time()
         where = [(str(ip_interface(one).ip), DNS_PORT) for one in own]
         async with self._names.serving(where, Sockets(self._routing.inside)):
             yield
+
+    def _expected(self, routers: bool) -> bool:
+        """Whether a member may come back, or, if routers, another router may be met."""
+        if self._names is None or asyncio.get_running_loop().time() > self._began + RETURN:
+            return False
+        others = self._fellows.others
+        unmet = others is None or self._names.met < others
+        return self.addresses.expected or (routers and unmet)
 
     # -- the endpoint's side --------------------------------------------------------------------
 

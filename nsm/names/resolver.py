@@ -38,6 +38,8 @@ PATIENCE = 3.0  # seconds for servers to answer; a stub resolver asks again afte
 SEARCHED = 1.0  # seconds for a name that is not there as it is to be found in a search domain
 STAGGER = 1.0  # seconds after which the next of the servers of before is asked too
 LONGEST = 3600  # seconds an answer is believed, whatever its TTL
+FRESH = 5  # seconds one of a connection's servers is: whoever has the name may move meanwhile
+STALE = 3600  # seconds for which an old answer is better than that nobody answers (RFC 8767)
 LONGEST_NONE = 300  # seconds that there is none is believed
 MOST_HELD = 4096  # answers; the oldest go first
 MOST_CONFIGS, MOST_SERVERS, MOST_DOMAINS = 64, 8, 64  # of a connection: the far end says them
@@ -70,6 +72,11 @@ class Found:
         """Whether it has what was asked for, or a way there."""
         message = self.message
         return bool(message and message.rcode() == dns.rcode.NOERROR and message.answer)
+
+    @property
+    def silent(self) -> bool:
+        """Whether nobody said anything."""
+        return self.message is None and not self.refused
 
     def final(self) -> bool:
         """Whether it says, as the name's authority, that there is none."""
@@ -156,6 +163,9 @@ class Resolver:
         generation = self._generation
         found = await self._resolve(query, name)
         if generation == self._generation:
+            if held and held.found.positive and found.silent and now < held.came + STALE:
+                held.ends = now + FRESH  # then they are asked again
+                return _reply(query, held.found, LONGEST)
             self._hold(key, found)
         return _reply(query, found, 0)
 
@@ -224,9 +234,7 @@ class Resolver:
         before = await self._by_before(query)
         if before.positive:
             return before
-        if (
-            wires.message is None and not wires.refused
-        ):  # who would know did not say: that is no "there is none"
+        if wires.silent:  # who would know did not say: that is no "there is none"
             return wires
         return before if before.message is not None else wires
 
@@ -241,6 +249,8 @@ class Resolver:
             async for said in all_said:
                 found = _found(said)
                 if found.positive:
+                    assert found.message
+                    found.message.answer = [_aged(one, 0, FRESH) for one in found.message.answer]
                     return found
                 if found.message is None:
                     refused.append(found.why) if said.refused else reasons.append(found.why)
@@ -376,8 +386,9 @@ def _reply(query: dns.message.QueryMessage, found: Found, age: int) -> dns.messa
     return response
 
 
-def _aged(records: dns.rrset.RRset, age: int) -> dns.rrset.RRset:
-    return dns.rrset.from_rdata_list(records.name, max(0, records.ttl - age), list(records))
+def _aged(records: dns.rrset.RRset, age: int, most: int = LONGEST) -> dns.rrset.RRset:
+    ttl = min(most, max(0, records.ttl - age))
+    return dns.rrset.from_rdata_list(records.name, ttl, list(records))
 
 
 @asynccontextmanager

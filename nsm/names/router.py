@@ -13,7 +13,7 @@ is answered of our own knowledge.
 
 import asyncio
 import ipaddress
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 
 import dns.edns
@@ -33,6 +33,7 @@ from nsm.names.templates import Template
 from nsm.names.zones import NEGATIVE, Answer, Network, Record, Standing, Zone, merged
 
 PATIENCE = 2.0  # seconds for other routers to say what they know
+WAIT = 1.0  # seconds for somebody expected who may have the name
 GRACE = 0.05  # seconds more for the others where one knew the name
 _MARK = 65_301  # an EDNS option for local use (RFC 6891 §9): asked by a router
 
@@ -50,9 +51,18 @@ class RouterNames:
         self._own: tuple[str, ...] = ()
         self._prefixes: tuple[Network, ...] = ()
         self._peers: dict[str, tuple[Server, ...]] = {}
+        self._news = asyncio.Event()  # somebody said who they are
+        self.expected: Callable[[bool], bool] = lambda _: False
+        """Whether a member may have a name and did not say so yet, or, if True is given, another
+        router may be there that is not met yet: as after a start."""
         self._sockets = Sockets()
 
     # -- who there is -----------------------------------------------------------------------
+
+    @property
+    def met(self) -> int:
+        """How many other routers there are."""
+        return len(self._peers)
 
     @property
     def answering(self) -> bool:
@@ -78,6 +88,7 @@ class RouterNames:
         told = self._told()
         names = templates.called(self._templates, conn)
         self._zone.put(conn.id, names, addresses)
+        self._told_anew()
         config = DNSConfig(told, templates.search_domains(names))
         asked = _asked(conn)
         others = tuple(
@@ -115,6 +126,7 @@ class RouterNames:
         """The other router at connection id_ answers at these addresses (its own, never ours)."""
         others = (one for one in dict.fromkeys(servers) if one not in self._own)
         self._peers[id_] = tuple((one, self._port) for one in others)
+        self._told_anew()
 
     def part(self, id_: str) -> None:
         """That router is gone; nothing for an unknown one."""
@@ -156,13 +168,11 @@ class RouterNames:
         question = query.question[0]
         name = domains.canonical(question.name.to_text())
         kind = dns.rdatatype.to_text(question.rdtype)
-        known = self._zone.answer(name, kind)
+        known = await self._known(name, question.rdtype, by_router=self._by_router(query, whose))
         if known is None:
             return server.refused(query)
-        if known.standing == Standing.NXDOMAIN and not self._by_router(query, whose):
-            known = merged(known, await self._elsewhere(name, question.rdtype, known.zone))
         if known.standing == Standing.FAILED:
-            why = "another router of this network, which may know the name, does not answer"
+            why = "who may have or know the name, a member or another router, has not said so"
             return server.failed(query, why)
         response = server.reply(query)
         response.flags |= dns.flags.AA
@@ -175,6 +185,34 @@ class RouterNames:
         if known.standing == Standing.NXDOMAIN:
             response.set_rcode(dns.rcode.NXDOMAIN)
         return response
+
+    async def _known(
+        self, name: str, kind: dns.rdatatype.RdataType, *, by_router: bool
+    ) -> Answer | None:
+        """What we know, and, unless a router asks, what the others do; None: it is not ours.
+
+        While somebody is expected who may have the name, nobody can say that there is none.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + WAIT
+        while True:
+            news = self._news
+            known = self._zone.answer(name, dns.rdatatype.to_text(kind))
+            if known is None or known.standing != Standing.NXDOMAIN:
+                return known
+            if not by_router:
+                known = merged(known, await self._elsewhere(name, kind, known.zone))
+            if known.standing != Standing.NXDOMAIN or not self.expected(not by_router):
+                return known
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await news.wait()
+            except TimeoutError:
+                return Answer(Standing.FAILED, zone=known.zone)
+
+    def _told_anew(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
 
     def _by_router(self, query: dns.message.QueryMessage, whose: str) -> bool:
         marked = any(one.otype == _MARK for one in query.options)

@@ -6,7 +6,9 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+import dns.rcode
 import pytest
+from dns.edns import GenericOption, OptionType
 
 from endpoints.vl3 import router as at_work
 from endpoints.vl3.fellows import Fellows
@@ -27,7 +29,7 @@ from nsm.model import (
     Segment,
 )
 from nsm.names.asking import question
-from nsm.names.router import RouterNames
+from nsm.names.router import _MARK, RouterNames
 from nsm.names.server import Sockets
 from nsm.names.templates import parse_all
 from tests.support.nameserver import free_port
@@ -59,6 +61,7 @@ async def named(monkeypatch: pytest.MonkeyPatch):
     names = RouterNames(parse_all(["{client}.net"]), apexes=["net"])
     async with settling(monkeypatch, names, ["r.net"]) as made:
         made.names = names
+        made.fellows.see(Endpoint(name="r", services=("vL3",)), deleted=False)
         yield made
 
 
@@ -185,3 +188,32 @@ async def test_routers_tell_each_other_whom_to_ask_and_nobody_else_does(named, m
     assert heard == {"c-r2": ["172.16.2.0"]}  # of the domain, and of a router
     shaped = named.shape(Context(dns=DNSContext((its,))))
     assert shaped.dns == DNSContext((DNSConfig(("172.16.1.0",)),))
+
+
+async def test_nobody_is_said_not_to_be_there_who_may_come_back(named) -> None:
+    """After a restart: who had an address and has not asked again may have any name."""
+    named.reserve(["172.16.1.0", "172.16.1.7", "127.0.0.1"])
+    await lent(named)
+    heard = await named.names.answer(question("m1.net", "A"), "172.16.1.9")
+    assert heard.rcode() == dns.rcode.SERVFAIL
+    asking = asyncio.create_task(addresses(named, "m1.net"))
+    await asyncio.sleep(0)
+    carried = replace(member("m1"), context=Context(ip=IPContext(src_ip_addrs=("172.16.1.7/32",))))
+    await served(named, carried)
+    assert await asking == ["172.16.1.7"]
+    heard = await named.names.answer(question("m2.net", "A"), "172.16.1.9")
+    assert heard.rcode() == dns.rcode.NXDOMAIN
+
+
+async def test_a_router_that_is_not_met_yet_is_waited_for(named) -> None:
+    named.fellows.see(Endpoint(name="r2", services=("vL3",)), deleted=False)
+    await lent(named)
+    heard = await named.names.answer(question("m1.net", "A"), "172.16.1.9")
+    assert heard.rcode() == dns.rcode.SERVFAIL
+    marked = question("m1.net", "A", options=[GenericOption(OptionType.make(_MARK), b"")])
+    heard = await named.names.answer(marked, "172.16.1.9")
+    assert heard.rcode() == dns.rcode.NXDOMAIN  # of its own members, a router asks
+    asking = asyncio.create_task(named.names.answer(question("m1.net", "A"), "172.16.1.9"))
+    await asyncio.sleep(0)
+    named.names.meet("c-r2", [])
+    assert (await asking).rcode() == dns.rcode.NXDOMAIN

@@ -24,7 +24,7 @@ from nsm.errors import (
 )
 from nsm.identity.tokens import issue
 from nsm.ipam import Pools
-from nsm.model import SECOND, Event, EventType, IPContext, Segment, State
+from nsm.model import SECOND, DNSConfig, DNSContext, Event, EventType, IPContext, Segment, State
 from nsm.nsurl import awareness_groups, parse
 from nsm.rpc import services, wire
 from tests.support.wait import until
@@ -448,6 +448,24 @@ async def test_a_wire_that_may_lead_to_one_endpoint_is_not_led_to_another(author
             await until(lambda: len(seen.asked) == 2, "a wire that was asked for again", bar=0.5)
         assert seen.asked[1].connection.state == State.RESELECT_REQUESTED
         assert seen.asked[1].connection.endpoint == "manager"
+
+
+async def test_what_an_endpoint_said_of_names_is_not_carried_to_another(authority, door):
+    async with managed(authority, door) as (manager, seen):
+        own = DNSConfig(("10.9.0.1",), ("echo",))
+        async with (
+            Asking(authority, door).client as client,
+            client.connect("kernel://echo/nsm-1") as wire,
+        ):
+            assert wire.made
+            said = replace(wire.made.context, dns=DNSContext((own,)))
+            wire.made = replace(wire.made, context=said)
+            await watched(manager)
+            (held,) = manager._hop.connections.established()
+            manager._hop.events.publish(EventType.DELETE, held.made, held.previous)
+            await until(lambda: len(seen.asked) == 2, "a wire that was asked for again", bar=0.5)
+        assert seen.asked[1].connection.state == State.RESELECT_REQUESTED
+        assert seen.asked[1].connection.context.dns is None
 
 
 async def test_a_wire_that_was_left_stands_for_the_next_life(authority, door):
