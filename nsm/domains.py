@@ -23,6 +23,7 @@ MOST_URLS = 16  # of one door
 
 _LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _DOMAIN = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?", re.ASCII)
+_EVERYBODY = ipaddress.ip_address("255.255.255.255")
 _DIRECT = re.compile(r"(?:tcp:)?//(.+):([0-9]{1,5})", re.ASCII)
 
 
@@ -202,7 +203,13 @@ def merged(one: Answer[T], other: Answer[T]) -> Answer[T]:
 def in_turn(doors: Iterable[Door]) -> list[Door]:
     """SRV records in the order in which to try them, the same for everybody."""
     ranked = sorted(doors, key=lambda door: (door.priority, -door.weight, door.port, door.target))
-    return [door for door in ranked if door.target != "."][:MOST_URLS]
+    return [door for door in ranked if door.target != "." and door.port][:MOST_URLS]
+
+
+def is_host(address: str) -> bool:
+    """Whether a host may have it: not all of them, and not none."""
+    said = ipaddress.ip_address(address)
+    return not (said.is_unspecified or said.is_multicast or said == _EVERYBODY)
 
 
 def urls(addresses: Iterable[str], port: int) -> tuple[str, ...]:

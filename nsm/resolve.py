@@ -32,7 +32,7 @@ import dns.resolver
 import structlog
 
 from nsm import domains
-from nsm.domains import MANAGER_PROXY, REGISTRY, Answer, Door
+from nsm.domains import MANAGER_PROXY, REGISTRY, SOON, Answer, Door
 from nsm.errors import InvalidError, NotFoundError, UnavailableError
 from nsm.places import Place, parse_map
 from nsm.race import both
@@ -42,6 +42,7 @@ LARGEST = 1 << 20  # bytes of the file
 RESOLV_CONF = "/etc/resolv.conf"
 TRIES = (1.0, 2.0)  # seconds a server may take; all are asked, then all again
 PATIENCE = 5.0  # seconds for one question altogether
+ALL = 10.0  # seconds for all questions that a domain's one door takes
 LONGEST = 3600.0  # seconds an answer is believed, whatever its TTL
 LONGEST_NONE = 300.0  # seconds that there is none is believed: who just made it, waits for it
 MOST_HELD = 10_000  # answers; the oldest go first
@@ -128,6 +129,15 @@ class Domains:
             self._held.popitem(last=False)
 
     async def _look(self, role: str, domain: str) -> "_Held":
+        """What DNS says now. Whoever answers slowly keeps others waiting no longer than ALL."""
+        try:
+            async with asyncio.timeout(ALL):
+                return await self._asked(role, domain)
+        except TimeoutError:
+            why = f"no answer to all questions within {ALL:g} s"
+            return self._none(role, domain, Answer(why=why, failed=True))
+
+    async def _asked(self, role: str, domain: str) -> "_Held":
         name = domains.question(role, domain)
         doors, own = await both(self._servers.doors(name), self._addresses(name))
         ttl = doors.ttl
@@ -144,12 +154,16 @@ class Domains:
         found: tuple[str, ...] = ()
         missing = own
         ttl = min(ttl, own.ttl)
+        silent = 0
         for door in ranked:
             if door.target == name:
                 continue
             there = await self._addresses(door.target)
             found += domains.urls(there.records, door.port)
-            ttl = min(ttl, there.ttl)
+            ttl = min(ttl, SOON if there.failed else there.ttl)
+            silent += there.failed
+            if found and silent:  # somebody can be met, and to ask on may take long
+                break
             if not there.records and not missing.failed:
                 missing = there
         if found:
@@ -275,8 +289,11 @@ class Servers:
     async def addresses(self, name: str, kind: str) -> Answer[str]:
         """The addresses of name; kind is A or AAAA."""
         answer = await self._ask(name, kind)
-        records = tuple(one.address for one in answer.records)
-        return Answer(records, answer.ttl, answer.why, answer.failed)
+        records = tuple(one.address for one in answer.records if domains.is_host(one.address))
+        why = answer.why
+        if answer.records and not records:
+            why = f"the {kind} records of {name} are no host's"
+        return Answer(records, answer.ttl, why, answer.failed)
 
     async def _ask(self, name: str, kind: str) -> Answer[Any]:
         """The first answer of any server that is one."""

@@ -224,8 +224,10 @@ async def keep_prefix(
                             await stream.recv_initial_metadata()
                             answer = await stream.recv_message()
                         if answer is not None:
-                            before, pause = answer.prefix, FIRST_PAUSE
-                            on_lent(before, _domain(stream.initial_metadata))
+                            domain = _domain(stream.initial_metadata)
+                            before = _lent(answer.prefix, domain, url)
+                            pause = FIRST_PAUSE
+                            on_lent(before, domain)
                             await stream.recv_message()  # until the stream ends
                         raise UnavailableError(f"the address plan at {url} ended the stream")
         except TimeoutError:
@@ -236,6 +238,31 @@ async def keep_prefix(
             on_failure(failure)
         await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
         pause = min(pause * GROWTH, LONGEST_PAUSE)
+
+
+def _lent(text: str, domain: Sequence[str], url: str) -> str:
+    """The prefix that an address plan says it lends, if it may be one: we shall route by it."""
+    try:
+        prefix = ipaddress.ip_network(text)
+    except ValueError:
+        prefix = None
+    pool = [ipaddress.ip_network(one) for one in domain]
+    if (
+        prefix is None
+        or not prefix.prefixlen
+        or (
+            pool
+            and not any(
+                one.version == prefix.version and prefix.subnet_of(one)  # type: ignore[arg-type]
+                for one in pool
+            )
+        )
+    ):
+        raise UnavailableError(
+            f"the address plan at {url} lends {text[:LONGEST]!r}, which is no prefix"
+            + (f" of {', '.join(domain)[:256]}" if domain else "")
+        )
+    return str(prefix)
 
 
 def _domain(metadata: Any) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from nsm import resolve
-from nsm.domains import Answer, Door
+from nsm.domains import SOON, Answer, Door, is_host
 from nsm.errors import NotFoundError, UnavailableError
 from nsm.resolve import Domains, Servers
 
@@ -121,6 +121,41 @@ async def test_targets_are_asked_where_the_name_itself_has_no_address() -> None:
     }
     with pytest.raises(UnavailableError, match=f"where domain 'c5' has its registry: {DOWN}"):
         await found.registry("c5")
+
+
+async def test_targets_that_nobody_can_be_asked_about_cost_little_and_not_each_time() -> None:
+    servers = Recorder(doors("a.", "b.", "c."))
+    down: Answer[str] = Answer(why=DOWN, failed=True)
+    servers.hosts = {"a.": Answer(("10.0.0.5",), 30.0), "b.": down, "c.": down}
+    found = Domains(None, servers)
+    for _ in range(2):
+        assert await found.registry("c2") == ("tcp://10.0.0.5:5002",)
+    assert [servers.asked[f"A {name}."] for name in "abc"] == [1, 1, 0]
+    assert held(found) == [SOON]
+
+
+async def test_who_answers_slowly_gives_way_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Recorder):
+        async def addresses(self, name: str, kind: str) -> Answer[str]:
+            await asyncio.Event().wait()
+            return NONE
+
+    monkeypatch.setattr(resolve, "ALL", 0.05)
+    found = Domains(None, Slow(doors("a.")))
+    with pytest.raises(UnavailableError, match=r"no answer to all questions within 0\.05 s"):
+        await found.registry("c2")
+    assert held(found) == []
+
+
+async def test_no_port_and_no_hosts_address_is_nowhere_to_go() -> None:
+    none = Answer((Door(0, 0, 0, "a."),), 60.0)
+    with pytest.raises(NotFoundError, match="says that it is not offered"):
+        await Domains(None, Recorder(none)).registry("c2")
+    for address, host in (
+        ("0.0.0.0", False), ("::", False), ("224.0.0.1", False), ("ff02::1", False),
+        ("255.255.255.255", False), ("127.0.0.1", True), ("fe80::1", True), ("10.0.0.0", True),
+    ):  # fmt: skip
+        assert is_host(address) == host
 
 
 async def test_a_target_of_nothing_says_that_it_is_not_offered() -> None:
