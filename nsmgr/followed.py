@@ -32,7 +32,7 @@ class Followed(Generic[T]):
         self._parse = parse
         self._nothing = nothing
         self._what = what
-        self._seen: tuple[int, int] | None = None
+        self._seen: tuple[int, int] | int | None = None
 
     async def follow(self, period: float = 2.0) -> None:
         """Read the file now and whenever it changes, until cancelled; period in seconds."""
@@ -60,15 +60,21 @@ class Followed(Generic[T]):
             )
 
     def _read(self) -> None:
+        seen: tuple[int, int] | int | None
         try:
             facts = os.stat(self.path)
-        except OSError:
+            seen = (facts.st_mtime_ns, facts.st_size)
+        except (FileNotFoundError, NotADirectoryError):
             self._seen, self.value = None, self._nothing
             return
-        seen = (facts.st_mtime_ns, facts.st_size)
+        except OSError as wrong:  # it may well be there: what it said last stays
+            seen = wrong.errno
         if seen == self._seen:
             return
         self._seen = seen
         with open(self.path, encoding="utf-8") as file:
-            self.value = self._parse(file.read(LARGEST))
+            text = file.read(LARGEST + 1)
+        if len(text) > LARGEST:
+            raise ValueError(f"it has more than {LARGEST} bytes")
+        self.value = self._parse(text)
         log.info("file read", of=self._what, path=self.path, says=self.value)
