@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
+from labs import alive, seats, state, units
 from labs import lab as labfile
-from labs import seats, units
 from labs.hands import FailedError, Hands
 from labs.lab import Capture, Check, Lab, Port, matching
 from labs.paths import Paths
@@ -19,6 +19,7 @@ from labs.wires import Way, of_family, outside, ways, wires
 
 PATIENCE: Final = 1.0  # seconds for the last echo
 TRANSFER_PATIENCE: Final = 10.0  # seconds without progress
+LOOK_EVERY: Final = 0.1  # seconds between looks at a wire that may take its time
 MARK: Final = "vwire lab payload "
 _TOLD: Final = 5  # faults named in one row
 _Asked = labfile.Ping | labfile.Transfer
@@ -109,7 +110,9 @@ class Checks:
             case labfile.Capture():
                 return self._capture(check.what)
             case labfile.WireFacts():
-                return self._wire(check.what)
+                return self._wire_in_time(check.what)
+            case labfile.Stop():
+                return self._stop(check.what)
 
     # -- who with whom ----------------------------------------------------------------------
 
@@ -250,7 +253,7 @@ class Checks:
         rates: list[float] = []
         for one in self._targets(asked, faults):
             try:
-                rates.append(self._one_transfer(one, asked.octets))
+                rates.append(self._one_transfer(one, asked.octets, asked.port))
             except FailedError as failure:
                 faults.append(f"{one}: {failure}")
         size = units.people(asked.octets)
@@ -258,11 +261,12 @@ class Checks:
         fine += f", {min(rates):.0f} Mbit/s at least" if rates else ""
         return Verdict(faults, fine, {"mbit_s": [round(rate) for rate in rates]})
 
-    def _one_transfer(self, one: Target, octets: int) -> float:
+    def _one_transfer(self, one: Target, octets: int, port: int) -> float:
         """Send; Mbit/s. Raises FailedError."""
         source, target = self._paths.namespace(one.source), self._paths.namespace(one.target)
         address = one.address
-        port = self._hands.ask({target: {"do": "listen", "address": address}})[target]["port"]
+        listen = {"do": "listen", "address": address, "port": port}
+        port = self._hands.ask({target: listen})[target]["port"]
         self._hands.tell(target, {"do": "receive", "port": port, "patience": TRANSFER_PATIENCE})
         order = {"do": "send", "address": address, "port": port, "octets": octets,
                  "patience": TRANSFER_PATIENCE, "mark": MARK}  # fmt: skip
@@ -340,6 +344,13 @@ class Checks:
 
     # -- wire -------------------------------------------------------------------------------
 
+    def _wire_in_time(self, asked: labfile.WireFacts) -> Verdict:
+        """What is so in the end, or at once if it may take no time."""
+        end = time.monotonic() + asked.within
+        while (found := self._wire(asked)).faults and time.monotonic() < end:
+            time.sleep(LOOK_EVERY)
+        return found
+
     def _wire(self, asked: labfile.WireFacts) -> Verdict:
         faults = []
         of = [
@@ -362,8 +373,23 @@ class Checks:
                 faults.append(
                     f"{wire.client}'s {wire.interface} has MTU {wire.mtu}, expected {asked.mtu}"
                 )
+            if asked.endpoint and wire.endpoint != asked.endpoint:
+                faults.append(
+                    f"{wire.client}'s {wire.interface} leads to {wire.endpoint},"
+                    f" expected {asked.endpoint}"
+                )
         kinds = sorted({f"{wire.mechanism} mtu {wire.mtu}" for wire in of})
         return Verdict(faults, f"{len(of)} wires: {', '.join(kinds)}")
+
+    # -- stop -------------------------------------------------------------------------------
+
+    def _stop(self, asked: labfile.Stop) -> Verdict:
+        name = f"{self._lab.node_of(asked.process).name}/{asked.process}"
+        born = state.born(self._paths).get(name)
+        if born is None or not born.mark.alive:
+            return Verdict([f"{name} does not run"], "")
+        killed = alive.stop([born.mark], TRANSFER_PATIENCE)
+        return Verdict([f"{name} had to be killed"] if killed else [], f"{name} has ended")
 
 
 def _lost(who: str, row: Mapping[str, Any], allowed: int | str) -> list[str]:

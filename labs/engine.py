@@ -207,6 +207,7 @@ def _made(
         state.write(paths, now)
         _entries(lab, paths, plan)
         _introduce(lab, paths)
+        _told_by_files(lab, paths)
         report("imports")
         births.warm()
         with _clock(seconds, "cables"):
@@ -296,6 +297,18 @@ def _entries(lab: Lab, paths: Paths, plan: processes.Plan) -> None:
     for cluster in lab.clusters:
         with open(paths.cluster(cluster, "entries.json"), "w") as out:
             json.dump(processes.entries(plan, cluster), out, indent=1)
+
+
+def _told_by_files(lab: Lab, paths: Paths) -> None:
+    """What managers and endpoints read from files, as a cluster's operator would write them."""
+    for node in lab.nodes.values():
+        if node.kind == "node" and (excluded := lab.clusters[node.cluster].excluded):
+            text = yaml.safe_dump({"prefixes": list(excluded)})
+            state.put(processes.excluded_of(paths, node), text)
+    for endpoint in lab.endpoints.values():
+        if endpoint.policies:
+            text = yaml.safe_dump([dict(one) for one in endpoint.policies])
+            state.put(processes.policies_of(paths, endpoint), text)
 
 
 def _introduce(lab: Lab, paths: Paths) -> None:

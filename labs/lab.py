@@ -6,7 +6,7 @@ so `lab check` and `lab show` work for anyone, anywhere.
 
 import ipaddress
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from importlib import resources
@@ -17,6 +17,7 @@ from labs import schema, units
 from labs.source import Source, Where, load, spell
 from nsm import domains, nsurl
 from nsm.errors import InvalidError
+from nsm.model import DNSConfig
 from nsm.names import templates
 
 UP: Final = "up"  # the lab's coming up, where else a check's name would be
@@ -41,6 +42,7 @@ class Cluster:
     underlay: Family
     registry_on: str
     managers: bool = True  # else floating: a registry that others share
+    excluded: tuple[str, ...] = ()  # prefixes of addresses no wire of its nodes may have
     knows: tuple[str, ...] = ()  # the clusters it is federated with
 
     @property
@@ -108,6 +110,9 @@ class Endpoint:
     labels: Mapping[str, str]
     run: tuple[Program, ...] = ()
     domain: str = ""  # the floating one it registers in; "" is its node's own
+    strict: bool = False  # takes away what addresses another gave a client
+    policies: tuple[Mapping[str, Any], ...] = ()  # as a responder reads them
+    dns: tuple[DNSConfig, ...] = ()  # whom its clients ask about names
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +154,7 @@ class Client:
     connect: tuple[str, ...] = ()
     netns_only: bool = False
     run: tuple[Program, ...] = ()
+    awareness: tuple[tuple[str, ...], ...] = ()  # groups of what it asks for
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +181,7 @@ class Transfer:
     families: tuple[Family, ...]
     strict: bool
     octets: int
+    port: int = 0  # 0: any that is free
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +213,15 @@ class WireFacts:
     service: str
     mechanism: str
     mtu: int
+    endpoint: str = ""
+    within: float = 0.0  # seconds until it must be so
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """An endpoint or client that is told to end."""
+
+    process: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +229,7 @@ class Check:
     """One row of the table."""
 
     name: str
-    what: Ping | Transfer | Exec | Capture | WireFacts
+    what: Ping | Transfer | Exec | Capture | WireFacts | Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,8 +257,11 @@ class Lab:
         return _joined(client, self.nodes[client.on], self.networks)
 
     def is_named(self, client: Client) -> bool:
-        """Whether other members reach it by name, and it them."""
-        return any(network.dns for network in self.networks_of(client))
+        """Whether it is told whom to ask about names: of other members, or by an endpoint."""
+        if any(network.dns for network in self.networks_of(client)):
+            return True
+        asked = {domains.split(nsurl.parse(url).service)[0] for url in client.connect}
+        return any(one.dns and one.service in asked for one in self.endpoints.values())
 
     def node_of(self, place: str) -> Node:
         """The node a place is, or stands on. Raises InvalidError naming the nearest."""
@@ -495,7 +514,10 @@ class _Reader:
                 raise self._wrong((*where, "registry-on"), f"{registry} is no node of {name}")
             family: Family = item.get("underlay") or ("ipv4" if "ipv4" in underlay else "ipv6")
             managers = item.get("managers", True)
-            clusters[name] = Cluster(name, domain, family, registry, managers)
+            excluded = tuple(item.get("excluded-prefixes", ()))
+            if excluded and not managers:
+                raise self._wrong((*where, "excluded-prefixes"), "no wire begins or ends there")
+            clusters[name] = Cluster(name, domain, family, registry, managers, excluded=excluded)
         return self._federated(clusters)
 
     def _federated(self, clusters: Mapping[str, Cluster]) -> dict[str, Cluster]:
@@ -591,6 +613,12 @@ class _Reader:
                     item.get("labels", {}),
                     self._programs(where, item),
                     floating,
+                    item.get("ipam") == "strict",
+                    self._policies((*where, "policy-routes"), item),
+                    tuple(
+                        DNSConfig(tuple(one["servers"]), tuple(one.get("domains", ())))
+                        for one in item.get("dns", ())
+                    ),
                 )
         return endpoints
 
@@ -712,7 +740,14 @@ class _Reader:
                     raise self._wrong(spot, f"interface {asked.interface} is asked for twice")
                 interfaces.add(asked.interface or "")
                 urls.append(_with_labels(asked, item.get("labels", {})))
-            clients[name] = Client(name, node.name, tuple(urls), alone, self._programs(where, item))
+            clients[name] = Client(
+                name,
+                node.name,
+                tuple(urls),
+                alone,
+                self._programs(where, item),
+                self._awareness(where, item, urls),
+            )
         return clients
 
     def _offers(
@@ -771,6 +806,30 @@ class _Reader:
             for other in networks[:i]:
                 if network.version == other.version and network.overlaps(other):
                     raise self._wrong((*where, i), f"{network} overlaps {other}")
+
+    def _policies(self, where: Where, item: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+        """Policy routes, each with what a responder can read."""
+        for i, one in enumerate(item.get("policy-routes", ())):
+            if "from" in one:
+                try:
+                    ipaddress.ip_interface(one["from"])
+                except ValueError as wrong:
+                    raise self._wrong((*where, i, "from"), str(wrong)) from None
+        return tuple(item.get("policy-routes", ()))
+
+    def _awareness(
+        self, where: Where, item: Mapping[str, Any], urls: Sequence[str]
+    ) -> tuple[tuple[str, ...], ...]:
+        """Groups of what a client asks for, in the words in which it asks."""
+        own = {str(nsurl.parse(text)): url
+               for text, url in zip(item.get("connect", ()), urls, strict=True)}  # fmt: skip
+        groups = []
+        for i, group in enumerate(item.get("awareness", ())):
+            for j, text in enumerate(group):
+                if str(nsurl.parse(text)) not in own:
+                    raise self._wrong((*where, "awareness", i, j), f"{text} is not asked for")
+            groups.append(tuple(own[str(nsurl.parse(text))] for text in group))
+        return tuple(groups)
 
     def _programs(self, where: Where, item: Mapping[str, Any]) -> tuple[Program, ...]:
         programs: dict[str, Program] = {}
@@ -832,13 +891,7 @@ class _Reader:
                     asked[key], clients if key == "client" else ends
                 ):
                     raise self._wrong((*where, kind, key), f"nobody is called like {asked[key]!r}")
-            if kind == "exec":
-                self._command((*where, kind, "command"), asked["command"])
-                self._known((*where, kind, "in"), asked["in"], places, "place")
-            if kind == "capture":
-                self._known((*where, kind, "on"), asked["on"], ports, "port")
-                above = dict.fromkeys((UP, *checks))
-                self._known((*where, kind, "during"), asked["during"], above, "check above")
+            self._meant(where, kind, item, places, ends, endpoints, ports, checks)
             try:
                 checks[item["name"]] = Check(item["name"], _check(kind, asked, expect, ports))
             except InvalidError as wrong:
@@ -847,6 +900,33 @@ class _Reader:
             if red not in checks and red != UP:
                 raise self._wrong(("must-be-red", red), "is no check's name, nor `up`")
         return tuple(checks.values())
+
+    def _meant(
+        self,
+        where: Where,
+        kind: str,
+        item: Mapping[str, Any],
+        places: Mapping[str, Any],
+        ends: Mapping[str, Any],
+        endpoints: Mapping[str, Endpoint],
+        ports: Mapping[str, Port],
+        above: Mapping[str, Check],
+    ) -> None:
+        """Refuse a check of what is not there."""
+        asked, expect = item[kind], item.get("expect", {})
+        match kind:
+            case "exec":
+                self._command((*where, kind, "command"), asked["command"])
+                self._known((*where, kind, "in"), asked["in"], places, "place")
+            case "stop":
+                self._known((*where, kind, "process"), asked["process"], ends, "process")
+            case "wire" if "endpoint" in expect:
+                spot = (*where, "expect", "endpoint")
+                self._known(spot, expect["endpoint"], endpoints, "endpoint")
+            case "capture":
+                self._known((*where, kind, "on"), asked["on"], ports, "port")
+                known = dict.fromkeys((UP, *above))
+                self._known((*where, kind, "during"), asked["during"], known, "check above")
 
     def _by_name(
         self, where: Where, asked: Mapping[str, Any], networks: Mapping[str, Network]
@@ -871,7 +951,7 @@ class _Reader:
     def _expects(self, where: Where, kind: str, expect: Mapping[str, Any]) -> None:
         for key in expect:
             if key not in _EXPECTS[kind]:
-                known = ", ".join(_EXPECTS[kind])
+                known = ", ".join(_EXPECTS[kind]) or "none"
                 raise self._wrong(
                     (*where, "expect", key), f"means nothing for {kind}; known: {known}"
                 )
@@ -885,13 +965,14 @@ _EXPECTS: Final[Mapping[str, tuple[str, ...]]] = {
     "tcp": ("sha256",),
     "exec": ("exit", "output"),
     "capture": ("sees", "never"),
-    "wire": ("mechanism", "mtu"),
+    "wire": ("mechanism", "mtu", "endpoint"),
+    "stop": (),
 }
 
 
 def _check(
     kind: str, asked: Mapping[str, Any], expect: Mapping[str, Any], ports: Mapping[str, Port]
-) -> Ping | Transfer | Exec | Capture | WireFacts:
+) -> Ping | Transfer | Exec | Capture | WireFacts | Stop:
     family = asked.get("family", "any")
     families: tuple[Family, ...] = FAMILIES if family in ("any", "both") else (family,)
     strict = family != "any"
@@ -910,14 +991,11 @@ def _check(
                 asked.get("count", 3), size, expect.get("lost", 0),
             )  # fmt: skip
         case "tcp":
-            octets = units.octets(asked.get("bytes", "1MB"))
-            return Transfer(asked["from"], asked["to"], service, families, strict, octets)
+            octets, port = units.octets(asked.get("bytes", "1MB")), asked.get("port", 0)
+            return Transfer(asked["from"], asked["to"], service, families, strict, octets, port)
         case "exec":
-            timeout = units.seconds(asked.get("timeout", "30s"))
-            if timeout > LONGEST:
-                raise InvalidError(f"timeout: found {asked['timeout']}, expected up to 60min")
             return Exec(
-                asked["in"], asked["command"], timeout,
+                asked["in"], asked["command"], _bounded("timeout", asked.get("timeout", "30s")),
                 expect.get("exit", 0), expect.get("output", ""),
             )  # fmt: skip
         case "capture":
@@ -925,10 +1003,21 @@ def _check(
                 ports[asked["on"]], asked["during"],
                 tuple(expect.get("sees", ())), tuple(expect.get("never", ())),
             )  # fmt: skip
+        case "stop":
+            return Stop(asked["process"])
         case _:
             return WireFacts(
-                asked["client"], service, expect.get("mechanism", ""), expect.get("mtu", 0)
-            )
+                asked["client"], service, expect.get("mechanism", ""), expect.get("mtu", 0),
+                expect.get("endpoint", ""), _bounded("within", asked.get("within", "0s")),
+            )  # fmt: skip
+
+
+def _bounded(key: str, text: str) -> float:
+    """Seconds that a check may take."""
+    seconds = units.seconds(text)
+    if seconds > LONGEST:
+        raise InvalidError(f"{key}: found {text}, expected up to 60min")
+    return seconds
 
 
 def _joined(client: Client, node: Node, networks: Mapping[str, Network]) -> tuple[Network, ...]:

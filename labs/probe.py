@@ -225,10 +225,10 @@ class Transfers:
     def __init__(self) -> None:
         self._listening: dict[int, socket.socket] = {}
 
-    def listen(self, address: str) -> dict[str, Any]:
-        """A TCP port on an address of this namespace."""
+    def listen(self, address: str, port: int = 0) -> dict[str, Any]:
+        """A TCP port on an address of this namespace; 0: any that is free."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        sock = socket.create_server((address, 0), family=family)
+        sock = socket.create_server((address, port), family=family)
         sock.settimeout(10)
         port = int(sock.getsockname()[1])
         self._listening[port] = sock

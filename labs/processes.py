@@ -5,6 +5,7 @@ the cluster's issuer gives each (namespace, group) its SPIFFE id. So a process o
 lab proves itself as one on a real node does, and no two share an identity.
 """
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -136,6 +137,16 @@ def host(address: str, port: int) -> str:
 def at(lab: Lab, cluster: Cluster, port: int) -> str:
     """The URL of a process on a cluster's first node: the one its registry is on."""
     return host(lab.nodes[cluster.registry_on].address(cluster.underlay), port)
+
+
+def excluded_of(paths: Paths, node: Node) -> str:
+    """Where a node's manager reads which addresses no wire may have."""
+    return paths.node(node.name, "excluded_prefixes.yaml")
+
+
+def policies_of(paths: Paths, endpoint: Endpoint) -> str:
+    """Where an endpoint reads its policy routes."""
+    return paths.node(endpoint.on, f"{endpoint.name}.policy-routes.yaml")
 
 
 def domains_of(lab: Lab, cluster: Cluster) -> dict[str, dict[str, list[str]]]:
@@ -296,8 +307,8 @@ class _Planner:
             "NSM_NAME": f"nsmgr-{node.name}",
             "NSM_LISTEN_ON": f"{self._door(node.name)},{host(address, MANAGER_PORT)}",
             "NSM_REGISTRY_URL": self._registry_url(node.cluster),
-            # not this machine's own file, nor one at all
-            "NSM_EXCLUDED_PREFIXES_PATH": self._paths.node(node.name, "excluded_prefixes.yaml"),
+            # not this machine's own file, nor one at all, unless the lab has made it
+            "NSM_EXCLUDED_PREFIXES_PATH": excluded_of(self._paths, node),
             "NSM_OBSERVERS": f"spiffe://{domain}/node/{node.name}/nsmctl",
         }
         id_ = f"node/{node.name}/nsmgr"
@@ -323,6 +334,15 @@ class _Planner:
             "NSM_PAYLOAD": endpoint.payload.upper(),
             "NSM_CIDR_PREFIX": pools if len(endpoint.prefixes) > 1 else endpoint.prefixes[0],
         }
+        # not this machine's own file, nor one at all, unless the lab has made it
+        settings["NSM_PBR_CONFIG_PATH"] = policies_of(self._paths, endpoint)
+        if endpoint.strict:
+            settings["NSM_IPAM_POLICY"] = "strict"
+        if endpoint.dns:
+            settings["NSM_DNS_CONFIGS"] = json.dumps(
+                [{"dns_server_ips": one.servers, "search_domains": one.search_domains}
+                 for one in endpoint.dns]
+            )  # fmt: skip
         if endpoint.labels:
             settings["NSM_LABELS"] = ",".join(f"{k}:{v}" for k, v in endpoint.labels.items())
         name = f"{endpoint.on}/{endpoint.name}"
@@ -342,6 +362,9 @@ class _Planner:
             "NSM_STATUS_FILE": self._paths.status(client.name),
             "NSM_RESOLV_CONF": self._paths.resolv_conf(client.name),
         }
+        if client.awareness:
+            groups = ("[" + ",".join(group) + "]" for group in client.awareness)
+            settings["NSM_AWARENESS_GROUPS"] = ",".join(groups)
         if self._lab.is_named(client):
             settings["NSM_LOCAL_DNS_SERVER_ENABLED"] = "true"  # or it is not ready
         name = f"{client.on}/{client.name}"

@@ -215,6 +215,7 @@ def _formats() -> FormatChecker:
     add("ipv4-prefix", lambda text: _prefix(text, ipaddress.IPv4Network))
     add("ipv6-prefix", lambda text: _prefix(text, ipaddress.IPv6Network))
     add("prefix", lambda text: _prefix(text, ipaddress.ip_network))
+    add("address", ipaddress.ip_address)
     add("nsurl", _nsurl)
     return checker
 

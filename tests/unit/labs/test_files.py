@@ -136,7 +136,9 @@ def test_on_is_a_key_and_no_truth():
     assert lab.parse(GOOD, "x").clients["app"].on == "n1"
 
 
-@pytest.mark.parametrize("path", sorted(Path("labs").rglob("*.yaml")), ids=str)
+@pytest.mark.parametrize(
+    "path", sorted(p for p in Path("labs").rglob("*.yaml") if p.name != "index.yaml"), ids=str
+)
 def test_every_shipped_lab_is_right(path):
     lab.read(path)
 
