@@ -21,6 +21,7 @@ class Program(StrEnum):
     forwarder = "forwarder"
     responder = "responder"
     vl3 = "vl3"
+    supplier = "supplier"
     ipam = "ipam"
     client = "client"
     issuer = "issuer"
@@ -34,6 +35,7 @@ MODULES: Final = {
     Program.forwarder: "forwarder",
     Program.responder: "endpoints.responder",
     Program.vl3: "endpoints.vl3",
+    Program.supplier: "endpoints.supplier",
     Program.ipam: "endpoints.ipam",
     Program.client: "nsm.process.client",
     Program.issuer: "nsm.process.issuer",

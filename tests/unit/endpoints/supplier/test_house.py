@@ -1,0 +1,161 @@
+"""Processes that outlive whoever started them, and are found again."""
+
+import os
+import signal
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from endpoints.supplier import house as at_work
+from endpoints.supplier.house import House, bound, read
+from endpoints.supplier.recipes import Recipe
+from nsm.errors import InvalidError, PreconditionError, TakenError
+from tests.support.wait import until
+from tests.unit.endpoints.supplier.conftest import INHERITED, recipe, running
+
+TELL = "readlink /proc/self/fd/0; ls /proc/self/fd | tr '\\n' ' '; echo; ps -o sid= -p $$; env"
+
+
+async def test_a_router_is_told_what_its_recipe_says_and_has_nothing_else_of_ours(
+    house: House,
+) -> None:
+    environment = {"NSM_POOL": "own", "NSM_ODD": "$(id) 'x'"}
+    asked = recipe(TELL, environment=environment, namespace="/proc/self/ns/net")
+    child = house.start(asked)
+    assert await child.ended() == 0
+    said = Path(house.log_of(asked)).read_text()
+    told = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+    for ours in ("PWD", "SHLVL", "_", "OLDPWD"):  # a shell's
+        told.pop(ours, None)
+    ready = told.pop("NSM_READY_FD")
+    assert told == {
+        **INHERITED,
+        **environment,
+        "NSM_NAME": "r",
+        "NSM_SERVICE_NAMES": "net",
+        "NSM_NAMESPACE": "/proc/self/ns/net",
+    }
+    null, fds, session = said.splitlines()[:3]
+    assert null == "/dev/null"
+    assert set(fds.split()) <= {"0", "1", "2", "3", ready}, fds  # 3 is ls's own
+    assert int(session) == child.mark.pid
+    child.release()
+
+
+async def test_its_word_is_heard_and_its_end_told(house: House) -> None:
+    child = house.start(recipe("echo ready >/proc/self/fd/$NSM_READY_FD; read x; exit 3"))
+    assert await child.says_ready()
+    assert await child.ended() == 3, "its input is empty"
+    child.release()
+    silent = house.start(recipe("exit 4"))
+    assert not await silent.says_ready()
+    assert await silent.ended() == 4
+    silent.release()
+
+
+async def test_it_outlives_us_and_the_next_life_finds_it(house: House, tmp_path: Path) -> None:
+    asked = recipe()
+    first = house.start(asked)
+    assert await first.says_ready()
+    first.release()
+    found, noted = house.find(asked)
+    assert found
+    assert (found.mark, noted) == (first.mark, True)
+    os.kill(found.mark.pid, signal.SIGKILL)
+    assert await found.ended() is None, "it is not ours to reap"
+    assert first.process
+    os.waitpid(first.mark.pid, 0)
+    found.release()
+    assert house.find(asked) == (None, True)
+    house.forget(asked)
+    assert house.find(asked) == (None, False)
+
+
+async def test_a_number_that_is_somebody_elses_by_now_is_not_ours(house: House) -> None:
+    asked = recipe()
+    child = house.start(asked)
+    house._note(asked, replace(child.mark, start=1))
+    child.release()
+    (pid,) = running(Path(house.folder))
+    assert os.path.exists(f"/proc/{pid}")
+    assert house.find(asked) == (None, True)
+
+
+async def test_what_nobody_could_find_never_begins(
+    house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """We are killed, or cannot write, before it is noted: its gate does not open."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(house, "_note", full)
+    trace = tmp_path / "began"
+    with pytest.raises(PreconditionError, match="router r of net cannot be started: No space"):
+        house.start(recipe(f"touch {trace}"))
+    assert not trace.exists()
+    assert house.find(recipe()) == (None, False)
+    gate = ["/bin/sh", "-c", at_work.GATE, "r", "/usr/bin/touch", str(trace)]
+    assert subprocess.run(gate, stdin=subprocess.DEVNULL, check=False).returncode != 0
+    assert not trace.exists()
+
+
+async def test_what_cannot_be_started_is_said_with_its_place(house: House) -> None:
+    where = "namespace /nowhere/here of router r of net is not there"
+    with pytest.raises(PreconditionError, match=where):
+        house.start(recipe(namespace="/nowhere/here"))
+    with pytest.raises(PreconditionError, match=r"cannot be started: .*routers\.yaml:1"):
+        house.start(recipe(log="/nowhere/log"))
+
+
+def test_a_node_has_one_supplier_for_its_routers(house: House, tmp_path: Path) -> None:
+    with (
+        pytest.raises(TakenError, match="another supplier runs with NSM_STATE_DIR"),
+        House(house.folder, {}),
+    ):
+        pass
+    with House(str(tmp_path / "other"), {}):
+        pass
+
+
+def test_what_others_may_write_says_nothing_of_what_is_run(tmp_path: Path) -> None:
+    file = tmp_path / "routers.yaml"
+    with pytest.raises(InvalidError, match=r"routers\.yaml, which cannot be read: No such file"):
+        read(str(file))
+    file.write_text("net: {name: r}")
+    file.chmod(0o644)
+    assert read(str(file)) == (Recipe(service="net", name="r", where=f"{file}:1"),)
+    for mode in (0o664, 0o646):
+        file.chmod(mode)
+        with pytest.raises(
+            InvalidError, match=f"others than uid 0 may write: uid 0, mode 0{mode:o}"
+        ):
+            read(str(file))
+    file.chmod(0o644)
+    file.write_bytes(b"\xff")
+    with pytest.raises(InvalidError, match="no UTF-8"):
+        read(str(file))
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(InvalidError, match="NSM_STATE_DIR is"), House(str(folder), {}):
+        pass
+
+
+async def test_a_log_is_bounded_while_it_is_written(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(at_work, "LARGEST_LOG", 10)
+    asked = recipe(
+        "echo 0123456789 12; echo x >/proc/self/fd/$NSM_READY_FD; sleep 0.2; echo last; sleep 9"
+    )
+    child = house.start(asked)
+    assert await child.says_ready()
+    log = Path(house.log_of(asked))
+    bound([str(log), "/nowhere/log"])
+    await until(lambda: log.read_text() == "last\n", "its next word", bar=0.5)
+    assert Path(f"{log}.1").read_text() == "0123456789 12\n"
+    assert child.words() == "last", "it is shorter now than before it was started"
+    child.release()
