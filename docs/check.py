@@ -32,6 +32,7 @@ CONFIGS = {  # by the module that `python -P -m` starts
     "registry.proxy": "registry.proxy.config",
     "endpoints.responder": "endpoints.responder.config",
     "endpoints.vl3": "endpoints.vl3.config",
+    "endpoints.supplier": "endpoints.supplier.config",
     "endpoints.ipam": "endpoints.ipam.config",
     "nsm.process.client": "nsm.process.client",
     "nsm.process.issuer": "nsm.process.issuer",
