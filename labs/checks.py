@@ -22,7 +22,7 @@ TRANSFER_PATIENCE: Final = 10.0  # seconds without progress
 LOOK_EVERY: Final = 0.1  # seconds between looks at a wire that may take its time
 MARK: Final = "vwire lab payload "
 _TOLD: Final = 5  # faults named in one row
-_Asked = labfile.Ping | labfile.Transfer
+_Asked = labfile.Ping | labfile.Datagrams | labfile.Transfer
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,8 @@ class Checks:
         match check.what:
             case labfile.Ping():
                 return self._ping(check.what)
+            case labfile.Datagrams():
+                return self._datagrams(check.what)
             case labfile.Transfer():
                 return self._transfer(check.what)
             case labfile.Exec():
@@ -245,6 +247,36 @@ class Checks:
             if told[name]["missed"]:
                 raise FailedError(f"{place}: {told[name]['missed']} echoes came and were not heard")
             arrivals[place] = told[name]["idents"]
+
+    # -- udp --------------------------------------------------------------------------------
+
+    def _datagrams(self, asked: labfile.Datagrams) -> Verdict:
+        faults: list[str] = []
+        sent = lost = arrived = 0
+        for one in self._targets(asked, faults, lost_all=asked.lost == "all"):
+            size = asked.size if asked.size > 0 else one.mtu - asked.size
+            row = self._thrown(one, asked.count, size)
+            sent, lost = sent + row["sent"], lost + row["lost"]
+            arrived += row["arrived"]
+            faults += _lost(str(one), row, asked.lost)
+            if asked.lost == "all" and row["arrived"]:
+                faults.append(f"{one}: {row['arrived']} arrived, expected none")
+        if isinstance(asked.lost, int) and lost > asked.lost > 0:
+            faults.append(f"{lost} of {sent} lost, expected at most {asked.lost}")
+        fine = f"{sent} sent, {arrived} arrived, {sent - lost} came back"
+        return Verdict(faults, fine, {"sent": sent, "arrived": arrived, "lost": lost})
+
+    def _thrown(self, one: Target, count: int, size: int) -> Mapping[str, Any]:
+        """How many datagrams were sent, arrived, and did not come back."""
+        source, target = self._paths.namespace(one.source), self._paths.namespace(one.target)
+        opened = self._hands.ask({target: {"do": "open-udp", "address": one.address}})
+        port = opened[target]["port"]
+        patience = {"count": count, "patience": PATIENCE}
+        self._hands.tell(target, {"do": "echo-udp", "port": port, **patience})
+        throw = {"do": "throw-udp", "address": one.address, "port": port, "size": size,
+                 "mark": MARK, **patience}  # fmt: skip
+        thrown = self._hands.ask({source: throw})[source]
+        return {**thrown, **self._hands.hear(target)}
 
     # -- tcp --------------------------------------------------------------------------------
 

@@ -172,6 +172,20 @@ class Ping:
 
 
 @dataclass(frozen=True, slots=True)
+class Datagrams:
+    """UDP that is sent back; size as of Ping."""
+
+    source: str
+    target: str
+    service: str
+    families: tuple[Family, ...]
+    strict: bool
+    count: int
+    size: int
+    lost: int | Literal["all"]
+
+
+@dataclass(frozen=True, slots=True)
 class Transfer:
     """Bytes over TCP along wires."""
 
@@ -229,7 +243,7 @@ class Check:
     """One row of the table."""
 
     name: str
-    what: Ping | Transfer | Exec | Capture | WireFacts | Stop
+    what: Ping | Datagrams | Transfer | Exec | Capture | WireFacts | Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -962,6 +976,7 @@ class _Reader:
 
 _EXPECTS: Final[Mapping[str, tuple[str, ...]]] = {
     "ping": ("lost",),
+    "udp": ("lost",),
     "tcp": ("sha256",),
     "exec": ("exit", "output"),
     "capture": ("sees", "never"),
@@ -972,23 +987,17 @@ _EXPECTS: Final[Mapping[str, tuple[str, ...]]] = {
 
 def _check(
     kind: str, asked: Mapping[str, Any], expect: Mapping[str, Any], ports: Mapping[str, Port]
-) -> Ping | Transfer | Exec | Capture | WireFacts | Stop:
+) -> Ping | Datagrams | Transfer | Exec | Capture | WireFacts | Stop:
     family = asked.get("family", "any")
     families: tuple[Family, ...] = FAMILIES if family in ("any", "both") else (family,)
     strict = family != "any"
     service = asked.get("service", "*")
     match kind:
-        case "ping":
-            size = {"mtu": 0, "mtu+1": -1}.get(asked.get("size", "64B"))
-            if size is None:
-                size = units.octets(asked.get("size", "64B"))
-                if not SMALLEST <= size <= LARGEST:
-                    raise InvalidError(
-                        f"size: found {asked['size']}, expected {SMALLEST}B to {LARGEST}B"
-                    )
-            return Ping(
+        case "ping" | "udp":
+            made = Ping if kind == "ping" else Datagrams
+            return made(
                 asked["from"], asked["to"], service, families, strict,
-                asked.get("count", 3), size, expect.get("lost", 0),
+                asked.get("count", 3), _size(asked.get("size", "64B")), expect.get("lost", 0),
             )  # fmt: skip
         case "tcp":
             octets, port = units.octets(asked.get("bytes", "1MB")), asked.get("port", 0)
@@ -1018,6 +1027,16 @@ def _bounded(key: str, text: str) -> float:
     if seconds > LONGEST:
         raise InvalidError(f"{key}: found {text}, expected up to 60min")
     return seconds
+
+
+def _size(text: str) -> int:
+    """Of a packet in bytes; 0 is the MTU, -1 one more."""
+    if text in ("mtu", "mtu+1"):
+        return 0 if text == "mtu" else -1
+    size = units.octets(text)
+    if not SMALLEST <= size <= LARGEST:
+        raise InvalidError(f"size: found {text}, expected {SMALLEST}B to {LARGEST}B")
+    return size
 
 
 def _joined(client: Client, node: Node, networks: Mapping[str, Network]) -> tuple[Network, ...]:

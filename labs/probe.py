@@ -268,6 +268,69 @@ def send(address: str, port: int, octets: int, patience: float, mark: str) -> di
     return {"sha256": digest.hexdigest(), "echo": echoed.hex(), "seconds": round(seconds, 4)}
 
 
+# --- datagrams -------------------------------------------------------------------------------
+
+
+class Datagrams:
+    """Sockets that send back what comes, kept between the order to open and the order to echo."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, socket.socket] = {}
+
+    def open(self, address: str) -> dict[str, Any]:
+        """A UDP port on an address of this namespace."""
+        sock = _udp(address)
+        sock.bind((address, 0))
+        port = int(sock.getsockname()[1])
+        self._open[port] = sock
+        return {"port": port}
+
+    def echo(self, port: int, count: int, patience: float) -> dict[str, Any]:
+        """Send back count datagrams that come to the port; fewer if none comes for so long."""
+        arrived = 0
+        with self._open.pop(port) as sock:
+            while arrived < count and select.select([sock], [], [], patience)[0]:
+                data, sender = sock.recvfrom(1 << 16)
+                arrived += 1
+                with contextlib.suppress(OSError):  # then it is the sender who misses it
+                    sock.sendto(data, sender)
+        return {"arrived": arrived}
+
+
+def throw(
+    address: str, port: int, count: int, size: int, patience: float, mark: str
+) -> dict[str, Any]:
+    """Send count packets of that size, each when the one before is back or lost."""
+    back, refused = 0, ""
+    room = size - _HEADER[6 if ":" in address else 4]
+    with _udp(address) as sock:
+        for number in range(count):
+            data = struct.pack("!I", number) + mark.encode()
+            data = data[: max(room, 4)].ljust(room, b"\0")
+            try:
+                sock.sendto(data, (address, port))
+                end = time.monotonic() + patience
+                while select.select([sock], [], [], max(0.0, end - time.monotonic()))[0]:
+                    if sock.recv(1 << 16) == data:
+                        back += 1
+                        break
+            except OSError as refusal:
+                refused = os.strerror(refusal.errno or errno.EIO)
+    return {"sent": count, "lost": count - back, "refused": refused}
+
+
+def _udp(address: str) -> socket.socket:
+    """A UDP socket whose packets are not fragmented."""
+    if ":" in address:
+        sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_DONTFRAG, 1)
+    else:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
+    return sock
+
+
 # --- capture ---------------------------------------------------------------------------------
 
 
@@ -292,6 +355,7 @@ class Sniffer:
         counts: dict[str, int] = {}
         packets = dropped = 0
         sock, marks = self._on.pop(interface)
+        reader = frames.Reader(marks)
         with sock:
             while True:
                 try:
@@ -299,7 +363,7 @@ class Sniffer:
                 except BlockingIOError:
                     break
                 packets += 1
-                for kind in frames.kinds(frame, marks):
+                for kind in reader.kinds(frame):
                     counts[kind] = counts.get(kind, 0) + 1
             # SOL_PACKET, PACKET_STATISTICS: received, dropped
             dropped = struct.unpack("=II", sock.getsockopt(263, 6, 8))[1]
@@ -338,7 +402,8 @@ def main() -> int:
     enter_named(namespace)
     become.at_home(namespace)
     become.titled("labs.probe", f"{namespace}/probe")
-    transfers, sniffer, ears = Transfers(), Sniffer(), Ears()
+    transfers, datagrams = Transfers(), Datagrams()
+    sniffer, ears = Sniffer(), Ears()
     does: dict[str, Callable[..., Any]] = {
         "ping": ping,
         "listen-echoes": ears.open,
@@ -347,6 +412,9 @@ def main() -> int:
         "listen": transfers.listen,
         "receive": transfers.receive,
         "send": send,
+        "open-udp": datagrams.open,
+        "echo-udp": datagrams.echo,
+        "throw-udp": throw,
         "capture": sniffer.start,
         "captured": sniffer.stop,
         "exec": execute,

@@ -90,6 +90,16 @@ def ip(ask: Ask, place: str, *words: str) -> None:
         pytest.param(
             "{name: a, ping: {from: outsider, to: resp}, expect: {lost: all}}", id="an outsider"
         ),
+        pytest.param("{name: a, udp: {from: app, to: resp, family: both}}", id="datagrams"),
+        pytest.param("{name: a, udp: {from: resp, to: app, size: mtu}}", id="full datagrams"),
+        pytest.param(
+            "{name: a, udp: {from: app, to: resp, size: mtu+1}, expect: {lost: all}}",
+            id="too large ones",
+        ),
+        pytest.param(
+            "{name: a, udp: {from: outsider, to: resp}, expect: {lost: all}}",
+            id="an outsider's datagrams",
+        ),
         pytest.param("{name: a, tcp: {from: app, to: resp, bytes: 3MB}}", id="a transfer"),
         pytest.param("{name: a, tcp: {from: resp, to: app, bytes: 1B, family: ipv6}}", id="1 B"),
         pytest.param(
@@ -152,6 +162,18 @@ def test_a_command_is_whom_the_issuer_knows_in_its_place(ask, place):
             "{name: a, ping: {from: app, to: resp, family: ipv4, count: 2}}",
             "app -> resp: 0 arrived, expected 2, as were answered",
             id="somebody else answers",
+        ),
+        pytest.param(
+            ("resp", "link", "set", "nsm-r", "down"),
+            "{name: a, udp: {from: app, to: resp, family: ipv4, count: 1}}",
+            "app -> resp 172.16.1.2: 1 of 1 lost",
+            id="datagrams to a far end that is down",
+        ),
+        pytest.param(
+            ("app", "link", "show", "lo"),
+            "{name: a, udp: {from: app, to: resp, family: ipv4}, expect: {lost: all}}",
+            "app -> resp 172.16.1.2: 3 arrived, expected none",
+            id="datagrams that arrive and must not",
         ),
         pytest.param(
             ("app", "link", "set", "nsm-1", "mtu", "1401"),

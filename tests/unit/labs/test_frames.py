@@ -8,17 +8,21 @@ from scapy.contrib.wireguard import (
     WireguardResponse,
     WireguardTransport,
 )
+from scapy.layers.dns import DNS
 from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
 from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import ARP, Ether
 from scapy.layers.vxlan import VXLAN
+from scapy.packet import Packet
 
 from labs import frames
 
-OUTER = Ether() / IP(src="198.18.0.1", dst="198.18.0.2")
-OUTER6 = Ether() / IPv6(src="fd00:18::1", dst="fd00:18::2")
-INNER = Ether() / IP(src="172.16.1.1", dst="172.16.1.0")
+ETHER = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")  # else scapy would ask for them
+OUTER = ETHER / IP(src="198.18.0.1", dst="198.18.0.2")
+OUTER6 = ETHER / IPv6(src="fd00:18::1", dst="fd00:18::2")
+INNER = ETHER / IP(src="172.16.1.1", dst="172.16.1.0")
 SEALED = UDP(sport=51977, dport=52011) / Wireguard()
+IPIP = OUTER / IP(src="10.0.0.1", dst="10.0.0.2") / ICMP()
 TUNNEL = UDP(sport=40000, dport=4789) / VXLAN(vni=77)
 
 
@@ -33,7 +37,11 @@ TUNNEL = UDP(sport=40000, dport=4789) / VXLAN(vni=77)
         pytest.param(OUTER / TCP() / b"\x17\x03\x03\x00\x10x", {"tcp", "tls"}, id="TLS"),
         pytest.param(OUTER / TUNNEL / INNER / ICMP(), {"vxlan", "inner-icmp"}, id="VXLAN"),
         pytest.param(OUTER6 / TUNNEL / INNER / TCP(), {"vxlan", "inner-tcp"}, id="over IPv6"),
-        pytest.param(OUTER / UDP(dport=53) / (b"q" * 20), set(), id="some UDP"),
+        pytest.param(OUTER / UDP(sport=1000, dport=54) / (b"q" * 20), set(), id="some UDP"),
+        pytest.param(OUTER / UDP(dport=53) / DNS(), {"dns"}, id="a question"),
+        pytest.param(OUTER6 / UDP(sport=53) / DNS(), {"dns"}, id="an answer"),
+        pytest.param(OUTER / TCP() / b"GET / HTTP/1.1", {"tcp", "http"}, id="HTTP"),
+        pytest.param(OUTER / TCP() / b"HTTP/1.1 200 OK", {"tcp", "http"}, id="HTTP's answer"),
         pytest.param(
             OUTER / SEALED / WireguardInitiation(),
             {"wireguard", "wireguard-handshake"},
@@ -60,7 +68,9 @@ TUNNEL = UDP(sport=40000, dport=4789) / VXLAN(vni=77)
             id="its data",
         ),
         pytest.param(
-            OUTER / UDP(dport=51820) / b"\4\0\1\0" / bytes(60), set(), id="nearly WireGuard"
+            OUTER / UDP(sport=1000, dport=51820) / b"\4\0\1\0" / bytes(60),
+            set(),
+            id="nearly WireGuard",
         ),
         pytest.param(
             fragment(OUTER / ICMP() / bytes(3000), 1000)[1], {"fragments"}, id="a fragment"
@@ -97,3 +107,57 @@ def test_the_checksum_is_the_internets():
     expected = bytes(packet[10:12])
     packet[10:12] = b"\0\0"
     assert frames.checksum(bytes(packet)).to_bytes(2, "big") == expected
+
+
+# -- frames in their order ------------------------------------------------------------------------
+
+RECORD = b"\x17\x03\x03\x0f\xa0" + b"x" * 4000
+
+
+def told(reader: frames.Reader, outer: Packet, data: bytes, number: int) -> frozenset[str]:
+    return reader.kinds(bytes(outer / TCP(sport=40000, dport=5002, seq=number) / data))
+
+
+@pytest.mark.parametrize("outer", [OUTER, OUTER6], ids=["IPv4", "IPv6"])
+@pytest.mark.parametrize("cut", [1, 3, 5, 1000, 4004, 4006])
+def test_what_is_in_a_record_is_tls_wherever_it_is_cut(outer, cut):
+    reader, stream = frames.Reader(), RECORD * 3
+    first = 0xFFFFFFFF - 2000  # so that the numbers begin anew in the midst
+    for at in range(0, len(stream), cut):
+        part = stream[at : at + cut]
+        assert "tls" in told(reader, outer, part, first + at & 0xFFFFFFFF), at
+        if at and cut > 900:  # what is sent once more counts as what it was
+            assert "tls" in told(reader, outer, part, first + at & 0xFFFFFFFF), at
+        if cut < 1000 and at > 50:
+            break
+
+
+def test_what_is_no_record_or_follows_what_nobody_saw_is_other():
+    reader = frames.Reader()
+    assert told(reader, OUTER, b"\x05ssh", 0) == {"tcp", "other"}
+    assert told(reader, OUTER, RECORD[:1000], 4) == {"tcp", "tls"}
+    assert told(reader, OUTER, RECORD[1400:2000], 1404) == {"tcp", "other"}
+    assert told(reader, OUTER, RECORD, 2004) == {"tcp", "tls"}
+    assert told(reader, OUTER, b"plain", 2004 + len(RECORD)) == {"tcp", "other"}
+    assert told(frames.Reader(), OUTER, RECORD[9:99], 0) == {"tcp", "other"}
+
+
+@pytest.mark.parametrize(
+    ("frame", "kinds"),
+    [
+        pytest.param(OUTER / TCP(), {"tcp"}, id="no data"),
+        pytest.param(OUTER / TCP() / b"GET /", {"tcp", "http"}, id="of a kind"),
+        pytest.param(OUTER / UDP(sport=1000, dport=54) / b"q", {"other"}, id="UDP"),
+        pytest.param(OUTER6 / UDP(sport=1000, dport=54) / b"q", {"other"}, id="UDP over IPv6"),
+        pytest.param(IPIP, {"other"}, id="another protocol"),
+        pytest.param(OUTER / TUNNEL / INNER / UDP(), {"vxlan"}, id="a tunnel"),
+        pytest.param(OUTER6 / ICMPv6ND_NS(), set(), id="neighbour discovery"),
+        pytest.param(Ether() / ARP(), set(), id="ARP"),
+    ],
+)
+def test_data_of_none_of_the_kinds_is_other(frame, kinds):
+    assert frames.Reader().kinds(bytes(frame)) == kinds
+
+
+def test_what_fills_a_short_frame_is_no_data():
+    assert frames.Reader().kinds(bytes(OUTER / TCP()) + bytes(6)) == {"tcp"}
