@@ -9,6 +9,7 @@ namespace is joined to is not reached. What is set up here stays when the proces
 import errno
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from ipaddress import IPv4Network, IPv6Network, ip_interface
 from typing import TypeVar
 
@@ -23,7 +24,7 @@ TABLE = "vwire"
 _PASSED, _ONWARD, _ARRIVED = "passed", "onward", "arrived"
 _LOOPBACK = "lo"
 _MACHINE = 1  # the cookie of the namespace a kernel begins with
-_SETTINGS = (
+SETTINGS = (
     # before forwarding is on: nobody is told of a way past us, nor tells us
     *((f"net/ipv4/conf/{who}/send_redirects", "0") for who in ("all", "default")),
     *((f"net/ipv4/conf/{who}/accept_redirects", "0") for who in ("all", "default")),
@@ -63,7 +64,9 @@ class Routing:
         with Home() as home:
             fd = home.opened_path(self.path, self.path)
             try:
-                with home.inside(fd):
+                # who is there already needs no right to enter namespaces, which no pod gives it
+                here = os.path.sameopenfile(fd, home.fd)
+                with nullcontext() if here else home.inside(fd):
                     return function()
             finally:
                 os.close(fd)
@@ -76,7 +79,7 @@ class Routing:
                 hint="make it one of its own, `ip netns add NAME`, and give /run/netns/NAME",
             )
         self._filter((), replace=False)
-        for key, value in _SETTINGS:
+        for key, value in SETTINGS:
             self._set(key, value)
 
     def _set(self, key: str, value: str) -> None:

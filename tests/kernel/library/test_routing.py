@@ -1,5 +1,6 @@
 """A namespace that routes for one domain: what passes it, and what does not."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from ipaddress import ip_network
@@ -101,6 +102,26 @@ async def test_what_is_set_up_stands_and_is_found_again(spaces) -> None:
     again.own(["172.16.2.0/32"], DOMAIN)
     (lo,) = router.ip("addr", "show", "lo")
     assert {one["local"] for one in lo["addr_info"]} == {"127.0.0.1", "::1", "172.16.2.0"}
+
+
+def test_in_a_namespace_of_its_own_a_process_needs_cap_net_admin_alone(spaces) -> None:
+    """As in a pod, whose settings somebody made before, and are files it may not write."""
+    router, _, _ = spaces
+    for key, value in routing.SETTINGS:
+        router.run("sysctl", "-w", f"{key.replace('/', '.')}={value}")
+    code = (
+        "from ipaddress import ip_network; from nsm.kernel.routing import Routing;"
+        " made = Routing('/proc/self/ns/net'); made.prepare();"
+        f" domain = [ip_network('{DOMAIN[0]}')]; made.admit(domain); made.own(['{OWN[0]}'], domain)"
+    )
+    script = 'mount -o bind,ro /proc/sys /proc/sys && exec "$@"'
+    least = ["setpriv", "--inh-caps=-all", "--bounding-set=-all,+net_admin", "--no-new-privs"]
+    as_in_a_pod = ["unshare", "--mount", "sh", "-c", script, "sh", *least]
+    done = router.run(*as_in_a_pod, sys.executable, "-P", "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert str(DOMAIN[0]) in router.run("nft", "list", "ruleset").stdout
+    (lo,) = router.ip("addr", "show", "lo")
+    assert OWN[0].split("/")[0] in {one["local"] for one in lo["addr_info"]}
 
 
 def test_a_namespace_that_is_not_there_is_named() -> None:
