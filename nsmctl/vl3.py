@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
-from nsm import domains, nsurl
+from nsm import domains, nsurl, ondemand
 from nsm.errors import (
     DeniedError,
     InvalidError,
@@ -64,6 +64,12 @@ class Network:
     pool: "AddressPool | None" = None
     service: Service | None = None
     routers: tuple[Endpoint, ...] = ()
+    suppliers: tuple[Endpoint, ...] = ()
+
+    @property
+    def on_demand(self) -> bool:
+        """Whether a router is started where a client asks for one."""
+        return bool(self.service and ondemand.is_on_demand(self.service))
 
     @property
     def state(self) -> str:
@@ -71,7 +77,8 @@ class Network:
         if self.pool and not self.pool.name:
             return "for routers that name no pool"
         if self.pool and self.service:
-            return f"{len(self.routers)} router{'' if len(self.routers) == 1 else 's'}"
+            on_demand = ", on demand" if self.on_demand else ""
+            return f"{len(self.routers)} router{'' if len(self.routers) == 1 else 's'}{on_demand}"
         return "no service" if self.pool else "no pool"
 
     @property
@@ -97,6 +104,11 @@ class Network:
             },
             "service": self.service
             and {"payload": self.service.payload, "identity": _owner(self.service)},
+            "on_demand": self.on_demand,
+            "suppliers": [
+                {"name": one.name, "node": _node(one, self.name), "identity": _owner(one)}
+                for one in self.suppliers
+            ],
             "routers": [
                 {
                     "name": one.name,
@@ -131,11 +143,13 @@ class _Where:
             self.registry.find_services(Service(name=name)),
             self.registry.find_endpoints(Endpoint(services=(name,))),
         )
+        offering = sorted((one for one in endpoints if name in one.services), key=_name)
         return Network(
             name,
             pools.get(domains.split(name)[0]),
             next((one for one in services if one.name == name), None),
-            tuple(sorted((one for one in endpoints if name in one.services), key=_name)),
+            tuple(one for one in offering if not ondemand.supplies(one, name)),
+            tuple(one for one in offering if ondemand.supplies(one, name)),
         )
 
 
@@ -157,6 +171,9 @@ def create(
     router_prefix_length_ipv6: Annotated[
         int, typer.Option(min=0, max=128, help="Of what a router gets of IPv6; 0 chooses.")
     ] = 0,
+    on_demand: Annotated[
+        bool, typer.Option("--on-demand", help="Clients' nodes start routers (`run supplier`).")
+    ] = False,
     address_plan: AddressPlan = "",
     lab: Lab = "",
     node: Node = "",
@@ -176,7 +193,7 @@ def create(
     wanted = AddressPool(own, tuple(prefix), router_prefix_length, router_prefix_length_ipv6)
 
     async def work(where: _Where) -> tuple[Network, list[str]]:
-        return await _create(where, name, wanted)
+        return await _create(where, name, wanted, on_demand=on_demand)
 
     made, new = _at(work, address_plan, lab, node, manager, identity)
     if json_:
@@ -254,6 +271,9 @@ def show_(
     show.line("  ".join(filter(None, (found.name, found.prefixes, found.state))))
     if advice := _advice(found):
         show.line(f"  {advice}")
+    if found.suppliers:
+        nodes = _listed(_node(one, found.name) for one in found.suppliers)
+        show.line(f"  its routers are started on {nodes}")
     rows = [
         (lent.prefix, _names(found.routers, lent.owner), lent.owner, left(lent.ends) or "held")
         for lent in found.leases
@@ -310,7 +330,9 @@ def delete(
 # --- what they do ----------------------------------------------------------------------------
 
 
-async def _create(where: _Where, name: str, wanted: "AddressPool") -> tuple[Network, list[str]]:
+async def _create(
+    where: _Where, name: str, wanted: "AddressPool", *, on_demand: bool
+) -> tuple[Network, list[str]]:
     """The network, and what of it is new."""
     before = await where.network(name, await where.pools())
     if before.service:
@@ -322,12 +344,18 @@ async def _create(where: _Where, name: str, wanted: "AddressPool") -> tuple[Netw
             undo.add(f"forget the pool {wanted.name!r} again", _take_back, where, wanted)
         pool = await where.plan.create(wanted)
         service = before.service
+        matches = ondemand.matches(name) if on_demand else ()
         if service is None:
             new.append("service")
-            asked_for = Service(name=name, payload=PAYLOAD)
+            asked_for = Service(name, PAYLOAD, matches)
             undo.add(
                 f"forget the service {name!r} again", where.registry.unregister_service, asked_for
             )
+            service = (await where.registry.register_service(asked_for)).item
+        elif on_demand and service.matches != matches:
+            new.append("service's matches")
+            asked_for = replace(service, matches=matches, path_ids=())
+            undo.add(f"register {name!r} as before", _put_back, where, service)
             service = (await where.registry.register_service(asked_for)).item
     return replace(before, pool=pool, service=service), new
 
@@ -396,6 +424,13 @@ def _advice(found: Network) -> str:
         return (
             "its routers have no addresses here: `nsmctl vl3 create` with its prefixes completes"
             " it, `nsmctl vl3 delete` forgets it"
+        )
+    if found.on_demand and not found.suppliers:
+        return "nobody starts its routers: `nsmctl run supplier` on each node of its clients does"
+    if found.suppliers and not found.on_demand:
+        return (
+            "its clients are not sent to those who start its routers: `nsmctl vl3 create"
+            f" {found.name} --on-demand` with its prefixes does that"
         )
     return ""
 
@@ -470,6 +505,10 @@ def _check(name: str) -> None:
 
 def _name(one: Endpoint) -> str:
     return one.name
+
+
+def _node(supplier: Endpoint, service: str) -> str:
+    return supplier.labels.get(service, {}).get("nodeName", "")
 
 
 def _owner(record: Endpoint | Service) -> str:

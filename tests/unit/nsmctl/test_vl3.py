@@ -4,9 +4,10 @@ from dataclasses import replace
 
 from labs import lab, processes
 from labs.paths import Paths
+from nsm import ondemand
 from nsm.model import Endpoint, Service
 from nsm.rpc.prefixes import AddressPool
-from nsmctl.vl3 import Network, plans_of
+from nsmctl.vl3 import Network, _advice, plans_of
 
 POOL = AddressPool("orders", ("10.0.0.0/16",), 24)
 SERVICE = Service(name="orders", payload="IP")
@@ -27,5 +28,21 @@ def test_a_network_is_called_by_what_there_is_of_it() -> None:
     assert Network("orders", POOL, None, routers).state == "no service"
     assert Network("orders", None, SERVICE, routers).state == "no pool"
     assert Network("", replace(POOL, name="")).state == "for routers that name no pool"
+    on_demand = replace(SERVICE, matches=ondemand.matches("orders"))
+    assert Network("orders", POOL, on_demand).state == "0 routers, on demand"
     facts = Network("orders", None, SERVICE).facts()
-    assert (facts["pool"], facts["leases"]) == (None, [])
+    assert (facts["pool"], facts["leases"], facts["on_demand"]) == (None, [], False)
+
+
+def test_what_starts_routers_is_shown_apart_from_them() -> None:
+    on_demand = replace(SERVICE, matches=ondemand.matches("orders"))
+    labels = {"orders": {ondemand.ROLE: ondemand.SUPPLIER, "nodeName": "n1"}}
+    supplier = Endpoint("supplier-n1", ("orders",), labels, path_ids=("spiffe://d/supplier",))
+    facts = Network("orders", POOL, on_demand, (), (supplier,)).facts()
+    assert (facts["on_demand"], facts["routers"]) == (True, [])
+    assert facts["suppliers"] == [
+        {"name": "supplier-n1", "node": "n1", "identity": "spiffe://d/supplier"}
+    ]
+    assert _advice(Network("orders", POOL, on_demand, (), (supplier,))) == ""
+    assert "nobody starts its routers" in _advice(Network("orders", POOL, on_demand))
+    assert "--on-demand" in _advice(Network("orders", POOL, SERVICE, (), (supplier,)))
