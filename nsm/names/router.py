@@ -172,7 +172,7 @@ class RouterNames:
         if known is None:
             return server.refused(query)
         if known.standing == Standing.FAILED:
-            why = "who may have or know the name, a member or another router, has not said so"
+            why = "a member or another router of this network, which may have the name, is silent"
             return server.failed(query, why)
         response = server.reply(query)
         response.flags |= dns.flags.AA

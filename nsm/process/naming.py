@@ -82,15 +82,13 @@ class Naming:
     async def _serve(self) -> None:
         if not self._wanted:
             await self._some.wait()
-        # in a thread, and no sooner: most clients have no names, and dnspython takes 8 MB
-        await asyncio.to_thread(import_module, "nsm.names.resolver")
-        from nsm.names.resolver import local_names
-
         while True:
             try:
                 if self._wanted is None:
                     await asyncio.to_thread(resolvconf.check_given, self._path)
-                async with local_names(self._path, self._address) as resolver:
+                # in a thread, and no sooner: most clients have no names, and dnspython is large
+                names = await asyncio.to_thread(import_module, "nsm.names.resolver")
+                async with names.local_names(self._path, self._address) as resolver:
                     self._resolver = resolver
                     for id_, context in self._said.items():
                         resolver.tell(id_, context)

@@ -26,6 +26,7 @@ from labs.engine import _entries, _network
 from labs.paths import Paths
 from labs.processes import MODULES, Process, Stage
 from nsm.kernel.namespaces import delete_named, list_named
+from nsm.names import resolvconf
 from tests.support.leaks import changed
 from tests.support.spaces import Space
 from tests.support.wait import until
@@ -138,6 +139,7 @@ class Nodes:
     """The lab's namespaces, and the processes that were started in them."""
 
     MORE_MODULES: tuple[str, ...] = ("tests.e2e.wires.holder", "tests.e2e.wires.far")
+    STAGES: tuple[Stage, ...] = MESH
 
     def __init__(self, text: str, directory: Path, **variables: str) -> None:
         self.lab = labfile.parse(text, "nodes.yaml", name=f"w{os.getpid() % 10_000}")
@@ -182,7 +184,7 @@ class Nodes:
                 anywhere = f"spiffe://{cluster.trust_domain}/anywhere"
                 file.write_text(json.dumps([*entries, {"id": anywhere, "gid": ANYWHERE}]))
             self.prepare()
-            for stage in MESH:
+            for stage in self.STAGES:
                 of = [self.start(process.name) for process in self.plan.of(stage)]
                 for program in of:
                     program.ready()
@@ -305,6 +307,7 @@ class Nodes:
         assert self._nursery.stdin is not None
         self._nursery.stdin.close()
         for place in self.lab.places:
+            resolvconf.forget(self.paths.namespace(place))
             if self.paths.namespace(place) in list_named():
                 delete_named(self.paths.namespace(place))
         self._nursery.wait(20)
