@@ -12,6 +12,7 @@ from nsm.domains import is_foreign
 from nsm.model import Endpoint, Found, Service
 from nsm.registrar import Watchers
 from nsm.registration import Registration, RegistrationPath
+from nsm.rpc.passing import admit
 from nsm.rpc.registry_services import Store
 
 
@@ -26,8 +27,11 @@ class Border(Store):
         self._beyond = beyond
         self._watchers = watchers
 
-    def _of(self, asked: Endpoint | Service) -> Store:
-        return self._beyond if is_foreign(asked) else self._ours
+    def _of(self, asked: Endpoint | Service, caller: Caller) -> Store:
+        if not is_foreign(asked):
+            return self._ours
+        admit(caller, asked)
+        return self._beyond
 
     def _counted(
         self, asked: Endpoint | Service, watch: bool, caller: Caller
@@ -40,18 +44,19 @@ class Border(Store):
         self, asked: Endpoint, by: Registration
     ) -> tuple[Endpoint, RegistrationPath]:
         """Register it where it belongs."""
-        return await self._of(asked).register_endpoint(asked, by)
+        return await self._of(asked, by.caller).register_endpoint(asked, by)
 
     async def unregister_endpoint(self, asked: Endpoint, by: Registration) -> None:
         """Forget it where it belongs."""
-        await self._of(asked).unregister_endpoint(asked, by)
+        await self._of(asked, by.caller).unregister_endpoint(asked, by)
 
     async def find_endpoints(
         self, query: Endpoint, watch: bool, caller: Caller
     ) -> AsyncGenerator[Found[Endpoint], None]:
         """What is known where the names belong."""
         with self._counted(query, watch, caller):
-            async with aclosing(self._of(query).find_endpoints(query, watch, caller)) as found:
+            store = self._of(query, caller)
+            async with aclosing(store.find_endpoints(query, watch, caller)) as found:
                 async for one in found:
                     yield one
 
@@ -59,17 +64,18 @@ class Border(Store):
         self, asked: Service, by: Registration
     ) -> tuple[Service, RegistrationPath]:
         """Register it where it belongs."""
-        return await self._of(asked).register_service(asked, by)
+        return await self._of(asked, by.caller).register_service(asked, by)
 
     async def unregister_service(self, asked: Service, by: Registration) -> None:
         """Forget it where it belongs."""
-        await self._of(asked).unregister_service(asked, by)
+        await self._of(asked, by.caller).unregister_service(asked, by)
 
     async def find_services(
         self, query: Service, watch: bool, caller: Caller
     ) -> AsyncGenerator[Found[Service], None]:
         """What is known where the name belongs."""
         with self._counted(query, watch, caller):
-            async with aclosing(self._of(query).find_services(query, watch, caller)) as found:
+            store = self._of(query, caller)
+            async with aclosing(store.find_services(query, watch, caller)) as found:
                 async for one in found:
                     yield one

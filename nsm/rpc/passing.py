@@ -8,7 +8,8 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 
 from nsm.caller import Caller
-from nsm.errors import NsmError, UnavailableError
+from nsm.domains import foreign_name
+from nsm.errors import REFUSED, DeniedError, NsmError, UnavailableError
 from nsm.model import Endpoint, Found, Service
 from nsm.registration import Registration, RegistrationPath
 from nsm.rpc.registry import RegistryClient
@@ -78,6 +79,20 @@ class Passing:
                 async for change in changes:
                     yield change
             raise watch_ended()
+
+
+def admit(caller: Caller, asked: Endpoint | Service) -> None:
+    """Refuse who is of another domain to ask through us for what is of a third.
+
+    It would have us look up names, and connect to addresses, of its choosing. Raises DeniedError.
+    """
+    own = caller.handshake.own.id.trust_domain
+    if caller.id.trust_domain != own:
+        raise DeniedError(
+            f"{caller.id} asks for {foreign_name(asked)[:256]!r}, and who is not of the trust"
+            f" domain {own} asks here for what is of this domain only; ask a registry of your"
+            f" own: {REFUSED}"
+        )
 
 
 def watch_ended() -> UnavailableError:

@@ -39,6 +39,7 @@ DIAL_TIMEOUT = 0.3  # seconds, as upstream's registry clients have it
 CALL_TIMEOUT = 15.0  # seconds of one try
 FD_PATIENCE = 2.0  # seconds a socket's descriptor may come after the answer that names it
 MOST_FOUND = 1_000_000  # answers one Find may have
+MOST_BYTES = 1 << 30  # of them
 GOODBYE = 2.0  # seconds an Unregister may take at the end
 FIRST_PAUSE, LONGEST_PAUSE, GROWTH = 0.2, 5.0, 1.6  # seconds between tries
 _STEADY = 5.0  # seconds a watch must have lived for the pauses to begin anew
@@ -54,7 +55,10 @@ class Registered(Generic[T]):
 
 
 class RegistryClient:
-    """Registers, finds and watches at url. lifetime of tokens in ns, timeouts in seconds."""
+    """Registers, finds and watches at url. lifetime of tokens in ns, timeouts in seconds.
+
+    most_bytes is how long all answers to one Find may be, together.
+    """
 
     def __init__(
         self,
@@ -64,12 +68,14 @@ class RegistryClient:
         lifetime: int = LIFETIME,
         dial_timeout: float = DIAL_TIMEOUT,
         call_timeout: float = CALL_TIMEOUT,
+        most_bytes: int = MOST_BYTES,
     ) -> None:
         self.url = url
         self._peers = peers
         self._lifetime = lifetime
         self._dial_timeout = dial_timeout
         self._call_timeout = call_timeout
+        self._most_bytes = most_bytes
 
     # -- endpoints
 
@@ -255,18 +261,21 @@ class RegistryClient:
         deadline: float | None,
     ) -> list[T]:
         found: list[T] = []
+        size = 0
         with link.errors():
             metadata = link.metadata(self._lifetime)
             async with method.open(timeout=self._within(deadline), metadata=metadata) as stream:
                 await stream.send_message(asked, end=True)
                 while (message := await stream.recv_message()) is not None:
                     one = read(message)
+                    size += message.ByteSize()
                     if not one.deleted:
                         found.append(one.item)
-                    if len(found) > MOST_FOUND:
+                    if len(found) > MOST_FOUND or size > self._most_bytes:
                         await stream.cancel()
                         raise ExhaustedError(
-                            f"{link.url} answers with more than {MOST_FOUND} resources",
+                            f"{link.url} answers with more than {MOST_FOUND} resources, or more"
+                            f" than {self._most_bytes} bytes",
                             hint="ask for a name or a service",
                         )
         return found

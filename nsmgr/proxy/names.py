@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from nsm.errors import ExhaustedError
 from nsm.model import SECOND
 
 FOUND = 60 * SECOND  # how long a URL holds that was found, without being found again
-MOST = 10_000  # URLs that were found; beyond them the oldest go
+MOST = 10_000  # URLs that were found, beyond them the oldest go; and that were registered
+YOUNG = 120 * SECOND  # how long after a start what was registered earlier may not be here yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +32,25 @@ class Names:
         self._registered: dict[str, _Known] = {}
         self._found: dict[str, _Known] = {}
         self._change = asyncio.Event()
+        self._began = clock()
+
+    @property
+    def young(self) -> bool:
+        """Whether there may be endpoints that registered before a restart, and not yet again."""
+        return self._clock() - self._began < YOUNG
 
     def register(self, name: str, url: str, until: int) -> None:
-        """An endpoint of our own domain is called name in another; its manager is at url."""
-        self._registered = {n: k for n, k in self._registered.items() if k.until > self._clock()}
+        """An endpoint of our own domain is called name in another; its manager is at url.
+
+        Raises ExhaustedError if there are too many.
+        """
+        now = self._clock()
+        if name not in self._registered and len(self._registered) >= MOST:
+            self._registered = {n: k for n, k in self._registered.items() if k.until > now}
+            if len(self._registered) >= MOST:
+                raise ExhaustedError(
+                    f"{MOST} endpoints are registered in other domains from here, which is the most"
+                )
         self._registered[name] = _Known(url, until)
         self._change.set()
         self._change = asyncio.Event()

@@ -15,6 +15,8 @@ from nsm.domains import domain_of, join, split
 from nsm.errors import InvalidError, NotFoundError
 from nsm.model import Endpoint, Found, Service
 from nsm.registration import Registration, RegistrationPath
+from nsm.rpc import addresses
+from nsm.rpc.passing import admit
 from nsm.rpc.registry_services import Store
 from nsmgr.proxy.addresses import AddressMap
 from nsmgr.proxy.names import Names
@@ -44,6 +46,7 @@ class ProxyRegistry(Store):
         self, asked: Endpoint, by: Registration
     ) -> tuple[Endpoint, RegistrationPath]:
         """Register an endpoint of ours in another domain, under our URL as seen from there."""
+        admit(by.caller, asked)
         if not asked.url:
             raise InvalidError(
                 f"endpoint {asked.name!r} of {by.owner} registers without a URL",
@@ -68,6 +71,7 @@ class ProxyRegistry(Store):
 
     async def unregister_endpoint(self, asked: Endpoint, by: Registration) -> None:
         """Take it from the other domain."""
+        admit(by.caller, asked)
         told = replace(asked, url=self._addresses().outside_url(self.public_url))
         await self._beyond.unregister_endpoint(told, by)
         self._names.unregister(asked.name)
@@ -76,6 +80,7 @@ class ProxyRegistry(Store):
         self, query: Endpoint, watch: bool, caller: Caller
     ) -> AsyncGenerator[Found[Endpoint], None]:
         """What another domain tells, all of it met through us."""
+        admit(caller, query)
         async with aclosing(self._beyond.find_endpoints(query, watch, caller)) as told:
             async for found in told:
                 self._learn(found)
@@ -91,6 +96,13 @@ class ProxyRegistry(Store):
             async for found in told:
                 if found.item.name == name and not found.deleted:
                     self._learn(found)
+                    if not _dialled(found.item.url):
+                        raise NotFoundError(
+                            f"network service endpoint {name} not found at"
+                            f" {found.item.url[:256]!r}, as its domain says",
+                            hint="nobody of another domain reaches that: its manager listens at"
+                            " tcp://…",
+                        )
                     return "" if self._is_own(found.item.url) else found.item.url
         self._names.lose(name)
         raise NotFoundError(
@@ -100,7 +112,7 @@ class ProxyRegistry(Store):
 
     def _learn(self, found: Found[Endpoint]) -> None:
         endpoint = found.item
-        if found.deleted or self._is_own(endpoint.url):
+        if found.deleted or not _dialled(endpoint.url) or self._is_own(endpoint.url):
             self._names.lose(endpoint.name)
         else:
             self._names.find(endpoint.name, endpoint.url, endpoint.expires)
@@ -112,16 +124,27 @@ class ProxyRegistry(Store):
         self, asked: Service, by: Registration
     ) -> tuple[Service, RegistrationPath]:
         """Services have no URL: passed on as they are."""
+        admit(by.caller, asked)
         return await self._beyond.register_service(asked, by)
 
     async def unregister_service(self, asked: Service, by: Registration) -> None:
         """Services have no URL: passed on as they are."""
+        admit(by.caller, asked)
         await self._beyond.unregister_service(asked, by)
 
     async def find_services(
         self, query: Service, watch: bool, caller: Caller
     ) -> AsyncGenerator[Found[Service], None]:
         """Services have no URL: passed on as they are."""
+        admit(caller, query)
         async with aclosing(self._beyond.find_services(query, watch, caller)) as told:
             async for found in told:
                 yield found
+
+
+def _dialled(url: str) -> bool:
+    """Whether it is a place on the network: another domain names none on this machine."""
+    try:
+        return isinstance(addresses.parse(url), addresses.Tcp)
+    except InvalidError:
+        return False

@@ -189,7 +189,9 @@ class ProxyRoute:
         if entering or not domain:
             if url := await self._here(conn):
                 return Way(url, home=True, bare=True)
-            if not domain:
+            # Who comes in does not have us ask the world: but what registered through us before
+            # a restart may not be here again yet.
+            if not domain or (entering and not self._names.young):
                 raise gone
         try:
             url = await self._beyond.ask(conn.endpoint, caller)

@@ -42,11 +42,21 @@ async def proxy(config: Config, process: Process) -> None:
     ):
 
         def registry_at(url: str) -> RegistryClient:
-            return RegistryClient(peers, url, lifetime=lifetime, dial_timeout=config.dial_timeout)
+            return RegistryClient(
+                peers,
+                url,
+                lifetime=lifetime,
+                dial_timeout=config.dial_timeout,
+                most_bytes=config.max_answer,
+            )
+
+        async def reach(url: str) -> None:
+            async with peers.link(url):
+                pass
 
         watchers = Watchers(config.max_watchers, config.max_watchers_per_id)
         services = handlers(
-            Forwarding(domains, registry_at, watchers),
+            Forwarding(domains, registry_at, reach, watchers),
             lifetime=lifetime,
             policies=config.policies,
             record_bytes=config.max_record,

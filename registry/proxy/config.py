@@ -45,6 +45,9 @@ class Config(Common):
     max_record: Count = 64 * 1024
     """Bytes of one endpoint or network service as it travels."""
 
+    max_answer: Count = 16 * 1024 * 1024
+    """Bytes of all that another domain's registry may answer to one Find."""
+
     spiffe_endpoint_socket: Url = field(
         default="unix:///run/spire/sockets/agent.sock",
         metadata={"variable": "SPIFFE_ENDPOINT_SOCKET"},

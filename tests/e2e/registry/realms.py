@@ -5,8 +5,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import grpc
@@ -90,6 +90,16 @@ class Program:
         code = await asyncio.wait_for(self._process.wait(), 20)
         self._process = None
         return code
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It stands still for the block: the kernel goes on taking what is sent to it."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def log(self) -> str:
         """All it ever said."""

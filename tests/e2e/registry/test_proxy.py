@@ -10,12 +10,11 @@ import signal
 import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
 import pytest
-import yaml
 
 from nsm.caller import Caller
 from nsm.errors import (
@@ -36,68 +35,10 @@ from nsm.rpc.registry import RegistryClient, keep_registered
 from nsm.rpc.registry_services import handlers
 from nsm.rpc.server import serve
 from tests.e2e.registry import lab
-from tests.e2e.registry.realms import Program, Realm, Realms, realms
+from tests.e2e.registry.realms import Realms
+from tests.e2e.registry.two import DOOR, ENDPOINT, HERE, NAMES, Two
 from tests.support.nameserver import free_port
 from tests.support.wait import until, write
-
-DOOR = "tcp://192.0.2.4:5004"
-ENDPOINT = Endpoint(
-    "nse-1@two", ("icmp@two",), {"icmp@two": {"app": "x"}}, url="tcp://192.0.2.1:5004"
-)
-HERE = Endpoint("nse-1", ("icmp",), {"icmp": {"app": "x"}}, url="tcp://192.0.2.1:5004")
-NAMES = ("registry", "registry-proxy", "nsmgr")
-
-
-@dataclass
-class Two:
-    """Two domains of a trust domain each; the first asks the second through its proxy."""
-
-    one: Realm
-    two: Realm
-    registry: Program
-    proxy: Program
-    far: Program
-    file: Path
-
-    def say(self, **domains: object) -> None:
-        """Write the file of domains."""
-        text = domains.pop("text", None)
-        new = self.file.with_suffix(".new")
-        new.write_text(str(text) if text is not None else yaml.safe_dump(domains))
-        new.rename(self.file)
-
-
-@pytest.fixture
-async def made(tmp_path: Path) -> AsyncIterator[Realms]:
-    async with realms(tmp_path) as all_of_them:
-        yield all_of_them
-
-
-@pytest.fixture
-async def two(made: Realms, tmp_path: Path) -> Two:
-    one, other = await made.make("one.test", "two.test", programs=NAMES)
-    far = await other.start("registry")
-    domains = Two(one, other, far, far, far, tmp_path / "domains.yaml")
-    domains.say(two={"registry": [far.url], "nsmgr-proxy": [DOOR]})
-    domains.proxy = await one.start(
-        "registry-proxy", "registry-proxy", NSM_DOMAINS_PATH=str(domains.file)
-    )
-    domains.registry = await one.start("registry", NSM_PROXY_REGISTRY_URL=domains.proxy.url)
-    return domains
-
-
-@pytest.fixture
-async def nse(two: Two) -> AsyncIterator[RegistryClient]:
-    """An endpoint of domain one, at its registry."""
-    async with two.one.client("nse", two.registry) as client:
-        yield client
-
-
-@pytest.fixture
-async def there(two: Two) -> AsyncIterator[RegistryClient]:
-    """A workload of domain two, at its own registry."""
-    async with two.two.client("looker", two.far) as client:
-        yield client
 
 
 async def test_a_registration_crosses_and_its_path_comes_back_whole(
@@ -186,8 +127,8 @@ async def test_found_endpoints_are_met_at_the_domains_door_as_the_file_says_now(
     assert f"{two.file}:2: 'tcp://nowhere' is no address of a process" in told[0]
     two.file.unlink()
     assert await url() == HERE.url
-    two.say(two={"registry": [two.far.url], "nsmgr-proxy": ["tcp://192.0.2.9:5004"]})
-    assert await url() == "tcp://192.0.2.9:5004"
+    two.say(two={"registry": [two.far.url], "nsmgr-proxy": ["tcp://127.0.0.9:5004"]})
+    assert await url() == "tcp://127.0.0.9:5004"
 
 
 @pytest.mark.parametrize(

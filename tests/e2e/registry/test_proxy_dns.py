@@ -28,7 +28,7 @@ class Found:
     dns: Nameserver
 
     async def at(self, *addresses: str, port: str, ttl: int = 1, zone: str = ZONE) -> None:
-        """Have the domain zone be there, and its door at 192.0.2.4:5004."""
+        """Have the domain zone be there, and its door at 127.0.0.4:5004."""
         kinds = [f"{'AAAA' if ':' in one else 'A'} {one}" for one in addresses]
         lines = [f"registry.nsm-system {ttl} IN {kind}" for kind in kinds]
         door = "nsmgr-proxy.nsm-system"
@@ -39,7 +39,7 @@ class Found:
                         f"registry.nsm-system {ttl} IN SRV 0 0 {port} somewhere.else.",
                         *lines,
                         f"{door} {ttl} IN SRV 0 0 5004 {door}",
-                        f"{door} {ttl} IN A 192.0.2.4",
+                        f"{door} {ttl} IN A 127.0.0.4",
                     ]
                 )
             },
@@ -76,7 +76,7 @@ async def test_a_domain_is_found_its_first_address_dead_and_met_at_its_door(
     held = await nse.register_endpoint(asked)
     assert (held.item.name, held.item.url) == (asked.name, asked.url)
     (found,) = await nse.find_endpoints(Endpoint(services=asked.services))
-    assert (found.name, found.url) == (asked.name, "tcp://192.0.2.4:5004")
+    assert (found.name, found.url) == (asked.name, "tcp://127.0.0.4:5004")
     await made.at("127.0.0.9", port=port(far))
 
     async def dead() -> str:

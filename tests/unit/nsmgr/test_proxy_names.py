@@ -2,6 +2,9 @@
 
 import asyncio
 
+import pytest
+
+from nsm.errors import ExhaustedError
 from nsm.model import SECOND
 from nsmgr.proxy import names as module
 from nsmgr.proxy.names import FOUND, Names
@@ -44,6 +47,20 @@ async def test_no_more_is_remembered_than_there_is_room_for(monkeypatch):
     for name in "abca":
         names.find(name, f"tcp://{name}")
     assert [names.found(name) for name in "abc"] == ["tcp://a", "", "tcp://c"]
+
+
+async def test_no_more_registers_than_there_is_room_for_and_what_ended_makes_room(monkeypatch):
+    monkeypatch.setattr(module, "MOST", 2)
+    clock = Clock()
+    names = Names(clock)
+    for name in "abb":
+        names.register(name, f"tcp://{name}", clock.now + SECOND)
+    with pytest.raises(ExhaustedError, match="2 endpoints are registered"):
+        names.register("c", "tcp://c", clock.now + SECOND)
+    assert [names.registered(name) for name in "abc"] == ["tcp://a", "tcp://b", ""]
+    clock.now += SECOND
+    names.register("c", "tcp://c", clock.now + SECOND)
+    assert names.registered("c") == "tcp://c"
 
 
 async def test_a_registration_ends_with_itself_and_is_no_finding():

@@ -20,6 +20,7 @@ from nsm.errors import (
     UnavailableError,
 )
 from nsm.hop import Hop
+from nsm.identity.spiffe import SpiffeId
 from nsm.model import (
     SECOND,
     Connection,
@@ -34,6 +35,7 @@ from nsm.model import (
 )
 from nsm.registration import Registration, RegistrationPath
 from nsm.rpc.calls import Answer
+from nsmgr.proxy import names as names_module
 from nsmgr.proxy.addresses import AddressMap
 from nsmgr.proxy.names import Names
 from nsmgr.proxy.registry import ProxyRegistry
@@ -244,6 +246,47 @@ async def test_what_enters_is_never_led_to_a_third_domain(lives):
     with pytest.raises(NotFoundError, match="network service endpoint nse not found"):
         await proxy.request(asking(), CAME)
     assert not proxy.calls.told()
+
+
+async def test_who_comes_in_does_not_have_us_ask_the_world(lives, monkeypatch):
+    """Its name would be looked up, and its address be connected to, by us."""
+    proxy = lives()
+    proxy.beyond.holds = {"nse@elsewhere.example": FAR}
+    monkeypatch.setattr(names_module, "YOUNG", 0)  # else it may have registered before a restart
+    with pytest.raises(NotFoundError, match="network service endpoint nse not found"):
+        await proxy.request(asking("nse@elsewhere.example", "svc@elsewhere.example"), CAME)
+    assert not proxy.beyond.asked
+
+
+@pytest.mark.parametrize("url", ["unix:///run/nsm.io.sock", "inode://1/2", "", "tcp://h"])
+async def test_another_domain_leads_us_to_nothing_of_this_machine(lives, url):
+    proxy = lives()
+    proxy.beyond.holds = {"nse@two": url}
+    (found,) = await proxy.found()
+    assert (found.url, proxy.names.found("nse@two")) == (OURS, "")
+    with pytest.raises(NotFoundError, match=r"nse@two not found at .*as its domain says"):
+        await proxy.request(asking())
+    assert not proxy.calls.told()
+
+
+async def test_nobody_of_another_domain_asks_through_us(lives):
+    proxy = lives()
+    ours = proxy.caller().handshake
+    stranger = Caller(replace(ours, peer_id=SpiffeId("two.test", "/nsmgr")))
+    by = replace(proxy.by(), caller=stranger)
+    asked, service = Endpoint("nse@three", ("svc@three",), url="tcp://h:1"), Service("svc@three")
+    for call in (
+        proxy.registry.register_endpoint(asked, by),
+        proxy.registry.unregister_endpoint(asked, by),
+        proxy.registry.register_service(service, by),
+        proxy.registry.unregister_service(service, by),
+        anext(proxy.registry.find_endpoints(asked, False, stranger)),
+        anext(proxy.registry.find_services(service, True, stranger)),
+    ):
+        with pytest.raises(DeniedError, match=r"two\.test/nsmgr asks for '(nse|svc)@three'"):
+            await call
+    assert not proxy.beyond.asked
+    assert not proxy.beyond.registered
 
 
 async def test_an_endpoint_of_another_service_is_not_the_one_that_is_meant(lives):
