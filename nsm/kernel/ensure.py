@@ -14,6 +14,7 @@ or of anything the caller does later, takes back exactly what was done.
 import errno
 import struct
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -448,7 +449,10 @@ def do(reach: Reach, steps: Iterable[Step], journal: Journal) -> None:
 
     Raises the first refusal; the journal then holds what was done, and nothing that was not.
     """
+    steps = tuple(steps)
     waiting = _Waiting(reach, journal)
+    # Beside these a route of the same place may stand: they are our own, and go later, if at all.
+    ours = Counter(_place(one.item) for one in steps if one.verb == "del")
     for step in steps:
         item = step.item
         if isinstance(item, Link):
@@ -464,8 +468,17 @@ def do(reach: Reach, steps: Iterable[Step], journal: Journal) -> None:
                 journal.steps.pop()
                 raise explain(failure, str(step), item.namespace) from failure
         else:
-            waiting.add(item.namespace, step, _member(reach, step, item))
+            place = _place(item)
+            waiting.add(item.namespace, step, _member(reach, step, item, beside=ours[place] > 0))
+            ours[place] += -1 if step.verb == "del" else 1
     waiting.send()
+
+
+def _place(item: Item) -> tuple[object, ...]:
+    """What the kernel tells a device's routes apart by at first sight; empty for no route."""
+    if not isinstance(item, Route):
+        return ()
+    return item.namespace, item.link, item.table, item.metric, item.to
 
 
 class _Waiting:
@@ -528,12 +541,12 @@ class _Waiting:
         if isinstance(item, Address):
             _drop(self._journal.steps, step)  # somebody was quicker; it is not ours to take back
             return True
-        if isinstance(item, Route) and _shared(self._reach, item):
+        if isinstance(item, Route) and not _taken(self._reach, item):
             index = self._reach.index_of(where, item.link)
             (again,) = self._reach.socket(where).do(
                 [messages.route("add", item, index, append=True)]
             )
-            return again is None
+            return again is None or again.errno == errno.EEXIST  # the very same, and ours
         return False
 
 
@@ -554,11 +567,11 @@ def _drop(steps: list[Step], step: Step) -> None:
             return
 
 
-def _shared(reach: Reach, item: Route) -> bool:
-    """Whether the routes to that prefix are other wires' of ours: then ours may stand by them."""
+def _taken(reach: Reach, item: Route) -> bool:
+    """Whether a route to that prefix is somebody else's: by those of wires ours may stand. There
+    may be none any more: another wire's was there, and has gone."""
     routes = reach.socket(item.namespace).dump(messages.dump_routes())
-    holders = messages.holders(routes, item)
-    return bool(holders) and holders <= {owner.PROTOCOL}
+    return not messages.holders(routes, item) <= {owner.PROTOCOL}
 
 
 def _explained(reach: Reach, step: Step, refusal: Refusal, where: Namespace) -> NsmError:
@@ -574,7 +587,9 @@ def _explained(reach: Reach, step: Step, refusal: Refusal, where: Namespace) -> 
     return explain(refusal, str(step), where)
 
 
-def _member(reach: Reach, step: Step, item: Address | Route | Neighbour | Rule) -> bytearray | None:
+def _member(
+    reach: Reach, step: Step, item: Address | Route | Neighbour | Rule, *, beside: bool
+) -> bytearray | None:
     verb: messages.Verb = "del" if step.verb == "del" else "add"
     if isinstance(item, Rule):
         return messages.rule(verb, item)
@@ -586,7 +601,7 @@ def _member(reach: Reach, step: Step, item: Address | Route | Neighbour | Rule) 
     if isinstance(item, Address):
         return messages.address(verb, item, index)
     if isinstance(item, Route):
-        return messages.route(verb, item, index)
+        return messages.route(verb, item, index, append=beside)
     return messages.neighbour(verb, item, index)
 
 

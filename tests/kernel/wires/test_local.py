@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,7 @@ from nsm.kernel.node import Kernel
 from nsm.kernel.state import Hop, Interface, LocalWire, Policy, Selector
 from nsm.undo import Undo
 from tests.support.spaces import Space, kernel_state
+from tests.support.wait import until
 
 pytestmark = pytest.mark.kernel
 
@@ -175,6 +178,47 @@ async def test_a_foreign_route_stays_and_the_refusal_leaves_nothing(
     with pytest.raises(RouteTakenError, match=r"ip route add 10.9.0.0/16 .* in client"):
         await ensured(kernel, await wire(kernel, client, server), client, server)
     assert kernel_state(client, server) == before
+
+
+@pytest.mark.parametrize(
+    ("to", "before", "after"),
+    [
+        ("10.9.0.0/16", "172.16.0.0", "172.16.5.0"),
+        ("2001:db8:9::/48", "2001:db8::", "2001:db8:5::"),
+    ],
+)
+async def test_a_route_that_gets_another_gateway_is_there_all_the_time(
+    kernel: Kernel, client: Space, server: Space, tmp_path: Path, to: str, before: str, after: str
+) -> None:
+    """As when an endpoint is given another address."""
+    wanted = await wire(kernel, client, server)
+
+    def by(gateway: str) -> LocalWire:
+        hop = Hop(ip_network(to), ip_address(gateway))
+        return replace(wanted, src=replace(wanted.src, routes=(hop,)))
+
+    await ensured(kernel, by(before), client, server)
+    command = ["ip", "-n", client.name, "-o", "monitor", "route"]
+    heard = tmp_path / "heard"
+
+    def hears(address: str) -> bool:
+        for verb in ("add", "del"):
+            client.do("route", verb, address, "dev", "lo")
+        return address in heard.read_text()
+
+    with heard.open("w") as out, subprocess.Popen(command, stdout=out) as monitor:
+        try:
+            await until(lambda: hears("192.0.2.1"), "a monitor that listens")
+            await ensured(kernel, by(after), client, server)
+            await until(lambda: hears("192.0.2.2"), "all to be heard")
+        finally:
+            monitor.terminate()
+    told = heard.read_text().splitlines()
+    told = [line for line in told if line.removeprefix("Deleted ").startswith(to)]
+    assert [line.startswith("Deleted") for line in told] == [False, True], told
+    assert f"via {after} " in told[0]
+    assert f"via {before} " in told[1]
+    assert await ensured(kernel, by(after), client, server) == ()
 
 
 async def test_two_wires_may_lead_to_the_same_prefix(
