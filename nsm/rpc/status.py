@@ -5,6 +5,7 @@ INTERNAL without its text, because nobody checked what that text may contain.
 """
 
 import asyncio
+import re
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,10 @@ from nsm.errors import (
 )
 
 MAX_TEXT = 4096  # characters of a status message: some stacks bound headers at 8 KiB
+
+# Upstream's programs say everything as UNKNOWN, a hop's NOT_FOUND that they pass on too; who
+# waits for "not found" to choose anew has only their words for it (`wire.md` §3.9).
+_NOT_FOUND = re.compile(r"\bnetwork service [^:;]{1,512} not found\b")
 
 _CLASSES: dict[Code, type[NsmError]] = {
     c.code: c
@@ -76,6 +81,8 @@ def expected(error: BaseException) -> bool:
 
 def error_of_status(code: Code, text: str) -> NsmError:
     """The error that a peer's status stands for; its text is kept verbatim."""
+    if code == Code.UNKNOWN and _NOT_FOUND.search(text):
+        code = Code.NOT_FOUND
     found = _CLASSES.get(code)
     return found(text) if found else PeerError(text, code=code)
 

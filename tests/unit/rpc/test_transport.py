@@ -12,7 +12,15 @@ from multidict import MultiDict
 
 from nsm import errors, registration
 from nsm.caller import inode_url, parse_inode_url
-from nsm.errors import Code, DeniedError, InvalidError, NsmError, PeerError, RightsError
+from nsm.errors import (
+    Code,
+    DeniedError,
+    InvalidError,
+    NotFoundError,
+    NsmError,
+    PeerError,
+    RightsError,
+)
 from nsm.registration import RegistrationPath
 from nsm.rpc import addresses, registry
 from nsm.rpc.addresses import Tcp, Unix
@@ -120,6 +128,27 @@ def test_every_status_of_a_peer_becomes_an_error_of_that_code(code: Code) -> Non
     came = error_of(GRPCError(Status(code.value), "all candidates have failed"), "unix:///s")
     assert (came.code, str(came)) == (code, "all candidates have failed")
     assert status_of(came) == (code, "all candidates have failed")
+
+
+@pytest.mark.parametrize(
+    ("told", "code"),
+    [
+        ("network service endpoint pong not found", Code.NOT_FOUND),
+        ("network service endpoint candidates not found", Code.NOT_FOUND),
+        ("network service frames is not found", Code.NOT_FOUND),
+        ("network service frames of payload IP is not found: nobody has it", Code.NOT_FOUND),
+        ("0. f --> code = NotFound desc = network service endpoint pong not found; is it"
+         " running?: all forwarders have failed", Code.NOT_FOUND),
+        ("forwarder f is not available", Code.UNKNOWN),
+        ("network service endpoint pong: its forwarder is not found", Code.UNKNOWN),
+    ],
+)  # fmt: skip
+def test_who_gives_no_codes_is_known_by_words_to_have_found_nobody(told: str, code: Code) -> None:
+    """Upstream's programs: all they say is UNKNOWN."""
+    came = error_of(GRPCError(Status.UNKNOWN, told), "unix:///s")
+    assert (came.code, str(came)) == (code, told)
+    assert isinstance(came, NotFoundError) == (code is Code.NOT_FOUND)
+    assert error_of(GRPCError(Status.INTERNAL, told), "unix:///s").code is Code.INTERNAL
 
 
 def test_a_defect_tells_its_kind_and_not_its_text() -> None:
