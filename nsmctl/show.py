@@ -33,12 +33,21 @@ class MachineCannotError(NsmError):
     """This machine, or this user on it, cannot do what was asked."""
 
 
+class _Aside(Console):
+    """Standard error, on which what is being done is told and never depends."""
+
+    def on_broken_pipe(self) -> None:
+        """Nobody reads on: say no more. Rich's own would end the program, in the midst of it."""
+        self.quiet = True
+
+
 def console(*, stderr: bool = False) -> Console:
     """Where to write; styles only where somebody can see them."""
+    kind = _Aside if stderr else Console
     # an address with `:1234:` in it is no emoji, and `[x]` no style
-    made = Console(stderr=stderr, highlight=False, emoji=False, markup=False)
+    made = kind(stderr=stderr, highlight=False, emoji=False, markup=False)
     if made.no_color or not made.is_terminal:
-        return Console(
+        return kind(
             stderr=stderr, highlight=False, emoji=False, markup=False,
             force_terminal=False, no_color=True,
         )  # fmt: skip

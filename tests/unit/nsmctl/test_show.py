@@ -1,6 +1,9 @@
 """What people see is what there is: an address is no emoji, and brackets are no markup."""
 
 import json
+import os
+import subprocess
+import sys
 
 from nsm.errors import InvalidError, TakenError
 from nsmctl import show
@@ -41,6 +44,24 @@ def test_progress_that_moves_says_it_too(capsys, monkeypatch):
     with show.progress() as report:
         report(SAID)
     assert SAID in capsys.readouterr().err
+
+
+def test_what_is_being_done_goes_on_where_nobody_reads_on():
+    nobody, written = os.pipe()
+    os.close(nobody)
+    program = (
+        "from nsmctl import show\n"
+        "with show.progress() as report:\n"
+        "    report('first')\n"
+        "    report('second')\n"
+        "print('all of it')\n"
+    )
+    try:
+        run = [sys.executable, "-P", "-c", program]
+        ended = subprocess.run(run, stdout=subprocess.PIPE, stderr=written, check=False, text=True)
+    finally:
+        os.close(written)
+    assert (ended.returncode, ended.stdout) == (0, "all of it\n")
 
 
 def test_what_could_not_be_taken_back_is_told_with_the_error(capsys):
