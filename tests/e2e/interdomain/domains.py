@@ -5,6 +5,7 @@ third has a registry alone, and endpoints float there. A file says where they ar
 """
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,9 @@ import yaml
 
 from labs.lab import Family
 from labs.processes import Entry, Plan, Process, Stage, host
-from nsm.identity.authority import open_authority
+from nsm.identity.authority import Authority, open_authority
+from tests.e2e.interdomain import leaves
+from tests.e2e.interdomain.leaves import shown_at
 from tests.e2e.wires.nodes import ANYWHERE, Nodes, Program
 
 LAB = """
@@ -53,7 +56,7 @@ FLOATING = {"floater": "three"}  # endpoints that register in another domain
 ADDRESSES = {"a": "198.18.0.1", "b": "198.18.0.2", "b2": "198.18.0.3", "c": "198.18.0.4"}
 FIRST_GID = 61_900
 NO_PORTS: Mapping[str, int] = {}
-REGISTRY, PROXY, REGISTRY_PROXY = 5002, 5004, 5005
+MANAGER, REGISTRY, PROXY, REGISTRY_PROXY = 5001, 5002, 5004, 5005
 
 
 class Domains(Nodes):
@@ -95,6 +98,11 @@ class Domains(Nodes):
             known[name]["nsmgr-proxy"] = [host(places[name], ports.get(name, PROXY))]
         write(self.domains_file(cluster), yaml.safe_dump(known))
 
+    def authority(self, cluster: str) -> Authority:
+        """Whom a domain's identities are of."""
+        domain = self.lab.clusters[cluster].trust_domain
+        return open_authority(Path(self.paths.cluster(cluster, "authority")), domain)
+
     def prepare(self) -> None:
         """Say where everybody is, and exchange bundles."""
         for cluster in DOORS:
@@ -102,12 +110,7 @@ class Domains(Nodes):
                 cluster,
                 **{name: self.at[node] for name, node in {**DOORS, "three": ALONE}.items()},
             )
-        bundles = {
-            name: open_authority(
-                Path(self.paths.cluster(name, "authority")), domain.trust_domain
-            ).bundle_pem()
-            for name, domain in self.lab.clusters.items()
-        }
+        bundles = {name: self.authority(name).bundle_pem() for name in self.lab.clusters}
         for name in bundles:
             for other in bundles.keys() - {name}:
                 self.bundle_file(name, other).parent.mkdir(exist_ok=True)
@@ -172,6 +175,32 @@ class Domains(Nodes):
             "NSM_LISTEN_ON": host(self.at[node], REGISTRY_PROXY),
             "NSM_DOMAINS_PATH": str(self.domains_file(cluster)),
         }  # fmt: skip
+
+    # -- who is who ------------------------------------------------------------------------------
+
+    def leaves(self) -> str:
+        """The certificates, in PEM, of all whom a path between domains may cross."""
+        inside = {node: [MANAGER] for node in ADDRESSES if node != ALONE}
+        for node in DOORS.values():
+            inside[node].append(PROXY)
+        texts = [shown_at(self.paths.node(node, "forwarder.sock")) for node in inside]
+        texts += [shown_at(self._met_at(name)) for name in ("b/pong", "b/sealed", "b2/floater")]
+        for node, ports in inside.items():
+            places = [word for port in ports for word in (self.at[node], str(port))]
+            found = self.space(node).run(sys.executable, leaves.__file__, *places)
+            assert found.returncode == 0, found.stderr
+            texts.append(found.stdout)
+        return "".join(texts)
+
+    def _met_at(self, name: str) -> str:
+        """An endpoint's socket, which it makes where nobody else looks."""
+        process = Path(f"/proc/{self.now[name].pid}")
+        own = {os.readlink(fd) for fd in (process / "fd").iterdir() if fd.is_symlink()}
+        lines = [line.split() for line in (process / "net/unix").read_text().splitlines()[1:]]
+        (path,) = {  # under which it was made; where it is met is beside that
+            line[7] for line in lines if len(line) > 7 and f"socket:[{line[6]}]" in own
+        }
+        return str(Path(path).with_name("listen.on"))
 
     def second(self, like: str, name: str, node: str, prefix: str) -> Program:
         """Another endpoint in an endpoint's place and under its identity, on another node."""

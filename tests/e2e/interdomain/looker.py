@@ -2,6 +2,7 @@
 
     python -P -m tests.e2e.interdomain.looker
 
+It tells by whose key each token is signed, of those in the PEM file LOOKER_LEAVES.
 Holds one wire until it is told to stop. What it writes has no token in it.
 """
 
@@ -9,14 +10,24 @@ import asyncio
 import json
 import os
 import signal
+from pathlib import Path
 from typing import Any
+
+from cryptography import x509
 
 from nsm.client import Client, Settings, Wire
 from nsm.identity import tokens
+from nsm.identity.verify import leaf_id
 from nsm.identity.workload import workload_source
 
 
-def seen(wire: Wire) -> list[dict[str, Any]]:
+def known(own: x509.Certificate) -> list[x509.Certificate]:
+    """Certificates of those that may be on a path, as far as we are told them."""
+    told = os.environ.get("LOOKER_LEAVES", "")
+    return [own, *(x509.load_pem_x509_certificates(Path(told).read_bytes()) if told else ())]
+
+
+def seen(wire: Wire, leaves: list[x509.Certificate]) -> list[dict[str, Any]]:
     assert wire.made is not None
     return [
         {
@@ -24,6 +35,9 @@ def seen(wire: Wire) -> list[dict[str, Any]]:
             "expires": one.expires,
             "sub": tokens.claims(one.token).sub,
             "aud": list(tokens.claims(one.token).aud),
+            "signers": sorted(
+                {str(leaf_id(leaf)) for leaf in leaves if tokens.signed_by(one.token, leaf)}
+            ),
             "metrics": dict(one.metrics),
         }
         for one in wire.made.segments
@@ -50,8 +64,9 @@ async def main() -> None:
         client.connect(os.environ["LOOKER_URL"]) as wire,
     ):
         assert wire.made is not None
+        leaves = await asyncio.to_thread(known, source.identity.svid.leaf)
         line = {
-            "path": seen(wire),
+            "path": seen(wire, leaves),
             "labels": dict(wire.made.labels),
             "service": wire.made.service,
             "endpoint": wire.made.endpoint,

@@ -5,7 +5,9 @@ import time
 from collections import Counter
 
 import pytest
+from cryptography import x509
 
+from nsm.identity.verify import leaf_id, peer_id
 from tests.e2e.interdomain.domains import Domains, requests, write
 from tests.e2e.wires.nodes import (
     Flow,
@@ -95,7 +97,9 @@ async def test_a_node_is_not_led_to_itself_by_a_tunnel_that_cannot_be(mesh: Doma
 async def test_each_hop_vouches_for_the_one_before_over_the_whole_way(mesh: Domains, service: str):
     endpoint = WIRES[service][0]
     node = "b2" if endpoint == "floater" else "b"
-    looker = mesh.looker("app", f"kernel://{service}/nsm-1")
+    pem = mesh.directory / "leaves.pem"
+    pem.write_text(mesh.leaves())
+    looker = mesh.looker("app", f"kernel://{service}/nsm-1", LOOKER_LEAVES=str(pem))
     (seen,) = looker.told
     ids = [
         "one.test/client/app",
@@ -110,6 +114,16 @@ async def test_each_hop_vouches_for_the_one_before_over_the_whole_way(mesh: Doma
     ids = [f"spiffe://{one}" for one in ids]
     assert [one["sub"] for one in seen["path"]] == ids
     assert [one["aud"] for one in seen["path"]] == [[one] for one in (*ids[1:], ids[-2])]
+    assert [one["signers"] for one in seen["path"]] == [[one] for one in ids]
+    believed = {
+        domain.trust_domain: mesh.authority(name).certificates
+        for name, domain in mesh.lab.clusters.items()
+    }
+    leaves = x509.load_pem_x509_certificates(pem.read_bytes())
+    for leaf in leaves:
+        id_ = leaf_id(leaf)
+        assert peer_id([leaf], {id_.trust_domain: believed[id_.trust_domain]}) == id_
+    assert {str(leaf_id(leaf)) for leaf in leaves} >= set(ids[1:])
     assert all(one["expires"] > time.time_ns() for one in seen["path"])
     assert [one["metrics"].get("border", "") for one in seen["path"]][3:5] == [
         "out of this domain", "into this domain",
