@@ -360,9 +360,20 @@ def address(verb: Verb, item: Address, index: int) -> bytearray:
     return message(netlink.NEWADDR, netlink.CREATE | netlink.EXCL, body)
 
 
-def dump_addresses(index: int) -> bytearray:
-    """Ask for the addresses of one device."""
+def dump_addresses(index: int = 0) -> bytearray:
+    """Ask for the addresses of one device, or of all."""
     return message(netlink.GETADDR, 0, struct.pack("=BBBBi", 0, 0, 0, 0, index))
+
+
+def index_of(bodies: Iterable[tuple[int, memoryview]], address: IPAddress) -> int:
+    """The device that has an address; 0 if none has."""
+    for kind, body in bodies:
+        if kind == netlink.NEWADDR:
+            have = netlink.table(body, 8)
+            value = have.get(_IFA_LOCAL, have.get(_IFA_ADDRESS))
+            if value is not None and bytes(value) == address.packed:
+                return int(struct.unpack_from("=i", body, 4)[0])
+    return 0
 
 
 def seen_addresses(

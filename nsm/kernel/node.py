@@ -61,6 +61,7 @@ log = logging.getLogger(__name__)
 Role = tuple[str, str]  # a side of a wire, and which of its devices: see `owner.Mark.role`
 P = ParamSpec("P")
 T = TypeVar("T")
+_LOOPBACK = 1  # the number of every namespace's
 _CHUNK = 24  # answers that surely fit into a socket's buffer
 _ANEW, _SLOWER = 0.25, 1.4  # seconds until a handshake is begun anew; each next time longer
 _GLANCE, _LONGEST_GLANCE = 0.0005, 0.02  # seconds between looks whether it was answered
@@ -583,6 +584,11 @@ class Kernel:
         def question(sock: Socket) -> Way:
             try:
                 index, source = messages.way(sock.ask(messages.get_route(remote)))
+                if index == _LOOPBACK:
+                    # who passes requests on to other nodes may be on this one, and no packet to
+                    # them leaves by the loopback
+                    own = messages.index_of(sock.dump(messages.dump_addresses()), remote)
+                    index = own or index
                 device = messages.device(sock.ask(messages.get_link(index=index)))
             except Refusal as refusal:
                 raise explain(refusal, f"ip route get {remote}", where) from refusal

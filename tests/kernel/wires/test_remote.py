@@ -213,6 +213,9 @@ async def test_the_underlay_tells_its_address_and_mtu(kernel: Kernel, nodes: Nod
     assert (str(way.source), way.device, way.mtu) == ("192.0.2.1", "eth0", 1400)
     way = await kernel.way_to(ip_address("2001:db8:ffff::2"), underlay=near)
     assert (str(way.source), way.mtu) == ("2001:db8:ffff::1", 1400)
+    for own in ("192.0.2.1", "2001:db8:ffff::1"):  # of the device, and not of the loopback
+        way = await kernel.way_to(ip_address(own), underlay=near)
+        assert (str(way.source), way.device, way.mtu) == (own, "eth0", 1400)
     with pytest.raises(PreconditionError, match="no route leads there"):
         await kernel.way_to(ip_address("198.51.100.1"), underlay=near)
     with pytest.raises(PreconditionError, match="no default route of IPv4"):
