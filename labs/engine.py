@@ -5,6 +5,7 @@ as after a good day. So there is one way of cleaning up, and it is used every ti
 """
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ from labs.lab import BRIDGE, Lab, matching, parse
 from labs.paths import ROOT, Paths
 from labs.processes import Stage
 from labs.state import State
+from labs.wires import wires
 from nsm.errors import (
     DeadlineError,
     InvalidError,
@@ -47,6 +49,7 @@ Report = Callable[[str], None]
 IPV6: Final = "/proc/sys/net/ipv6"  # not there where the kernel was booted without
 CARRIER: Final = 5.0  # seconds until cables pass packets; some milliseconds in fact
 TELLING: Final = 0.5  # seconds a client may take from being ready to having written it
+JOINING: Final = 10.0  # seconds until a network's routers are joined; a fraction of one in fact
 POLITE: Final = 5.0  # seconds a process may take to end
 # A slow machine's managers and forwarders may need longer than upstream's to hear one another; and
 # whose WireGuard a lab has is asked of its forwarders.
@@ -60,12 +63,13 @@ _STAGES: Final = {
     Stage.ISSUER: "issuers",
     Stage.REGISTRY: "registries",
     Stage.ADDRESS_PLAN: "address plans",
-    Stage.NETWORK: "flat networks",
+    Stage.NETWORK: "networks and rules",
     Stage.REGISTRY_PROXY: "registries' proxies",
     Stage.MANAGER: "managers",
     Stage.MANAGER_PROXY: "managers' proxies",
     Stage.FORWARDER: "forwarders",
     Stage.ROUTER: "routers",
+    Stage.SUPPLIER: "suppliers",
     Stage.ENDPOINT: "endpoints",
     Stage.CLIENT: "clients",
     Stage.PROGRAM: "programs",
@@ -207,7 +211,7 @@ def _made(
         state.write(paths, now)
         _entries(lab, paths, plan)
         _introduce(lab, paths)
-        _told_by_files(lab, paths)
+        _told_by_files(lab, paths, plan)
         report("imports")
         births.warm()
         with _clock(seconds, "cables"):
@@ -229,7 +233,11 @@ def _made(
                 before(stage)
                 with _clock(seconds, _STAGES[stage]):
                     births.bear(todo)
-        _hear_of_wires(lab, paths)
+            if stage is Stage.CLIENT:
+                _hear_of_wires(lab, paths)
+                if lab.networks:
+                    with _clock(seconds, "routers' wires"):
+                        _await_routers(lab, paths)
         state.write(paths, replace(now, phase="up", since=time.time()))
     seconds["imports"] -= sum(v for k, v in seconds.items() if k != "imports")
     return Up(lab, paths, seconds, cleaned)
@@ -243,6 +251,23 @@ def _await_cables(lab: Lab, paths: Paths) -> None:
             if time.monotonic() > end:
                 raise DeadlineError(f"{port} passes no packets {CARRIER:g} s after it was made")
             time.sleep(0.01)
+
+
+def _await_routers(lab: Lab, paths: Paths) -> None:
+    """Wait until those of a network that have members know the way to one another."""
+    end = time.monotonic() + JOINING
+    of = {wire.endpoint: wire.network for wire in wires(lab, paths) if wire.endpoint in lab.routers}
+    own = {name: topology.addresses(paths.namespace(name), "lo") for name in of}
+    for a, b in itertools.permutations(of, 2):
+        for address in own[b] if of[a] == of[b] else ():
+            while not topology.leads(paths.namespace(a), address):
+                if time.monotonic() > end:
+                    raise DeadlineError(
+                        f"{a} has no way to {address}, which is {b}'s, {JOINING:g} s after members"
+                        " have joined both",
+                        hint=f"nsmctl lab logs {a} --lab {lab.name}",
+                    )
+                time.sleep(0.01)
 
 
 def _hear_of_wires(lab: Lab, paths: Paths) -> None:
@@ -299,8 +324,11 @@ def _entries(lab: Lab, paths: Paths, plan: processes.Plan) -> None:
             json.dump(processes.entries(plan, cluster), out, indent=1)
 
 
-def _told_by_files(lab: Lab, paths: Paths) -> None:
-    """What managers and endpoints read from files, as a cluster's operator would write them."""
+def _told_by_files(lab: Lab, paths: Paths, plan: processes.Plan) -> None:
+    """What the mesh's programs read from files, as a cluster's operator would write them."""
+    for name in processes.supplied(lab):
+        text = yaml.safe_dump(processes.recipes(plan, lab, name))
+        state.put(processes.routers_of(paths, name), text)
     for node in lab.nodes.values():
         if node.kind == "node" and (excluded := lab.clusters[node.cluster].excluded):
             text = yaml.safe_dump({"prefixes": list(excluded)})
@@ -309,6 +337,14 @@ def _told_by_files(lab: Lab, paths: Paths) -> None:
         if endpoint.policies:
             text = yaml.safe_dump([dict(one) for one in endpoint.policies])
             state.put(processes.policies_of(paths, endpoint), text)
+    for rules in lab.rules:
+        resource = {
+            "apiVersion": "networkservicemesh.io/v1",
+            "kind": "NetworkService",
+            "metadata": {"name": rules.service},
+            "spec": {"payload": rules.payload.upper(), "matches": list(rules.matches)},
+        }
+        state.put(processes.rules_of(paths, rules), yaml.safe_dump(resource, sort_keys=False))
 
 
 def _introduce(lab: Lab, paths: Paths) -> None:

@@ -7,7 +7,7 @@ so `lab check` and `lab show` work for anyone, anywhere.
 import ipaddress
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
@@ -23,6 +23,9 @@ from nsm.names import templates
 UP: Final = "up"  # the lab's coming up, where else a check's name would be
 BRIDGE: Final = "bridge"  # what a switch's own interface is called
 SMALLEST, LARGEST = 28, 65_535  # bytes of an IP packet with an echo in it
+ON_DEMAND: Final = "on-demand"
+IDLE: Final = "15s"  # as upstream's examples
+EXAMPLES: Final = "parity"  # the folder of labs of upstream's examples
 CLIENT: Final = "{client}"  # in members' names: whose
 LONGEST: Final = 3600.0  # seconds of a check's command
 RESERVED: Final = (
@@ -59,6 +62,7 @@ class Node:
     kind: Literal["node", "switch"]
     cluster: str = ""
     addresses: tuple[str, ...] = ()  # `a/len`, IPv4 first
+    forwarders: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # labels; else one
 
     def address(self, family: Family) -> str:
         """Its underlay address of a family, without the length; `""` if it has none."""
@@ -113,6 +117,17 @@ class Endpoint:
     strict: bool = False  # takes away what addresses another gave a client
     policies: tuple[Mapping[str, Any], ...] = ()  # as a responder reads them
     dns: tuple[DNSConfig, ...] = ()  # whom its clients ask about names
+    ruled: bool = False  # its service is registered with its rules, by the lab
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """Who serves whom, of a service that its endpoints do not register themselves."""
+
+    service: str
+    cluster: str  # whose registry knows it
+    payload: str
+    matches: tuple[Mapping[str, Any], ...]  # as upstream writes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +148,8 @@ class Network:
     floating: bool
     prefixes: tuple[str, ...]
     dns: str = ""  # the template of members' names; "": they have none
+    on_demand: bool = False  # routers start on their clients' nodes when somebody asks
+    idle: float = 0.0  # seconds without a member after which one of those ends
 
     @property
     def name(self) -> str:
@@ -255,6 +272,7 @@ class Lab:
     nodes: Mapping[str, Node]
     links: tuple[Link, ...]
     endpoints: Mapping[str, Endpoint]
+    rules: tuple[Rules, ...]
     networks: Mapping[str, Network]  # by service with cluster
     routers: Mapping[str, Router]
     clients: Mapping[str, Client]
@@ -315,18 +333,29 @@ def find(asked: str) -> Path:
     if path.is_file():
         return path
     shipped = {p.stem: p for p in shipped_files()}
-    if asked in shipped:
-        return shipped[asked]
+    of_examples = {f"{EXAMPLES}/{id_}": p for id_, p in examples().items()}
+    if found := shipped.get(asked) or of_examples.get(asked):
+        return found
     raise InvalidError(
-        f"no lab file {asked!r}" + schema.nearest(asked, list(shipped)),
+        f"no lab file {asked!r}" + schema.nearest(asked, [*shipped, *of_examples]),
         hint=f"give a path, or one of {', '.join(sorted(shipped))}",
     )
 
 
 def shipped_files() -> Iterator[Path]:
     """The lab files that come with the programs."""
-    root = Path(str(resources.files("labs")))
-    yield from sorted(root.glob("*.yaml"))
+    yield from sorted(_home().glob("*.yaml"))
+
+
+def examples() -> dict[str, Path]:
+    """The lab files of upstream's examples, by the example's name."""
+    root = _home() / EXAMPLES
+    found = {str(p.relative_to(root).with_suffix("")): p for p in sorted(root.rglob("*.yaml"))}
+    return {id_: p for id_, p in found.items() if id_ != "index"}
+
+
+def _home() -> Path:
+    return Path(str(resources.files("labs")))
 
 
 def read(path: Path, *, name: str = "") -> Lab:
@@ -376,8 +405,8 @@ class _Reader:
             self._reachable(name, node, clusters)
         endpoints = self._endpoints(nodes, clusters)
         networks = self._networks(nodes, clusters, endpoints)
-        routers = self._routers(nodes, clusters, networks)
         clients = self._clients(nodes, clusters, endpoints, networks)
+        routers = self._routers(nodes, clusters, networks, clients)
         self._distinct(nodes, endpoints, routers, clients)
         return Lab(
             self._data["name"],
@@ -385,6 +414,7 @@ class _Reader:
             nodes,
             links,
             endpoints,
+            self._rules(nodes, endpoints),
             networks,
             routers,
             clients,
@@ -423,7 +453,7 @@ class _Reader:
         for name, item in kinds.items():
             where = ("topology", "nodes", name)
             if item.get("kind") == "switch":
-                for key in ("cluster", "ipv4", "ipv6"):
+                for key in ("cluster", "ipv4", "ipv6", "forwarders"):
                     if key in item:
                         raise self._wrong((*where, key), "a switch has none")
                 nodes[name] = Node(name, "switch")
@@ -432,7 +462,12 @@ class _Reader:
                 raise self._wrong(where, '"cluster" is missing')
             cluster = self._known((*where, "cluster"), item["cluster"], clusters, "cluster")
             own = tuple(drawn[family][name] for family in FAMILIES if name in drawn[family])
-            nodes[name] = Node(name, "node", cluster, own)
+            forwarders = item.get("forwarders", {})
+            for one in forwarders:
+                if one in RESERVED or one in kinds:
+                    says = f"{one} is taken: forwarders need names of their own"
+                    raise self._wrong((*where, "forwarders", one), says)
+            nodes[name] = Node(name, "node", cluster, own, forwarders)
         return nodes
 
     def _one_segment(self, links: tuple[Link, ...], kinds: Mapping[str, Any]) -> None:
@@ -633,6 +668,7 @@ class _Reader:
                         DNSConfig(tuple(one["servers"]), tuple(one.get("domains", ())))
                         for one in item.get("dns", ())
                     ),
+                    "matches" in service,
                 )
         return endpoints
 
@@ -664,7 +700,13 @@ class _Reader:
             bare, cluster = domains.split(key)
             whose = clusters[cluster or self._only(where, clusters)]
             made = Network(
-                bare, whose.name, not whose.managers, tuple(item["prefixes"]), item.get("dns", "")
+                bare,
+                whose.name,
+                not whose.managers,
+                tuple(item["prefixes"]),
+                item.get("dns", ""),
+                item["routers"] == ON_DEMAND,
+                self._idle((*where, "vl3"), item),
             )
             if made.name in networks or (bare, whose.name) in offered:
                 raise self._wrong(where, f"there is a service {made.name} already")
@@ -673,6 +715,13 @@ class _Reader:
             self._template((*where, "vl3", "dns"), made.dns)
             networks[made.name] = made
         return networks
+
+    def _idle(self, where: Where, item: Mapping[str, Any]) -> float:
+        if item["routers"] == ON_DEMAND:
+            return units.seconds(item.get("idle", IDLE))
+        if "idle" in item:
+            raise self._wrong((*where, "idle"), f"is for routers: {ON_DEMAND}; these stay")
+        return 0.0
 
     def _template(self, where: Where, text: str) -> None:
         """Refuse what no member could be called by."""
@@ -707,22 +756,52 @@ class _Reader:
         nodes: Mapping[str, Node],
         clusters: Mapping[str, Cluster],
         networks: Mapping[str, Network],
+        clients: Mapping[str, Client],
     ) -> dict[str, Router]:
+        """By name; one of each network on each node that the file names, or that asks for it."""
         routers: dict[str, Router] = {}
         for key, service in self._data.get("services", {}).items():
             if "vl3" not in service:
                 continue
             bare, cluster = domains.split(key)
             network = networks[domains.join(bare, cluster or next(iter(clusters)))]
-            for i, on in enumerate(service["vl3"]["routers"]):
-                where = ("services", key, "vl3", "routers", i)
-                node = self._manager(where, on, nodes, clusters)
-                self._may_offer(where, node, clusters[network.cluster], clusters)
-                name = f"{bare.replace('.', '-')}-{on}"
-                if name in (*RESERVED, *nodes, *routers):
-                    raise self._wrong(where, f"a router on {on} is called {name}, which is taken")
-                routers[name] = Router(name, network.name, on)
+            where: Where = ("services", key, "vl3", "routers")
+            on: Sequence[str] = service["vl3"]["routers"]
+            if network.on_demand:
+                on = self._asking(network, nodes, networks, clients)
+            for i, name in enumerate(on):
+                spot = where if network.on_demand else (*where, i)
+                node = self._manager(spot, name, nodes, clusters)
+                self._may_offer(spot, node, clusters[network.cluster], clusters)
+                called = f"{bare.replace('.', '-')}-{name}"
+                if called in (*RESERVED, *nodes, *routers):
+                    says = f"a router on {name} is called {called}, which is taken"
+                    raise self._wrong(spot, says)
+                routers[called] = Router(called, network.name, name)
         return routers
+
+    def _asking(
+        self,
+        network: Network,
+        nodes: Mapping[str, Node],
+        networks: Mapping[str, Network],
+        clients: Mapping[str, Client],
+    ) -> list[str]:
+        """The nodes from which somebody asks for a network; refuses those without its routers."""
+        found: dict[str, None] = {}
+        for client in clients.values():
+            node = nodes[client.on]
+            if network not in _joined(client, node, networks):
+                continue
+            if not network.floating and node.cluster != network.cluster:
+                raise self._wrong(
+                    ("clients", client.name, "connect"),
+                    f"{network.name} has its routers {ON_DEMAND}, on nodes of {network.cluster},"
+                    f" and {client.name} is on one of {node.cluster}: give the network routers:"
+                    " [NODE, ...], or have it in a floating domain",
+                )
+            found[node.name] = None
+        return list(found)
 
     def _clients(
         self,
@@ -820,6 +899,27 @@ class _Reader:
             for other in networks[:i]:
                 if network.version == other.version and network.overlaps(other):
                     raise self._wrong((*where, i), f"{network} overlaps {other}")
+
+    def _rules(
+        self, nodes: Mapping[str, Node], endpoints: Mapping[str, Endpoint]
+    ) -> tuple[Rules, ...]:
+        """The services that have rules: each is one cluster's, and registered by the lab."""
+        found = []
+        for key, service in self._data.get("services", {}).items():
+            if "matches" not in service:
+                continue
+            where: Where = ("services", key)
+            if "vl3" in service:
+                raise self._wrong((*where, "matches"), "a flat network (vl3) has its own")
+            bare, cluster = domains.split(key)
+            on = [nodes[endpoints[name].on].cluster for name in service["endpoints"]]
+            if not cluster and len(set(on)) > 1:
+                whose = " or ".join(f"{bare}@{one}" for one in dict.fromkeys(on))
+                raise self._wrong(where, f"its rules are one cluster's: whose? {whose}")
+            matches = tuple(service["matches"])
+            payload = service.get("payload", "ethernet")
+            found.append(Rules(bare, cluster or on[0], payload, matches))
+        return tuple(found)
 
     def _policies(self, where: Where, item: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
         """Policy routes, each with what a responder can read."""

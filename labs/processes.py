@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final
 
-from labs.lab import Client, Cluster, Endpoint, Lab, Network, Node, Program, Router
+from labs.lab import Client, Cluster, Endpoint, Lab, Network, Node, Program, Router, Rules
 from labs.paths import Paths
 from nsm import domains
 from nsm.kernel.namespaces import NAMED
@@ -39,9 +39,10 @@ class Stage(IntEnum):
     MANAGER_PROXY = 6
     FORWARDER = 7
     ROUTER = 8
-    ENDPOINT = 9
-    CLIENT = 10
-    PROGRAM = 11
+    SUPPLIER = 9
+    ENDPOINT = 10
+    CLIENT = 11
+    PROGRAM = 12
 
 
 MODULES: Final[Mapping[Stage, str]] = {
@@ -54,10 +55,13 @@ MODULES: Final[Mapping[Stage, str]] = {
     Stage.MANAGER_PROXY: "nsmgr.proxy",
     Stage.FORWARDER: "forwarder",
     Stage.ROUTER: "endpoints.vl3",
+    Stage.SUPPLIER: "endpoints.supplier",
     Stage.ENDPOINT: "endpoints.responder",
     Stage.CLIENT: "nsm.process.client",
 }
-_PRIVILEGED: Final = (Stage.ISSUER, Stage.MANAGER, Stage.FORWARDER, Stage.ROUTER)
+_PRIVILEGED: Final = (
+    Stage.ISSUER, Stage.MANAGER, Stage.FORWARDER, Stage.ROUTER, Stage.SUPPLIER,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,7 @@ class Plan:
 
     processes: tuple[Process, ...]
     entries: tuple[Entry, ...]
+    on_demand: tuple[Process, ...] = ()  # whom suppliers start, and not we
 
     def of(self, stage: Stage) -> tuple[Process, ...]:
         """The processes of one stage."""
@@ -139,9 +144,45 @@ def at(lab: Lab, cluster: Cluster, port: int) -> str:
     return host(lab.nodes[cluster.registry_on].address(cluster.underlay), port)
 
 
+def supplied(lab: Lab) -> list[str]:
+    """The nodes on which routers start on demand."""
+    return list(
+        dict.fromkeys(one.on for one in lab.routers.values() if lab.networks[one.network].on_demand)
+    )
+
+
+def routers_of(paths: Paths, node: str) -> str:
+    """Where a node's supplier reads how its routers are started."""
+    return paths.node(node, "routers.yaml")
+
+
+def recipes(plan_: Plan, lab: Lab, node: str) -> dict[str, Any]:
+    """What stands there: of each network, how its router on that node is started."""
+    found = {}
+    for one in plan_.on_demand:
+        if lab.node_of(one.name.partition("/")[2]).name == node:
+            told = dict(one.environment)
+            service, name = told.pop("NSM_SERVICE_NAMES"), told.pop("NSM_NAME")
+            namespace, _ = told.pop("NSM_NAMESPACE"), told.pop("NSM_READY_FD")
+            found[service] = {
+                "name": name,
+                "namespace": namespace,
+                "module": one.module,
+                "gid": one.gid,
+                "log": one.log,
+                "environment": told,
+            }
+    return found
+
+
 def excluded_of(paths: Paths, node: Node) -> str:
     """Where a node's manager reads which addresses no wire may have."""
     return paths.node(node.name, "excluded_prefixes.yaml")
+
+
+def rules_of(paths: Paths, rules: Rules) -> str:
+    """Where a service with its rules is written."""
+    return paths.cluster(rules.cluster, f"{rules.service}.yaml")
 
 
 def policies_of(paths: Paths, endpoint: Endpoint) -> str:
@@ -166,6 +207,7 @@ class _Planner:
         self._paths = paths
         self._gid = FIRST_GID
         self._processes: list[Process] = []
+        self._on_demand: set[str] = set()
         self._entries: list[Entry] = []
 
     def plan(self) -> Plan:
@@ -174,10 +216,9 @@ class _Planner:
         for node in self._lab.nodes.values():
             if node.kind == "node":
                 self._node(node)
-        for network in self._lab.networks.values():
-            self._network(network)
-        for router in self._lab.routers.values():
-            self._router(router, self._lab.networks[router.network])
+        self._networks()
+        for rules in self._lab.rules:
+            self._rules(rules)
         for endpoint in self._lab.endpoints.values():
             self._endpoint(endpoint)
         for client in self._lab.clients.values():
@@ -187,7 +228,9 @@ class _Planner:
         for owner in owners:
             for program in owner.run:
                 self._program(owner, program)
-        return Plan(tuple(self._processes), tuple(self._entries))
+        started = [p for p in self._processes if p.name not in self._on_demand]
+        later = [p for p in self._processes if p.name in self._on_demand]
+        return Plan(tuple(started), tuple(self._entries), tuple(later))
 
     def _cluster(self, cluster: Cluster) -> None:
         self._issuer(cluster)
@@ -198,10 +241,19 @@ class _Planner:
             self._registry_proxy(cluster)
             self._manager_proxy(cluster)
 
+    def _networks(self) -> None:
+        for network in self._lab.networks.values():
+            self._network(network)
+        for router in self._lab.routers.values():
+            self._router(router, self._lab.networks[router.network])
+        for node in supplied(self._lab):
+            self._supplier(node)
+
     def _node(self, node: Node) -> None:
         if self._lab.clusters[node.cluster].managers:
             self._manager(node)
-            self._forwarder(node)
+            for name, labels in (node.forwarders or {"forwarder": {}}).items():
+                self._forwarder(node, name, labels)
         gid = ctl_gid(self._lab, node.name)
         self._entry(node.cluster, f"node/{node.name}/nsmctl", node.name, gid)
 
@@ -231,6 +283,18 @@ class _Planner:
         on = cluster.registry_on
         self._identified(f"{on}/registry", Stage.REGISTRY, on, f"node/{on}/registry", settings)
 
+    def _rules(self, rules: Rules) -> None:
+        """What registers them: the very command that a person would type on that node."""
+        cluster = self._lab.clusters[rules.cluster]
+        on = cluster.registry_on
+        argv = ["define", rules_of(self._paths, rules),
+                "--manager", self._registry_url(cluster.name),
+                "--identity", f"unix://{self._paths.cluster(cluster.name, 'spiffe.sock')}"]  # fmt: skip
+        self._process(
+            f"{on}/registry.{rules.service}", Stage.NETWORK, on, {}, argv,
+            gid=ctl_gid(self._lab, on),
+        )  # fmt: skip
+
     def _address_plan(self, cluster: Cluster) -> None:
         on = cluster.registry_on
         settings = {
@@ -252,6 +316,8 @@ class _Planner:
                 "--identity", socket]  # fmt: skip
         for prefix in network.prefixes:
             argv += ["--prefix", prefix]
+        if network.on_demand:
+            argv += ["--on-demand"]
         self._process(
             f"{on}/ipam.{network.service}", Stage.NETWORK, on, {}, argv, gid=ctl_gid(self._lab, on)
         )
@@ -270,10 +336,23 @@ class _Planner:
             "NSM_NAMESPACE": f"{NAMED}/{self._paths.namespace(router.name)}",
             "NSM_DNS_TEMPLATES": network.dns,
         }
-        id_ = f"router/{router.name}"
-        self._identified(f"{router.on}/{router.name}", Stage.ROUTER, router.on, id_, settings)
+        id_, name = f"router/{router.name}", f"{router.on}/{router.name}"
+        if network.on_demand:
+            settings["NSM_IDLE_TIMEOUT"] = f"{network.idle:g}s"
+            self._on_demand.add(name)
+        self._identified(name, Stage.ROUTER, router.on, id_, settings)
         # and whoever is in that namespace, with `nsmctl lab exec`
         self._entry(self._lab.node_of(router.on).cluster, id_, router.name, self._gid)
+
+    def _supplier(self, node: str) -> None:
+        settings = {
+            "NSM_NAME": f"supplier-{node}",
+            "NSM_CONNECT_TO": self._door(node),
+            "NSM_ROUTERS_FILE": routers_of(self._paths, node),
+            "NSM_STATE_DIR": self._paths.node(node, "supplier"),
+        }
+        id_ = f"node/{node}/supplier"
+        self._identified(f"{node}/supplier", Stage.SUPPLIER, node, id_, settings)
 
     def _registry_proxy(self, cluster: Cluster) -> None:
         settings = {
@@ -314,15 +393,17 @@ class _Planner:
         id_ = f"node/{node.name}/nsmgr"
         self._identified(f"{node.name}/nsmgr", Stage.MANAGER, node.name, id_, settings)
 
-    def _forwarder(self, node: Node) -> None:
+    def _forwarder(self, node: Node, name: str, labels: Mapping[str, str]) -> None:
         settings = {
-            "NSM_NAME": f"forwarder-{node.name}",
+            "NSM_NAME": f"{name}-{node.name}",
             "NSM_CONNECT_TO": self._door(node.name),
-            "NSM_LISTEN_ON": f"unix://{self._paths.node(node.name, 'forwarder.sock')}",
+            "NSM_LISTEN_ON": f"unix://{self._paths.node(node.name, f'{name}.sock')}",
             "NSM_TUNNEL_IP": node.address(self._lab.clusters[node.cluster].underlay),
         }
-        id_ = f"node/{node.name}/forwarder"
-        self._identified(f"{node.name}/forwarder", Stage.FORWARDER, node.name, id_, settings)
+        if labels:
+            settings["NSM_LABELS"] = ",".join(f"{k}:{v}" for k, v in labels.items())
+        id_ = f"node/{node.name}/{name}"
+        self._identified(f"{node.name}/{name}", Stage.FORWARDER, node.name, id_, settings)
 
     def _endpoint(self, endpoint: Endpoint) -> None:
         # one pool for each prefix: a wire gets addresses of every one (`wire.md` §10.1)
@@ -336,6 +417,8 @@ class _Planner:
         }
         # not this machine's own file, nor one at all, unless the lab has made it
         settings["NSM_PBR_CONFIG_PATH"] = policies_of(self._paths, endpoint)
+        if endpoint.ruled:
+            settings["NSM_REGISTER_SERVICE"] = "false"
         if endpoint.strict:
             settings["NSM_IPAM_POLICY"] = "strict"
         if endpoint.dns:

@@ -30,14 +30,12 @@ NOT_YET: Final[Mapping[tuple[str, ...], str]] = {
     ("topology", "links", "*", "delay"): "shaping of links; what works: mtu",
     ("topology", "links", "*", "loss"): "shaping of links; what works: mtu",
     ("services", "*", "dns"): "names of endpoints; what works: vl3: {dns: ...}, for its members",
-    ("services", "*", "matches"): "routing rules of a service; what works: labels on endpoints",
     ("clients", "*", "dns"): "names of clients; what works: services.*.vl3.dns",
     ("faults",): "faults; what works: checks",
 }
 _NOT_YET_VALUES: Final[Mapping[str, str]] = {
     "kind: router": "is not yet there; what works: node and switch",
     "discovery: dns": "is not yet there; what works: static",
-    "routers: on-demand": "is not yet there; what works: a list of nodes",
 }
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _UNUSABLE: Final[Mapping[Network, str]] = {

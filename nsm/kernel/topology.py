@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_interface
+from ipaddress import ip_address, ip_interface
 from typing import Final
 
 from nsm.errors import NotFoundError
@@ -22,6 +22,7 @@ from nsm.kernel import messages, netlink
 from nsm.kernel.messages import Device
 from nsm.kernel.namespaces import NAMED, Home, cookie_here
 from nsm.kernel.netlink import Refusal, Socket, attr, message, nested, text, u32
+from nsm.kernel.state import OWN, Namespace
 
 _ADDRESS, _IFNAME, _MTU, _MASTER, _LINKINFO, _NET_NS_FD = 1, 3, 4, 10, 18, 28
 _INFO_KIND, _INFO_DATA, _VETH_PEER = 1, 2, 1
@@ -153,6 +154,24 @@ def device(namespace: str, interface: str) -> Device | None:
             if refusal.errno == _ENODEV:
                 return None
             raise netlink.explain(refusal, f"ip link show {interface}", namespace) from refusal
+
+
+def addresses(namespace: str, interface: str) -> list[str]:
+    """The global addresses of an interface, without lengths. Raises NotFoundError."""
+    with _inside(namespace) as sock:
+        index = _index(sock, namespace, interface)
+        told = sock.dump(messages.dump_addresses(index))
+    there = Namespace(0, OWN, 0, namespace)
+    return [str(one.cidr.ip) for one in messages.seen_addresses(told, there, interface, index)]
+
+
+def leads(namespace: str, address: str) -> bool:
+    """Whether packets to an address would leave a namespace."""
+    with _inside(namespace) as sock:
+        try:
+            return messages.way(sock.ask(messages.get_route(ip_address(address))))[0] > 0
+        except Refusal:  # unreachable, in one of the kernel's words for it
+            return False
 
 
 def carries(namespace: str, interface: str) -> bool:

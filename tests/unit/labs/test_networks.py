@@ -1,11 +1,14 @@
 """Flat networks in a lab: what a file may say of them, and what is started for it."""
 
 import pytest
+import yaml
 
 from endpoints.ipam.config import Config as PlanConfig
+from endpoints.supplier import recipes
+from endpoints.supplier.config import Config as SupplierConfig
 from endpoints.vl3.config import Config as RouterConfig
 from labs import lab as labfile
-from labs import processes, schema, seats
+from labs import processes, seats
 from labs.lab import Lab
 from labs.paths import Paths
 from labs.processes import Plan, Stage
@@ -75,8 +78,19 @@ NETWORK = "services.orders-db@meet"
         ),
         pytest.param(
             "routers: [e1, w1]", "routers: everywhere",
-            f'x.yaml:25: {NETWORK}.vl3.routers: found "everywhere", expected a list',
+            f'x.yaml:25: {NETWORK}.vl3.routers: found "everywhere", expected a list of nodes',
             id="routers of another kind",
+        ),
+        pytest.param(
+            "routers: [e1, w1]", "routers: [e1], idle: 15s",
+            f"x.yaml:25: {NETWORK}.vl3.idle: is for routers: on-demand; these stay",
+            id="an end for what stays",
+        ),
+        pytest.param(
+            "routers: [e2]", "routers: on-demand",
+            "x.yaml:30: clients.app-w.connect: plain.net@east has its routers on-demand, on nodes"
+            " of east, and app-w is on one of west: give the network routers: [NODE, ...], or have"
+            " it in a floating domain", id="on demand in another cluster",
         ),
         pytest.param(
             "routers: [e1, w1]", "routers: [e1, e1]", f"x.yaml:25: {NETWORK}.vl3.routers: found a"
@@ -236,15 +250,18 @@ def test_members_are_known_by_what_they_ask_for_and_named_where_the_network_has_
     assert [name for name, one in lab.clients.items() if lab.is_named(one)] == ["app-e", "app-w"]
 
 
-def test_a_key_of_a_piece_to_come_is_told_apart(lab: Lab):
-    del lab
-    with pytest.raises(InvalidError, match="on-demand is not yet there; what works: a list"):
-        labfile.parse(BASE.replace("routers: [e2]", "routers: on-demand"), "x")
-    assert "vl3" in json_keys(schema.document()["properties"]["services"])
-
-
-def json_keys(of: dict) -> set[str]:
-    return set(of["additionalProperties"]["properties"])
+def test_routers_on_demand_are_where_somebody_asks():
+    text = BASE.replace("routers: [e1, w1]", "routers: on-demand, idle: 30s")
+    lab = labfile.parse(text, "x")
+    network = lab.networks["orders-db@meet"]
+    assert (network.on_demand, network.idle) == (True, 30.0)
+    there = [name for name, one in lab.routers.items() if one.network == network.name]
+    assert there == ["orders-db-e1", "orders-db-w1"]
+    assert processes.supplied(lab) == ["e1", "w1"]
+    alone = text.replace(
+        'app-w: {on: w1, connect: ["kernel://orders-db@meet/nsm-1", ', "app-w: {on: w1, connect: ["
+    )
+    assert processes.supplied(labfile.parse(alone, "x")) == ["e1"]
 
 
 # -- what is started ------------------------------------------------------------------------------
@@ -361,3 +378,26 @@ def test_a_wires_far_end_may_be_a_router(lab: Lab):
     assert (
         whose(lab, "orders-db-e1@meet") == whose(lab, "orders-db-e1-x9y8z@meet") == "orders-db-e1"
     )
+
+
+def test_a_supplier_is_told_how_each_of_its_routers_is_started():
+    lab = labfile.parse(BASE.replace("routers: [e1, w1]", "routers: on-demand"), "x")
+    paths = Paths(lab.name)
+    plan = processes.plan(lab, paths)
+    suppliers = {p.name: p for p in plan.of(Stage.SUPPLIER)}
+    assert list(suppliers) == ["e1/supplier", "w1/supplier"]
+    one = suppliers["w1/supplier"]
+    assert one.privileged
+    parse(SupplierConfig, one.environment)
+    assert one.environment["NSM_ROUTERS_FILE"] == processes.routers_of(paths, "w1")
+    assert [p.name for p in plan.of(Stage.ROUTER)] == ["e2/plain-net-e2"]  # the others come later
+    text = yaml.safe_dump(processes.recipes(plan, lab, "w1"))
+    (recipe,) = recipes.parse(text, "routers.yaml")
+    assert (recipe.service, recipe.name) == ("orders-db@meet", "orders-db-w1@meet")
+    assert recipe.namespace == "/run/netns/x-orders-db-w1"
+    assert recipe.environment["NSM_POOL"] == "orders-db"
+    assert recipe.environment["NSM_IDLE_TIMEOUT"] == "15s"
+    who = {(e.namespace, e.gid): e.spiffe_id for e in plan.entries}
+    assert who["x-w1", recipe.gid] == "spiffe://west.test/router/orders-db-w1"
+    (errand,) = (p for p in plan.of(Stage.NETWORK) if "orders-db" in p.argv)
+    assert errand.argv[-1] == "--on-demand"
