@@ -407,7 +407,9 @@ class _Reader:
         networks = self._networks(nodes, clusters, endpoints)
         clients = self._clients(nodes, clusters, endpoints, networks)
         routers = self._routers(nodes, clusters, networks, clients)
-        self._distinct(nodes, endpoints, routers, clients)
+        forwarders = {one: on for on in nodes.values() for one in on.forwarders}
+        forwarders.pop("forwarder", None)  # what the only one is called
+        self._distinct(forwarders, nodes, endpoints, routers, clients)
         return Lab(
             self._data["name"],
             clusters,
@@ -462,12 +464,7 @@ class _Reader:
                 raise self._wrong(where, '"cluster" is missing')
             cluster = self._known((*where, "cluster"), item["cluster"], clusters, "cluster")
             own = tuple(drawn[family][name] for family in FAMILIES if name in drawn[family])
-            forwarders = item.get("forwarders", {})
-            for one in forwarders:
-                if one in RESERVED or one in kinds:
-                    says = f"{one} is taken: forwarders need names of their own"
-                    raise self._wrong((*where, "forwarders", one), says)
-            nodes[name] = Node(name, "node", cluster, own, forwarders)
+            nodes[name] = Node(name, "node", cluster, own, item.get("forwarders", {}))
         return nodes
 
     def _one_segment(self, links: tuple[Link, ...], kinds: Mapping[str, Any]) -> None:
@@ -974,7 +971,9 @@ class _Reader:
                 if name in seen:
                     asks = name in self._data.get("clients", {})
                     where: Where = ("clients", name) if asks else ("topology", "nodes", name)
-                    raise self._wrong(where, "nodes, endpoints and clients need names of their own")
+                    raise self._wrong(
+                        where, "nodes, forwarders, endpoints and clients need names of their own"
+                    )
                 seen.add(name)
 
     # -- checks -----------------------------------------------------------------------------

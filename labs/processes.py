@@ -287,9 +287,9 @@ class _Planner:
         """What registers them: the very command that a person would type on that node."""
         cluster = self._lab.clusters[rules.cluster]
         on = cluster.registry_on
-        argv = ["define", rules_of(self._paths, rules),
-                "--manager", self._registry_url(cluster.name),
-                "--identity", f"unix://{self._paths.cluster(cluster.name, 'spiffe.sock')}"]  # fmt: skip
+        socket = f"unix://{self._paths.cluster(cluster.name, 'spiffe.sock')}"
+        argv = ["define", rules_of(self._paths, rules), "--identity", socket,
+                "--manager", self._registry_url(cluster.name)]  # fmt: skip
         self._process(
             f"{on}/registry.{rules.service}", Stage.NETWORK, on, {}, argv,
             gid=ctl_gid(self._lab, on),

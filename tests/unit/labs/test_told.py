@@ -7,17 +7,23 @@ import yaml
 
 from endpoints.responder.config import Config as Responder
 from endpoints.responder.policies import parse as policies
+from forwarder.config import Config as Forwarder
 from labs import engine, lab, processes
 from labs.paths import Paths
 from nsm.errors import InvalidError
+from nsm.model import Destination, Match, Service
 from nsm.process.client import Config as Nsc
 from nsm.process.config import parse
+from nsmctl import define
 
 TEXT = """\
 name: x
 topology:
   clusters: {c: {excluded-prefixes: [172.16.1.4/30]}}
-  nodes: {n1: {cluster: c}, n2: {cluster: c}, sw: {kind: switch}}
+  nodes:
+    n1: {cluster: c}
+    n2: {cluster: c, forwarders: {plain: {p2p: "true"}, special: {can: special}}}
+    sw: {kind: switch}
   links: [{endpoints: ["n1:eth0", "sw:p1"]}, {endpoints: ["n2:eth0", "sw:p2"]}]
   underlay: {ipv4: 198.18.0.0/24}
 services:
@@ -32,7 +38,10 @@ services:
           - {from: 172.16.2.201/24, proto: 6, dstport: 6666,
              routes: [{prefix: 172.16.3.0/24, nexthop: 172.16.2.200}]}
           - {srcport: 1000-2000}
-  z: {endpoints: {s: {on: n2, prefixes: [172.16.1.0/24]}}}
+  z:
+    payload: ip
+    matches: [{routes: [{destination_selector: {a: b}}], metadata: {labels: {can: special}}}]
+    endpoints: {s: {on: n2, prefixes: [172.16.1.0/24]}}
 clients:
   app:
     on: n1
@@ -70,7 +79,7 @@ def test_files_are_where_they_are_looked_for_and_only_those_there_is_something_i
     settings, found, paths = told
     for folder in paths.folders(tuple(found.nodes), tuple(found.clusters)):
         engine.os.makedirs(folder, exist_ok=True)
-    engine._told_by_files(found, paths)
+    engine._told_by_files(found, paths, processes.plan(found, paths))
     with open(settings["nsmgr"]["NSM_EXCLUDED_PREFIXES_PATH"]) as file:
         assert yaml.safe_load(file) == {"prefixes": ["172.16.1.4/30"]}
     with open(settings["r"]["NSM_PBR_CONFIG_PATH"]) as file:
@@ -81,6 +90,33 @@ def test_files_are_where_they_are_looked_for_and_only_those_there_is_something_i
     ]
     assert second.src_port == "1000-2000"
     assert not engine.os.path.exists(settings["s"]["NSM_PBR_CONFIG_PATH"])
+
+
+def test_a_service_with_rules_is_defined_by_the_lab_and_not_by_its_endpoints(told):
+    settings, found, paths = told
+    for folder in paths.folders(tuple(found.nodes), tuple(found.clusters)):
+        engine.os.makedirs(folder, exist_ok=True)
+    plan = processes.plan(found, paths)
+    engine._told_by_files(found, paths, plan)
+    (errand,) = plan.of(processes.Stage.NETWORK)
+    assert errand.is_errand
+    with open(errand.argv[1]) as file:
+        (service,) = define.parse(file.read(), "x")
+    assert service == Service(
+        name="z",
+        payload="IP",
+        matches=(Match({}, (Destination({"a": "b"}),), False, {"can": "special"}),),
+    )
+    assert not parse(Responder, settings["s"]).register_service
+    assert parse(Responder, settings["r"]).register_service
+
+
+def test_a_node_has_one_forwarder_or_those_that_are_said(told):
+    settings, _, _ = told
+    labels = {name: parse(Forwarder, settings[name]).labels for name in ("forwarder", "special")}
+    assert labels == {"forwarder": {"p2p": "true"}, "special": {"can": "special"}}
+    names = [settings[name]["NSM_NAME"] for name in ("forwarder", "plain", "special")]
+    assert names == ["forwarder-n1", "plain-n2", "special-n2"]
 
 
 def test_a_client_is_told_groups_in_the_words_in_which_it_asks(told):
@@ -117,6 +153,8 @@ def test_checks_have_their_port_their_endpoint_and_their_time(told):
         ("stop: {process: r}", "stop: {process: n1}", "stop.process: no process 'n1'"),
         ("expect: {endpoint: r}", "expect: {endpoint: app}", "no endpoint 'app'"),
         ("within: 2s", "within: 2h", "wire.within"),
+        ("plain: {p2p", "sw: {p2p", "nodes.sw: nodes, forwarders, endpoints"),
+        ("special: {can: special}}}", "s: {can: special}}}", "need names of their own"),
         ("ipam: strict", "ipam: stern", 'found "stern", expected polite or strict'),
     ],
 )  # fmt: skip
