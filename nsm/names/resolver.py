@@ -183,18 +183,18 @@ class Resolver:
         if not search or not name or pointed(name) is not None or _below(name, search):
             return await self._as_is(query)
         if name.count(".") >= self._ndots:
-            found = await self._as_is(query)
-            return found if not _none(found) else await self._searched(query, search, found)
+            as_is = await self._as_is(query)
+            searched = await self._searched(query, search) if _none(as_is) else as_is
+            return searched if searched.positive else as_is
         async with asyncio.TaskGroup() as tasks:  # such a name is hardly ever there as it is
             first = tasks.create_task(self._as_is(query))
-            second = tasks.create_task(self._searched(query, search, None))
+            second = tasks.create_task(self._searched(query, search))
         as_is, searched = first.result(), second.result()
-        return as_is if as_is.positive or not searched.positive else searched
+        # a search domain that nobody answers for may have it
+        return searched if not as_is.positive and (searched.positive or searched.silent) else as_is
 
-    async def _searched(
-        self, query: dns.message.QueryMessage, search: Sequence[str], found: Found | None
-    ) -> Found:
-        """The first search domain that has it; else what was found without."""
+    async def _searched(self, query: dns.message.QueryMessage, search: Sequence[str]) -> Found:
+        """The first search domain that has it; else who did not say, or that none has it."""
         question = query.question[0]
 
         async def one(domain: str) -> tuple[dns.name.Name, Found] | None:
@@ -207,9 +207,9 @@ class Resolver:
 
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(one(domain)) for domain in search]
-        for task in running:
-            if (result := task.result()) and result[1].positive:
-                longer, there = result
+        results = [found for task in running if (found := task.result())]
+        for longer, there in results:
+            if there.positive:
                 assert there.message
                 alias = dns.rrset.from_text(
                     question.name,
@@ -222,7 +222,8 @@ class Resolver:
                 message.flags |= dns.flags.QR
                 message.answer = [alias, *there.message.answer]
                 return Found(message)
-        return found or Found(why="no search domain has it")
+        silent = [there for _, there in results if there.silent]
+        return silent[0] if silent else Found(why="no search domain has it", refused=True)
 
     async def _as_is(self, query: dns.message.QueryMessage) -> Found:
         question = query.question[0]

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import dns.flags
 import dns.message
 import dns.rcode
 import dns.rrset
@@ -42,9 +43,9 @@ async def serving(asking: Resolver, *addresses: str, code: int = 0) -> AsyncIter
         yield
 
 
-async def heard(asking: Resolver) -> tuple[str, list[str], int]:
+async def heard(asking: Resolver, name: str = "m1.net") -> tuple[str, list[str], int]:
     """How it answers, with what, and for how long that is to be believed."""
-    said = await asking.answer(question("m1.net", "A"), HOST)
+    said = await asking.answer(question(name, "A"), HOST)
     records = [one for found in said.answer for one in found]
     ttl = min((one.ttl for one in said.answer), default=0)
     return dns.rcode.to_text(said.rcode()), [str(one) for one in records], ttl
@@ -78,6 +79,27 @@ async def test_the_last_answer_holds_while_nobody_answers(asking: Resolver) -> N
     assert (await heard(asking))[0] == "SERVFAIL"
     async with serving(asking, "172.16.0.2"):
         assert (await heard(asking))[1] == ["172.16.0.2"]
+
+
+async def test_a_short_name_that_a_search_domain_may_have_is_not_denied(
+    asking: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denied = question("m1", "A")
+    denied.flags |= dns.flags.QR
+    denied.set_rcode(dns.rcode.NXDOMAIN)
+
+    async def none(*_: object) -> resolver.Found:
+        return resolver.Found(denied)
+
+    monkeypatch.setattr(Resolver, "_by_before", none)
+    assert await heard(asking, "m1") == ("SERVFAIL", [], 0)
+    async with serving(asking, code=dns.rcode.NXDOMAIN):
+        assert await heard(asking, "m1") == ("NXDOMAIN", [], 0)
+    async with serving(asking, "172.16.0.1"):
+        assert await heard(asking, "m1") == ("NOERROR", ["m1.net.", "172.16.0.1"], FRESH)
+    later(asking, FRESH)
+    assert await heard(asking, "m1") == ("NOERROR", ["m1.net.", "172.16.0.1"], 0)
+    assert (await heard(asking, "none.example"))[0] == "NXDOMAIN"  # of the names of before
 
 
 async def test_who_says_that_there_is_none_is_believed_at_once(asking: Resolver) -> None:
