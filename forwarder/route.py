@@ -39,6 +39,7 @@ from nsm.kernel.netlink import PortTakenError, VniTakenError
 from nsm.kernel.node import Kernel
 from nsm.kernel.state import (
     Interface,
+    IPAddress,
     LocalWire,
     Namespace,
     RemoteWire,
@@ -405,6 +406,11 @@ class ForwarderRoute:
             made = await self._ask(target, conn, (half.offer(),), caller, far_fds, attempt)
             agreed = _agreed(made, remote.type, target)
             made = _lowered(made, mechanisms.number(agreed.get(mechanisms.MTU)), mtu)
+            less = await self._less(remote, made, agreed, node)
+            if less:  # than the far end was told
+                conn = _lowered(conn, less)
+                made = await self._ask(target, conn, (half.offer(),), caller, far_fds, attempt)
+                agreed, made = _agreed(made, remote.type, target), _lowered(made, less)
             side = crossconnect.client_side(made, near.mechanism, namespace, "")
             wire = RemoteWire(made.id, "src", side, half.tunnel(agreed), hop)
             try:
@@ -420,6 +426,19 @@ class ForwarderRoute:
                 target = replace(target, known=None, stands=False)
         proven = await self._proven(wire, entries, caller)
         return path.took(made, kernel_ms=kernel, **proven), wire
+
+    async def _less(
+        self, remote: Remote, made: Connection, agreed: Mechanism, met: IPAddress
+    ) -> int:
+        """The MTU towards the far end, if it is lower than the wire's; 0 if not.
+
+        Its tunnels may be elsewhere than who was asked: behind another cluster's proxy.
+        """
+        far = ends.address(agreed, mechanisms.DST_IP)
+        if far == met:
+            return 0
+        _, mtu = await remote.local(made.id, far)
+        return mtu if made.context and mtu < made.context.mtu else 0
 
     async def _from_far(
         self,

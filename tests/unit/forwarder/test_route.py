@@ -76,6 +76,7 @@ class Kernel:
         self.silent = set()  # addresses of nodes that answer no handshake
         self.patience = []
         self.mighty = False  # whether workloads may configure devices
+        self.narrow = {}  # MTUs of ways that are not as wide as others
         self.hang = False
         self.looking = None
 
@@ -105,7 +106,8 @@ class Kernel:
         return 1
 
     async def way_to(self, remote):
-        return Way(ip_address("10.0.0.1" if remote.version == 4 else "fd00::1"), "eth0", 1500)
+        own = ip_address("10.0.0.1" if remote.version == 4 else "fd00::1")
+        return Way(own, "eth0", self.narrow.get(str(remote), 1500))
 
     async def misusable(self, namespace, *, fd=None):
         return self.mighty
@@ -155,6 +157,7 @@ class Endpoints:
         self.dead = set()
         self.log = []
         self.asked = []  # each mechanism that was offered, and what was agreed on before
+        self.mtus = []  # and the wire's MTU as it was then
         self.answers = {}  # what another node says amiss
         self.refusals = {}  # what an endpoint does instead of answering, by its URL
         self.searches = 0
@@ -185,6 +188,7 @@ class Endpoints:
         """What another node's forwarder says."""
         (offer,) = asked.preferences
         self.asked.append((offer, asked.connection.mechanism))
+        self.mtus.append(asked.connection.context.mtu)
         far = ip_address(url.removeprefix("tcp://").rpartition(":")[0])
         own = wireguard.Own("dst", THEIRS, far, 51999, "kernel", Namespace(9, -1))
         told = replace(wireguard.answer(offer, own, 1420), type="WIREGUARD")
@@ -490,6 +494,18 @@ async def test_the_mtu_is_the_lower_of_both_and_the_handshakes_time_is_on_the_pa
     assert made.context.mtu == 1420
     assert made.segments[1].metrics["handshake_ms"] == "2.000"
     assert only(east.kernel.tunnels).end.mtu == 1420
+
+
+async def test_where_less_fits_through_to_the_far_end_than_to_who_is_asked_both_ends_know(east):
+    """Another cluster's proxy was asked, and tells where the tunnel ends."""
+    east.mesh.answers = {"dst_ip": "10.0.0.9"}
+    east.kernel.narrow = {"10.0.0.9": 1280}
+    made = await east.request()
+    assert made.context.mtu == only(east.kernel.tunnels).end.mtu == 1220
+    assert east.mesh.mtus == [9000, 1220]
+    await east.request(made)
+    assert east.mesh.mtus == [9000, 1220, 1220], "it knows"
+    assert [what for what, _ in east.mesh.log] == ["request"] * 3
 
 
 @pytest.mark.parametrize(
