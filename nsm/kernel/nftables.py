@@ -16,7 +16,7 @@ from nsm.kernel.netlink import Refusal, attr, message, nested, text
 NFTABLES: Final = 10  # the subsystem
 NEWTABLE, DELTABLE, NEWCHAIN, GETCHAIN, NEWRULE, GETRULE = 0, 2, 3, 4, 6, 7
 INET: Final = 1  # both families
-INPUT, FORWARD = 1, 2  # hooks
+PREROUTING, INPUT, FORWARD = 0, 1, 2  # hooks
 ACCEPT, DROP = 1, 0
 _NETFILTER = 12
 _BEGIN, _END = 0x10, 0x11

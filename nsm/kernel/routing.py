@@ -17,7 +17,7 @@ from nsm.errors import PreconditionError, UnsupportedError
 from nsm.kernel import messages, netlink, nftables
 from nsm.kernel.namespaces import Home, cookie_here
 from nsm.kernel.netlink import Refusal, Socket
-from nsm.kernel.nftables import DROP, FORWARD, INPUT
+from nsm.kernel.nftables import DROP, FORWARD, PREROUTING
 from nsm.kernel.state import OWN, Address, Namespace
 
 TABLE = "vwire"
@@ -138,7 +138,8 @@ def _table(domain: Sequence[Network], *, replace: bool) -> list[bytearray]:
     made += [
         nftables.new_chain(TABLE, _ONWARD),
         nftables.new_chain(TABLE, _PASSED, FORWARD, DROP),
-        nftables.new_chain(TABLE, _ARRIVED, INPUT),
+        # before the way on is looked for: what cannot go on is answered to its source
+        nftables.new_chain(TABLE, _ARRIVED, PREROUTING),
     ]
     misfit, fit = nftables.fits_interface(fits=False), nftables.fits_interface(fits=True)
     accept, drop = nftables.verdict(nftables.ACCEPT), nftables.verdict(DROP)
