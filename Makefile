@@ -7,7 +7,7 @@ BIN := .venv/bin
 LOCK = $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header \
   --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
-.PHONY: help setup demo test matrix check lane wheel protos lock bars bench clean
+.PHONY: help setup demo test matrix parity check lane wheel protos lock bars bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -26,7 +26,10 @@ test: setup  ## every test but those of matrix; as root, because wires need name
 matrix: setup  ## what takes long: every Python of this machine, a fresh Debian 12, a quick bench
 	@command -v debootstrap >/dev/null || apt-get -qq -o DPkg::Lock::Timeout=300 install --yes debootstrap
 	@VWIRE_MATRIX=1 $(BIN)/python -P -m pytest tests/e2e/install tests/e2e/trouble/test_bookworm.py \
-	  tests/e2e/readme/test_bench.py tests/lane/test_plugin.py
+	  tests/e2e/readme/test_bench.py tests/lane/test_plugin.py tests/e2e/parity/test_parity.py
+
+parity: setup  ## what upstream shows by example: each one's lab is run, and docs/parity.md written from that
+	@$(BIN)/python docs/parity.py
 
 check: setup  ## what CI asks before the tests: style, types, import rules, generated code, docs, manifests
 	@$(BIN)/ruff check .

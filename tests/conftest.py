@@ -3,8 +3,8 @@
 unit: no root, nothing of the network. kernel: namespaces of its own. e2e: real
 processes. lane: a kernel with what most lack, see tests/lane/plugin.py. Without
 root, all but unit tests are skipped; where CI=true, a skipped one is a failure
-unless its reason names a kernel feature (`kernel lacks …`) or it is one of those
-that take minutes and are in the Makefile's `matrix`.
+unless its reason names a kernel feature (`kernel lacks …`) or it is marked as
+`long`: those are for `make matrix`, which sets VWIRE_MATRIX.
 """
 
 import asyncio
@@ -22,8 +22,7 @@ pytest_plugins = ("tests.lane.plugin",)
 FOLDERS = ("unit", "kernel", "e2e", "lane")
 NEED_ROOT = ("kernel", "e2e", "lane")
 NAMES_A_FEATURE = re.compile(r"(this )?kernel (lacks|has no) \S+")
-MAKEFILE = (Path(__file__).parents[1] / "Makefile").read_text()
-MATRIX = re.findall(r"^matrix:.*(?:\n\t.*)*", MAKEFILE, re.MULTILINE)[0]
+LONG = "make matrix runs it"
 not_judged: list[str] = []
 IN_CI = os.environ.get("CI", "").lower() == "true"
 
@@ -41,6 +40,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(folder)
         if folder in NEED_ROOT and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="needs root: sudo make test"))
+        if item.get_closest_marker("long") and not os.environ.get("VWIRE_MATRIX"):
+            item.add_marker(pytest.mark.skip(reason=LONG))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -50,7 +51,7 @@ def pytest_runtest_makereport(
     report = yield
     if report.skipped and IN_CI and not hasattr(report, "wasxfail"):
         reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else "")
-        for_later = "make matrix" in reason and item.path.name in MATRIX
+        for_later = LONG in reason and item.get_closest_marker("long")
         if not for_later and not NAMES_A_FEATURE.match(reason.removeprefix("Skipped: ")):
             report.outcome = "failed"
             report.longrepr = f"{item.nodeid} was skipped where CI=true: {reason}"

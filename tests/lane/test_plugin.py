@@ -128,7 +128,7 @@ def test_a_test_that_kills_the_kernel_has_failed_and_the_others_have_not() -> No
     assert "System halted" in done.stdout
 
 
-@pytest.mark.skipif(not os.environ.get("VWIRE_MATRIX"), reason="make matrix runs it")
+@pytest.mark.long
 def test_a_lane_in_which_nothing_moves_is_given_up(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -150,7 +150,7 @@ def test_a_lane_in_which_nothing_moves_is_given_up(
     assert re.search(r"\d+ linux: \S \(.*\), in one second \d+ ticks as ", told[-2]["failed"])
 
 
-@pytest.mark.skipif(not os.environ.get("VWIRE_MATRIX"), reason="make matrix runs it")
+@pytest.mark.long
 def test_a_test_that_hangs_is_ended_and_says_where(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

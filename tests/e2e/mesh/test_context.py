@@ -18,7 +18,8 @@ class Excluded:
         self._log = next(log for log in mesh.logs() if log.name == "node-1.nsmgr")
 
     def read(self) -> int:
-        return self._log.read_text().count("excluded prefixes read")
+        lines = self._log.read_text().splitlines()
+        return sum("file read" in line and "excluded prefixes" in line for line in lines)
 
     async def become(self, *prefixes: str) -> None:
         """Write them as an operator does, and wait until the manager has read them."""

@@ -45,7 +45,7 @@ def test_the_figures_of_a_request_tell_stages_floors_and_both_ratios_with_their_
     assert request < 10 * BARS["request"]
 
 
-@pytest.mark.skipif(not os.environ.get("VWIRE_MATRIX"), reason="make matrix runs it")
+@pytest.mark.long
 def test_a_quick_bench_measures_every_part_judges_it_and_writes_figures_and_picture(tmp_path):
     done = bench("bench", "--quick", "--out", str(tmp_path))
     told = json.loads((tmp_path / "bench.json").read_text())

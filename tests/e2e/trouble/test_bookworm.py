@@ -15,7 +15,7 @@ import pytest
 from tests.support.machines import ROOT, Machine, machine, network_of_this_machine
 
 # It takes minutes and a network.
-pytestmark = pytest.mark.skipif(not os.environ.get("VWIRE_MATRIX"), reason="make matrix runs it")
+pytestmark = pytest.mark.long
 CACHE = Path("~/.cache/vwire").expanduser()
 HAS = "make,ca-certificates"
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
