@@ -1004,7 +1004,7 @@ class _Reader:
                     asked[key], clients if key == "client" else ends
                 ):
                     raise self._wrong((*where, kind, key), f"nobody is called like {asked[key]!r}")
-            self._meant(where, kind, item, places, ends, endpoints, ports, checks)
+            self._meant(where, kind, item, places, ends, {**endpoints, **routers}, ports, checks)
             try:
                 checks[item["name"]] = Check(item["name"], _check(kind, asked, expect, ports))
             except InvalidError as wrong:
@@ -1021,7 +1021,7 @@ class _Reader:
         item: Mapping[str, Any],
         places: Mapping[str, Any],
         ends: Mapping[str, Any],
-        endpoints: Mapping[str, Endpoint],
+        far: Mapping[str, Any],
         ports: Mapping[str, Port],
         above: Mapping[str, Check],
     ) -> None:
@@ -1035,7 +1035,7 @@ class _Reader:
                 self._known((*where, kind, "process"), asked["process"], ends, "process")
             case "wire" if "endpoint" in expect:
                 spot = (*where, "expect", "endpoint")
-                self._known(spot, expect["endpoint"], endpoints, "endpoint")
+                self._known(spot, expect["endpoint"], far, "endpoint or router")
             case "capture":
                 self._known((*where, kind, "on"), asked["on"], ports, "port")
                 known = dict.fromkeys((UP, *above))

@@ -155,6 +155,15 @@ def test_the_schema_is_a_schema_and_knows_the_shipped_labs():
 def test_a_lab_that_is_nowhere_names_those_that_are():
     with pytest.raises(InvalidError, match='did you mean "one-node"'):
         lab.find("one-nod")
+    with pytest.raises(InvalidError, match='did you mean "parity/ipv6/Kernel2Kernel"'):
+        lab.find("parity/ipv6/Kernel2Kerne")
+
+
+def test_labs_of_upstreams_examples_are_found_by_their_names():
+    found = lab.find("parity/dual-stack/Kernel2Kernel")
+    assert lab.read(found).name == "dual-kernel2kernel"
+    with pytest.raises(InvalidError):
+        lab.find("parity/index")
 
 
 def test_an_alias_that_loops_is_refused():

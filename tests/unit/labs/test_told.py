@@ -151,7 +151,7 @@ def test_checks_have_their_port_their_endpoint_and_their_time(told):
         ("nexthop: 172.16.2.200", "nexthop: 172.16.2.0/24", 'nexthop: found "172.16.2.0/24"'),
         ("servers: [172.16.1.0]", "servers: []", "dns[0].servers"),
         ("stop: {process: r}", "stop: {process: n1}", "stop.process: no process 'n1'"),
-        ("expect: {endpoint: r}", "expect: {endpoint: app}", "no endpoint 'app'"),
+        ("expect: {endpoint: r}", "expect: {endpoint: app}", "no endpoint or router 'app'"),
         ("within: 2s", "within: 2h", "wire.within"),
         ("plain: {p2p", "sw: {p2p", "nodes.sw: nodes, forwarders, endpoints"),
         ("special: {can: special}}}", "s: {can: special}}}", "need names of their own"),
