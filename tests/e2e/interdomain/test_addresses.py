@@ -4,9 +4,8 @@ Each domain's nodes stand behind an address translation: from outside only the o
 addresses are there, and what leaves is seen to come from them.
 """
 
-import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 import yaml
@@ -35,7 +34,7 @@ table ip translation {{
 
 
 @pytest.fixture
-def translated(mesh: Domains) -> Iterator[Domains]:
+async def translated(mesh: Domains) -> AsyncIterator[Domains]:
     """Outer addresses on every node, and inner ones that do not pass a border."""
     for cluster, nodes in OF.items():
         foreign = [ADDRESSES[n] for other, them in OF.items() if other != cluster for n in them]
@@ -48,7 +47,7 @@ def translated(mesh: Domains) -> Iterator[Domains]:
                 input=rules, text=True, check=True,
             )  # fmt: skip
         known = {ADDRESSES[node]: OUTER[node] for node in nodes}
-        write(mesh.addresses_file(cluster), yaml.safe_dump(known))
+        await outside(mesh, cluster, yaml.safe_dump(known))
     yield mesh
     for cluster, nodes in OF.items():
         mesh.addresses_file(cluster).unlink()
@@ -58,16 +57,17 @@ def translated(mesh: Domains) -> Iterator[Domains]:
             space.run("nft", "delete", "table", "ip", "translation")
 
 
-async def read_again(mesh: Domains, cluster: str, says: object) -> None:
-    """Wait until a domain's proxy has read its file of addresses."""
+async def outside(mesh: Domains, cluster: str, known: str) -> None:
+    """Write by which addresses a domain is reached, and wait until its proxy has read that."""
     proxy = mesh.now[{"one": "a/nsmgr-proxy", "two": "b/nsmgr-proxy"}[cluster]]
-    words = '"event": "file read"', '"addresses outside"', json.dumps(str(says))[1:-1]
-    await until(
-        lambda: any(all(word in line for word in words) for line in proxy.log),
-        "the proxy knows the addresses",
-        bar=3,
-        record=False,
-    )
+    offset = proxy.log_file.stat().st_size
+    write(mesh.addresses_file(cluster), known)
+
+    def read() -> bool:
+        said = [one for one in proxy.after(offset) if one["event"] == "file read"]
+        return any(one["of"] == "addresses outside" for one in said)
+
+    await until(read, "the proxy knows the addresses", bar=3, record=False)
 
 
 @pytest.mark.parametrize("service", ["frames@two", "packets@two"])
@@ -75,8 +75,6 @@ async def test_tunnels_end_at_outer_addresses_and_begin_at_inner_ones(
     translated: Domains, service: str
 ):
     mesh = translated
-    for cluster, nodes in OF.items():
-        await read_again(mesh, cluster, OUTER[nodes[0]])
     endpoint, far, _ = WIRES[service]
     client, there = mesh.space("app"), mesh.space(endpoint)
     app = mesh.client("app", f"kernel://{service}/nsm-1", **PATIENT)
@@ -109,8 +107,7 @@ async def test_an_address_that_the_file_does_not_list_is_told_with_what_to_add(
     mesh: Domains, cluster: str, node: str
 ):
     try:
-        write(mesh.addresses_file(cluster), "192.0.2.1: 192.0.2.2")
-        await read_again(mesh, cluster, "192.0.2.2")
+        await outside(mesh, cluster, "192.0.2.1: 192.0.2.2")
         refused(
             mesh, "kernel://frames@two/nsm-1", "FAILED_PRECONDITION",
             f"'{ADDRESSES[node]}'", str(mesh.addresses_file(cluster)),

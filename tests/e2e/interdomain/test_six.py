@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from tests.e2e.interdomain.domains import Domains, write
-from tests.e2e.interdomain.test_addresses import read_again
+from tests.e2e.interdomain.domains import Domains
+from tests.e2e.interdomain.test_addresses import outside
 from tests.e2e.interdomain.test_failures import refused
 from tests.e2e.interdomain.test_wires import WIRES
 from tests.e2e.wires.nodes import addresses, link
@@ -43,8 +43,7 @@ async def test_outer_addresses_are_written_over_inner_ones(mesh: Domains):
             space = mesh.space(node)
             space.do("addr", "add", f"{OUTER[node]}/64", "dev", "eth0", "nodad")
             inner = mesh.at[node].replace("::", ":0:0::")  # as somebody may well write it
-            write(mesh.addresses_file(cluster), yaml.safe_dump({inner: OUTER[node]}))
-            await read_again(mesh, cluster, OUTER[node])
+            await outside(mesh, cluster, yaml.safe_dump({inner: OUTER[node]}))
         app = mesh.client("app", "kernel://frames@two/nsm-1")
         data = link(mesh.space("app"), "nsm-1")["linkinfo"]["info_data"]
         (device,) = mesh.space("pong").links()
@@ -55,8 +54,7 @@ async def test_outer_addresses_are_written_over_inner_ones(mesh: Domains):
         sealing = mesh.client("app", "kernel://packets@two/nsm-1")
         assert sealed(mesh.space("app"), "nsm-1").endpoint.startswith(f"[{OUTER['b']}]:")
         assert sealing.end() == 0, sealing.words
-        write(mesh.addresses_file("two"), "fd00:19::99: fd00:19::98")
-        await read_again(mesh, "two", "fd00:19::98")
+        await outside(mesh, "two", "fd00:19::99: fd00:19::98")
         refused(
             mesh, "kernel://frames@two/nsm-1", "FAILED_PRECONDITION",
             f"'{mesh.at['b']}'", f"add the line  {mesh.at['b']}: ",
