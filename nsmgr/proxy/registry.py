@@ -47,9 +47,10 @@ class ProxyRegistry(Store):
     ) -> tuple[Endpoint, RegistrationPath]:
         """Register an endpoint of ours in another domain, under our URL as seen from there."""
         admit(by.caller, asked)
-        if not asked.url:
+        if not _dialled(asked.url):
+            where = f"at {asked.url[:256]!r}" if asked.url else "without a URL"
             raise InvalidError(
-                f"endpoint {asked.name!r} of {by.owner} registers without a URL",
+                f"endpoint {asked.name!r} of {by.owner} registers {where}",
                 hint="say where its manager listens: tcp://…",
             )
         if not split(asked.name)[1]:
@@ -63,11 +64,12 @@ class ProxyRegistry(Store):
         told = replace(
             asked,
             url=self._addresses().outside_url(self.public_url),
-            labels={service: {**own, **more} for service, own in asked.labels.items()},
+            labels=_with(more, asked) if more else asked.labels,
         )
         held, path = await self._beyond.register_endpoint(told, by)
         self._names.register(held.name, asked.url, min(by.expires, held.expires or by.expires))
-        return replace(held, url=asked.url), path
+        # What the cluster says is not the endpoint's own word: it may say otherwise next time.
+        return replace(held, url=asked.url, labels=asked.labels), path
 
     async def unregister_endpoint(self, asked: Endpoint, by: Registration) -> None:
         """Take it from the other domain."""
@@ -140,6 +142,12 @@ class ProxyRegistry(Store):
         async with aclosing(self._beyond.find_services(query, watch, caller)) as told:
             async for found in told:
                 yield found
+
+
+def _with(more: Mapping[str, str], asked: Endpoint) -> dict[str, Mapping[str, str]]:
+    """Its labels with more over them, for each service, be it without any so far."""
+    services = dict.fromkeys((*asked.services, *asked.labels))
+    return {service: {**asked.labels.get(service, {}), **more} for service in services}
 
 
 def _dialled(url: str) -> bool:

@@ -296,6 +296,32 @@ async def test_an_endpoint_of_another_service_is_not_the_one_that_is_meant(lives
         await proxy.request(asking(), CAME)
 
 
+@pytest.mark.parametrize("own", [{}, {"svc@three": {"a": "b", "region": "mine"}}])
+async def test_what_a_cluster_says_is_on_every_service_and_stays_its_own_word(lives, own):
+    proxy = lives(labels={"clusterName": "two", "region": "north"})
+    asked = Endpoint("nse@three", ("svc@three", "other@three"), own, "tcp://10.0.0.8:5001")
+    held, _ = await proxy.registry.register_endpoint(asked, proxy.by())
+    assert held.labels == own
+    proxy.labels.clear()
+    await proxy.registry.register_endpoint(held, proxy.by())
+    first, second = proxy.beyond.registered
+    cluster = {"clusterName": "two", "region": "north"}
+    assert first.labels == {
+        "svc@three": {**own.get("svc@three", {}), **cluster},
+        "other@three": cluster,
+    }
+    assert second.labels == own
+
+
+@pytest.mark.parametrize("url", ["", "unix:///run/nsm.io.sock", "inode://1/2"])
+async def test_an_endpoint_that_nobody_could_reach_does_not_register_elsewhere(lives, url):
+    proxy = lives()
+    asked = Endpoint("nse@three", ("svc@three",), url=url)
+    with pytest.raises(InvalidError, match=r"endpoint 'nse@three' of x registers (at|without)"):
+        await proxy.registry.register_endpoint(asked, proxy.by())
+    assert not proxy.beyond.registered
+
+
 async def test_a_floating_endpoint_is_met_at_the_manager_it_registered_through(lives):
     proxy = lives(labels={"clusterName": "two"})
     asked = Endpoint(
