@@ -17,7 +17,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,14 +36,20 @@ ENTRIES = (  # what people apply
     "crds",
     "crds/examples",
     "examples/icmp-responder",
+    "examples/domains",
+    "examples/vl3",
 )
 COMPONENTS = (  # what people add to an overlay
+    "components/domains",
     "components/ipv6",
     "components/tun",
     "components/no-volume",
 )
 VERSIONS = ("1.30", "1.37")  # since 1.30 appArmorProfile is a field; the newest we have schemas of
-KINDS = {"Kustomization": ("resources", "components"), "Component": ("patches",)}
+KINDS = {
+    "Kustomization": ("resources", "components", "patches"),
+    "Component": ("resources", "patches"),
+}
 MERGED_BY = {  # the API's own merge keys, of the lists that patches here touch
     "containers": "name",
     "env": "name",
@@ -56,8 +62,20 @@ MESSAGES = {  # what a custom resource's spec is, in JSON
     "NetworkServiceEndpoint": registry_pb2.NetworkServiceEndpoint,
 }
 SPIRE = "spire.spiffe.io/v1alpha1"  # whose objects have in their spec, of what SPIRE knows:
-IDENTITY = {"spiffeIDTemplate", "namespaceSelector", "podSelector", "dnsNameTemplates", "className"}
-BY_HAND = {("Secret", "nsm-system", "issuer-authority")}  # README.md says how
+KNOWN = {
+    "ClusterSPIFFEID": {
+        "spiffeIDTemplate", "namespaceSelector", "podSelector", "dnsNameTemplates", "federatesWith",
+        "className",
+    },
+    "ClusterFederatedTrustDomain": {
+        "trustDomain", "bundleEndpointURL", "bundleEndpointProfile", "trustDomainBundle",
+        "className",
+    },
+}  # fmt: skip
+BY_HAND = {  # README.md says how
+    ("Secret", "nsm-system", "issuer-authority"): (),
+    ("ConfigMap", "nsm-system", "domain"): ("name", "domains.yaml"),
+}
 CRITICAL = "system-"  # what names of priority classes begin with that are not everybody's
 QUANTITY = re.compile(r"\d+(\.\d+)?(m|[KMGT]i?)?")
 VARIABLE = re.compile(r"\$\((\w+)\)")
@@ -95,9 +113,19 @@ def kustomization(folder: Path) -> Object:
 def render(folder: Path, *components: Path) -> list[Object]:
     """The objects that applying folder makes, with components added to those it names."""
     told = kustomization(folder)
-    components = (*((folder / name).resolve() for name in told.get("components", ())), *components)
+    found = _resources(folder, told)
+    for component in (*(folder / name for name in told.get("components", ())), *components):
+        path = component.resolve()
+        more = kustomization(path)
+        found += _resources(path, more)
+        _patch(found, path, more)
+    _patch(found, folder, told)
+    return found
+
+
+def _resources(folder: Path, told: Object) -> list[Object]:
     found: list[Object] = []
-    for name in told["resources"]:
+    for name in told.get("resources", ()):
         path = (folder / name).resolve()
         if path.is_dir():
             found += render(path)
@@ -105,14 +133,16 @@ def render(folder: Path, *components: Path) -> list[Object]:
             found += read(path)
         else:
             raise WrongError(f"{_name(folder)} names {name}, which is not there")
-    for component in components:
-        for patch in kustomization(component)["patches"]:
-            (change,) = read(component / patch["path"])
-            same = [one for one in found if identity(one) == identity(change)]
-            if len(same) != 1:
-                raise WrongError(f"{_name(component)}: the patch {patch['path']} changes nothing")
-            found[found.index(same[0])] = merged(same[0], change)
     return found
+
+
+def _patch(found: list[Object], folder: Path, told: Object) -> None:
+    for patch in told.get("patches", ()):
+        (change,) = read(folder / patch["path"])
+        same = [one for one in found if identity(one) == identity(change)]
+        if len(same) != 1:
+            raise WrongError(f"{_name(folder)}: the patch {patch['path']} changes nothing")
+        found[found.index(same[0])] = merged(same[0], change)
 
 
 def merged(value: Any, change: Any, key: str = "") -> Any:
@@ -187,7 +217,7 @@ def unlike_the_api(objects: list[Object], definitions: Mapping[str, Object]) -> 
     for one in objects:
         api, kind, _, _ = identity(one)
         if api == SPIRE:
-            for key in set(one["spec"]) - IDENTITY:
+            for key in set(one["spec"]) - KNOWN.get(kind, set()):
                 yield f"{shown(one)}: spec.{key} is nothing we use of SPIRE"
         elif f"{api} {kind}" in definitions:
             schema = definitions[f"{api} {kind}"]["schema"]["openAPIV3Schema"]
@@ -231,7 +261,8 @@ def unlike_the_message(value: Any, message: Any, where: str) -> Iterator[str]:
 
 def unfitting(objects: list[Object], elsewhere: list[Object]) -> Iterator[str]:
     """What objects say of each other and is not so; elsewhere are objects applied before."""
-    there = {identity(one)[1:] for one in (*objects, *elsewhere)} | BY_HAND
+    there = {identity(one)[1:]: tuple(one.get("data", ())) for one in (*objects, *elsewhere)}
+    there = BY_HAND | there
     for one in objects:
         _, kind, namespace, _ = identity(one)
         if namespace and ("Namespace", "", namespace) not in there:
@@ -273,19 +304,34 @@ def _selects(service: Object, one: Object) -> bool:
     return fits and all(port["targetPort"] in ports for port in service["ports"])
 
 
-def _needs(pod: Object, namespace: str, there: set[tuple[str, str, str]]) -> Iterator[str]:
-    wanted = [("ServiceAccount", pod.get("serviceAccountName", ""))]
+def _needs(
+    pod: Object, namespace: str, there: Mapping[tuple[str, str, str], Sequence[str]]
+) -> Iterator[str]:
+    """What a pod does not start without; there has the keys of what has data."""
+    for kind, name, key in _named(pod):
+        if (keys := there.get((kind, namespace, name))) is None:
+            yield f"there is no {kind} {namespace}/{name}"
+        elif key and key not in keys:
+            yield f"{kind} {namespace}/{name} has no {key}"
+
+
+def _named(pod: Object) -> Iterator[tuple[str, str, str]]:
+    """Kind and name of what a pod names, and the key in it, if it is one that it wants."""
+    yield "ServiceAccount", pod.get("serviceAccountName", ""), ""
     for volume in pod.get("volumes", ()):
         match volume:
+            case {"configMap": {"optional": True}}:
+                pass
             case {"configMap": {"name": name}}:
-                wanted.append(("ConfigMap", name))
+                yield "ConfigMap", name, ""
             case {"secret": {"secretName": name}}:
-                wanted.append(("Secret", name))
+                yield "Secret", name, ""
             case {"persistentVolumeClaim": {"claimName": name}}:
-                wanted.append(("PersistentVolumeClaim", name))
-    for kind, name in wanted:
-        if (kind, namespace, name) not in there:
-            yield f"there is no {kind} {namespace}/{name}"
+                yield "PersistentVolumeClaim", name, ""
+    for variable in (one for each in containers(pod) for one in each.get("env", ())):
+        match variable:
+            case {"valueFrom": {"configMapKeyRef": {"name": name, "key": key}}}:
+                yield "ConfigMap", name, key
 
 
 def _prior(pod: Object, namespace: str, there: Iterable[Object]) -> Iterator[str]:

@@ -24,6 +24,11 @@ ROOT = Path(__file__).parents[3]
 HERE = (ROOT, sys.base_prefix)  # what of this machine is ours: an overlay stops at other mounts
 UP = 5.0  # seconds for a process to serve, while all others of two nodes start too
 LEAST = 2.0  # seconds that a kubelet gives a sidecar even where the grace is over
+# As kubelets write it; nobody answers there, because hosts are in a file of their own.
+RESOLV_CONF = (
+    "search vwire-vl3.svc.cluster.local svc.cluster.local cluster.local\\n"
+    "nameserver 10.77.0.53\\noptions ndots:5\\n"
+)
 ENTRYPOINT = ["nsmctl", "run"]  # the image's, which tests/unit/deploy holds to it
 PATH = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -196,7 +201,7 @@ class Cluster:
             return path
         path, texts, mode = own / f"volume-{one['name']}", {}, 0o644
         match one:
-            case {"emptyDir": _}:
+            case {"emptyDir": _} | {"configMap": {"optional": True}}:  # which nobody has made
                 pass
             case {"persistentVolumeClaim": {"claimName": name}}:
                 path = self._files / f"disk-{name}"
@@ -259,12 +264,20 @@ class Cluster:
             # in an image everybody may reach Python; here it may be in somebody's home
             *(f"chmod a+x {root}{folder}" for folder in Path(sys.base_prefix).parents[:-1]),
             f"printf '{self._hosts}' >{root}/etc/hosts",
+            f"rm -f {root}/etc/resolv.conf",  # of the overlay's: it may be a link
+            f"printf '{RESOLV_CONF}' >{root}/etc/resolv.conf",
             f"mount --bind {root}/proc/sys {root}/proc/sys",
             f"mount -o remount,bind,ro {root}/proc/sys",
         ]
         for mount in each.get("volumeMounts", ()):
-            target = f"{root}{mount['mountPath']}"
-            lines += [f"mkdir -p {target}", f"mount --bind {volumes[mount['name']]} {target}"]
+            source, target = volumes[mount["name"]], f"{root}{mount['mountPath']}"
+            if "subPath" in mount:
+                source /= mount["subPath"]
+                assert source.is_file(), f"{source} is not there: a kubelet would make a folder"
+                lines.append(f"touch {target}")
+            else:
+                lines.append(f"mkdir -p {target}")
+            lines.append(f"mount --bind {source} {target}")
             if mount.get("readOnly"):
                 lines.append(f"mount -o remount,bind,ro {target}")
         # past the volumes: the checkout may be where one of them is, below /tmp

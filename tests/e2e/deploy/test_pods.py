@@ -1,6 +1,7 @@
 """The manifests make a mesh: nothing is set here that is not in them."""
 
 import asyncio
+import ipaddress
 import json
 import os
 import re
@@ -22,7 +23,10 @@ from tests.e2e.deploy.pods import UP, Cluster, Container, Node, Pod
 from tests.support.spaces import Space, ip, space
 from tests.support.wait import until, write
 
-REGISTRY = "10.77.0.100"
+REGISTRY, PLAN = "10.77.0.100", "10.77.0.101"
+
+
+FLAT = {"ipam": PLAN, "router-1": "10.77.0.102", "router-2": "10.77.0.103"}
 
 
 @dataclass
@@ -36,6 +40,7 @@ class Mesh:
     workload: Space  # the client's
     endpoint: Space  # the responder's
     shared: Space  # the registry's
+    flat: dict[str, Space]  # of who has addresses of its own in the flat network's example
 
     @property
     def containers(self) -> list[Container]:
@@ -92,13 +97,17 @@ def running(files: Path) -> Iterator[Mesh]:
     Authority.create("example.org").save(authority)
     every = check.everything()
     cluster = Cluster(
-        [*every["overlays/issuer"], *every["examples/icmp-responder"]],
+        [
+            *every["overlays/issuer"],
+            *every["examples/icmp-responder"],
+            *every["examples/vl3"],
+        ],
         files,
         secrets={"issuer-authority": {"authority.pem": authority.read_text()}},
-        hosts={"registry": REGISTRY},
+        hosts={"registry": REGISTRY, "ipam": PLAN},
     )
     with (
-        lan(one="10.77.0.1", two="10.77.0.2", registry=REGISTRY) as spaces,
+        lan(one="10.77.0.1", two="10.77.0.2", registry=REGISTRY, **FLAT) as spaces,
         space("pong") as pong,
         space("app") as app,
         closing(cluster),
@@ -123,8 +132,9 @@ def running(files: Path) -> Iterator[Mesh]:
         )
         client = cluster.start("Pod", "client", nodes["one"], name="client", netns=app.name)
         mesh = Mesh(
-            cluster, nodes, daemons, registry, responder, client, app, pong, spaces["registry"]
-        )
+            cluster, nodes, daemons, registry, responder, client, app, pong, spaces["registry"],
+            {name: spaces[name] for name in FLAT},
+        )  # fmt: skip
         asyncio.run(mesh.ready())
         yield mesh
 
@@ -263,3 +273,56 @@ async def test_a_pod_that_is_deleted_has_closed_its_wire_before_it_is_gone(fresh
     assert fresh.endpoint.ip("link", "show", "type", "macvlan") == []
     for node in fresh.nodes.values():
         assert ip("-n", node.netns, "link", "show", "type", "vxlan") == []
+
+
+@pytest.fixture
+def members(mesh: Mesh) -> Iterator[list[Pod]]:
+    """The flat network's example: two routers, and who else is asks them in turn."""
+    node = mesh.nodes["one"]  # all on one: this machine's kernel may have no WireGuard
+
+    def start(kind: str, owner: str, name: str, own: Space) -> Pod:
+        address = FLAT.get(name, "")
+        return mesh.cluster.start(kind, owner, node, name=name, netns=own.name, address=address)
+
+    with space("m0") as m0, space("m1") as m1:
+        started = [start("Deployment", "ipam", "ipam", mesh.flat["ipam"])]
+        for name in ("router-1", "router-2"):
+            started.append(start("Deployment", "router", name, mesh.flat[name]))
+        for pod in started:  # or there would be no turns to take
+            for one in pod.running.values():
+                asyncio.run(one.ready())
+        for name, own in (("member-0", m0), ("member-1", m1)):
+            started.append(start("StatefulSet", "member", name, own))
+        yield started
+        for pod in reversed(started):
+            pod.stop()
+
+
+async def test_members_of_a_flat_network_reach_each_other_by_name_over_two_routers(
+    members: list[Pod],
+) -> None:
+    _, *routers, first, second = members
+    for router in routers:
+        assert rights(router.running["router"]) == (0, mask("NET_ADMIN"))
+    for member in (first, second):
+        for one in member.running.values():  # an application has no probe that says it runs
+            await until(lambda one=one: rights(one) == (7815, 0), f"{one.name} has no more", bar=UP)
+    app = first.running["app"]
+    own, others = address(first), address(second)
+    assert own.network != others.network  # each of another router
+    said = app.run("getent", "ahostsv4", "member-1.orders")
+    assert {line.split()[0] for line in said.stdout.splitlines()} == {str(others.ip)}
+    # as root: this machine's ping may have a capability, which the image's has not
+    there = ["nsenter", f"--target={app.pid}", "--mount", "--net", "--root"]
+    ping = [*there, "ping", "-n", "-c", "3", "-i", "0.1", "member-1.orders"]
+    done = subprocess.run(ping, capture_output=True, text=True, check=False)
+    assert " 0% packet loss" in done.stdout, done.stdout + done.stderr
+
+
+def address(member: Pod) -> ipaddress.IPv4Interface:
+    """A member's address in the network, with the part of it that its router was lent."""
+    (link,) = json.loads(
+        member.running["app"].run("ip", "-j", "-4", "addr", "show", "nsm-1").stdout
+    )
+    (info,) = link["addr_info"]
+    return ipaddress.IPv4Interface(f"{info['local']}/24")

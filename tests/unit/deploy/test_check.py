@@ -37,6 +37,18 @@ FAULTS = {
         "components/tun/forwarder.yaml", "name: forwarder\n", "name: forward\n",
         "components/tun: the patch forwarder.yaml changes nothing",
     ),
+    "a patch of nothing, beside resources": (
+        "examples/domains/trusted.yaml", "name: vwire-domain", "name: vwire-registry",
+        "examples/domains: the patch trusted.yaml changes nothing",
+    ),
+    "a patch of nothing, by what the component brings itself": (
+        "components/domains/registry.yaml", "name: registry\n", "name: registry-prxy\n",
+        "components/domains: the patch registry.yaml changes nothing",
+    ),
+    "a field of a federation that SPIRE has not": (
+        "examples/domains/federation.yaml", "bundleEndpointURL:", "bundleEndpointUrl:",
+        "ClusterFederatedTrustDomain cluster2: spec.bundleEndpointUrl is nothing we use of SPIRE",
+    ),
     "a field the API has not": (
         "base/nsmgr.yaml", "hostNetwork: true", "hostNetwrok: true",
         "nsmgr: Kubernetes 1.30: $.spec.template.spec: Additional properties are not allowed",
@@ -63,7 +75,7 @@ FAULTS = {
     ),
     "something SPIRE has not": (
         "overlays/spire/identities.yaml", "spiffeIDTemplate:", "spiffeIdTemplate:",
-        "ClusterSPIFFEID vwire-registry: spec.spiffeIdTemplate is nothing we use of SPIRE",
+        "ClusterSPIFFEID vwire-domain: spec.spiffeIdTemplate is nothing we use of SPIRE",
     ),
     "one object twice": (
         "overlays/issuer/issuer.yaml", "  name: issuer\n", "  name: nsmgr\n",
@@ -89,6 +101,18 @@ FAULTS = {
     "a config map that is not there": (
         "base/nsmgr.yaml", "configMap: {name: excluded-prefixes}", "configMap: {name: prefixes}",
         "there is no ConfigMap nsm-system/prefixes",
+    ),
+    "a key that a config map has not": (
+        "examples/domains/domain.yaml", "  name: cluster1", "  called: cluster1",
+        "Deployment nsm-system/nsmgr-proxy: ConfigMap nsm-system/domain has no name",
+    ),
+    "a key that a config map made by hand has not": (
+        "components/domains/nsmgr-proxy.yaml", "key: name}", "key: called}",
+        "with components/domains: Deployment nsm-system/nsmgr-proxy: ConfigMap nsm-system/domain",
+    ),
+    "a config map that need not be there, of another kind": (
+        "overlays/issuer/issuer.yaml", "optional: true", "optionl: true",
+        "there is no ConfigMap nsm-system/federation",
     ),
     "a critical priority without a quota": (
         "base/quota.yaml", "values: [system-node-critical, ", "values: [",
