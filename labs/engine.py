@@ -201,6 +201,8 @@ def _made(
     state.put(paths.text, text)
     for folder in paths.folders(tuple(lab.nodes), tuple(lab.clusters)):
         os.makedirs(folder, exist_ok=True)
+    for place in (*lab.endpoints, *lab.clients):
+        os.makedirs(paths.home(place))
     needed = {stage: modules[stage] for stage in Stage if plan.of(stage) and stage in modules}
     also = ("nsm.names.resolver",) if any(map(lab.is_named, lab.clients.values())) else ()
     with _clock(seconds, "imports"), Births(paths, (*needed.values(), *also)) as births:
@@ -296,6 +298,8 @@ def _network(lab: Lab, paths: Paths) -> dict[str, int]:
     for link in lab.links:
         a, b = (Plug(paths.namespace(end.node), end.interface) for end in link.ends)
         topology.cable(a, b, link.mtu)
+        for end in (a, b) if link.rate else ():
+            topology.slow_down(end.namespace, end.interface, link.rate)
     for client in lab.clients:
         _at_home(paths.namespace(client))
     ends = [end for link in lab.links for end in link.ends]

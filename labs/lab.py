@@ -27,6 +27,7 @@ ON_DEMAND: Final = "on-demand"
 IDLE: Final = "15s"  # as upstream's examples
 EXAMPLES: Final = "parity"  # the folder of labs of upstream's examples
 CLIENT: Final = "{client}"  # in members' names: whose
+SLOWEST, FASTEST = 100_000, 30_000_000_000  # bits a second of a link that the kernel can count
 LONGEST: Final = 3600.0  # seconds of a check's command
 RESERVED: Final = (
     "issuer", "registry", "registry-proxy", "ipam", "nsmgr", "nsmgr-proxy", "forwarder", "supplier",
@@ -87,10 +88,11 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A cable between two ports; mtu in bytes."""
+    """A cable between two ports; mtu in bytes, rate in bits a second each way, 0: no limit."""
 
     ends: tuple[Port, Port]
     mtu: int
+    rate: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -442,8 +444,20 @@ class _Reader:
                     raise self._wrong(where, f"{interface} is there already")
                 taken.add(text)
                 ends.append(Port(node, interface))
-            links.append(Link((ends[0], ends[1]), item.get("mtu", 1500)))
+            rate = self._rate(("topology", "links", i, "rate"), item)
+            links.append(Link((ends[0], ends[1]), item.get("mtu", 1500), rate))
         return tuple(links)
+
+    def _rate(self, where: Where, item: Mapping[str, Any]) -> int:
+        if "rate" not in item:
+            return 0
+        try:
+            rate = units.bits(item["rate"])
+        except InvalidError as wrong:
+            raise self._wrong(where, wrong.message) from None
+        if not SLOWEST <= rate <= FASTEST:
+            raise self._wrong(where, f"found {item['rate']}, expected 100kbit to 30Gbit")
+        return rate
 
     def _nodes(self, links: tuple[Link, ...]) -> dict[str, Node]:
         topology = self._data["topology"]

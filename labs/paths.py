@@ -88,6 +88,10 @@ class Paths:
         """The name of a place's network namespace."""
         return f"{self.lab}-{place}"
 
+    def home(self, place: str) -> str:
+        """The working directory of a place's programs, empty at first."""
+        return os.path.join(self.folder, "home", place)
+
     def resolv_conf(self, place: str) -> str:
         """What programs in a place's namespace have as /etc/resolv.conf, if it is there."""
         return os.path.join(NETNS, self.namespace(place), "resolv.conf")

@@ -519,7 +519,7 @@ class _Planner:
                 gid or self._gid,
                 environment,
                 self._paths.log(name),
-                self._paths.folder,
+                self._paths.home(place) if is_program else self._paths.folder,
                 "" if is_program else MODULES[stage],
                 tuple(argv),
                 stage in _PRIVILEGED or is_program,

@@ -26,9 +26,8 @@ MOST: Final = 20  # problems told at once: more than that nobody reads
 
 # Path with `*` for any name or index -> what is missing, and what to use meanwhile.
 NOT_YET: Final[Mapping[tuple[str, ...], str]] = {
-    ("topology", "links", "*", "rate"): "shaping of links; what works: mtu",
-    ("topology", "links", "*", "delay"): "shaping of links; what works: mtu",
-    ("topology", "links", "*", "loss"): "shaping of links; what works: mtu",
+    ("topology", "links", "*", "delay"): "delays of links; what works: mtu, rate",
+    ("topology", "links", "*", "loss"): "losses of links; what works: mtu, rate",
     ("services", "*", "dns"): "names of endpoints; what works: vl3: {dns: ...}, for its members",
     ("clients", "*", "dns"): "names of clients; what works: services.*.vl3.dns",
     ("faults",): "faults; what works: checks",

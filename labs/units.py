@@ -9,6 +9,7 @@ from typing import Final
 from nsm.errors import InvalidError
 
 _BYTES: Final = {"B": 1, "kB": 1000, "MB": 1000**2, "GB": 1000**3}
+_BITS: Final = {"kbit": 1000, "Mbit": 1000**2, "Gbit": 1000**3}
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "min": 60.0}
 
 
@@ -22,6 +23,12 @@ def seconds(text: str) -> float:
     """Seconds in `200ms`, `30s`, `2min`."""
     number, unit = _split(text, tuple(_SECONDS))
     return number * _SECONDS[unit]
+
+
+def bits(text: str) -> int:
+    """Bits (a second) in `500kbit`, `200Mbit`, `1Gbit` (powers of 1000)."""
+    number, unit = _split(text, tuple(_BITS))
+    return number * _BITS[unit]
 
 
 def _split(text: str, units: tuple[str, ...]) -> tuple[int, str]:

@@ -8,6 +8,7 @@ Everything blocks; call it in a thread where a loop runs.
 """
 
 import ctypes
+import errno
 import hashlib
 import os
 import struct
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface
 from typing import Final
 
-from nsm.errors import NotFoundError
+from nsm.errors import NotFoundError, UnsupportedError
 from nsm.kernel import messages, netlink
 from nsm.kernel.messages import Device
 from nsm.kernel.namespaces import NAMED, Home, cookie_here
@@ -33,6 +34,10 @@ _NODAD, _PERMANENT = 0x02, 0x80
 _LINK_BODY: Final = struct.Struct("=BBHiII")
 _UP = 1
 _ENODEV = 19
+_NEWQDISC, _ROOT, _TCA_KIND, _TCA_OPTIONS = 36, 0xFFFFFFFF, 1, 2
+_TBF_PARMS, _TBF_BURST, _ETHERNET = 1, 6, 1
+_KIND = "tbf"
+_LEAST_BURST: Final = 16_384  # bytes; some packets
 _FAMILY: Final = {4: 2, 6: 10}
 _CLONE_NEWNET = 0x4000_0000
 
@@ -91,6 +96,32 @@ def cable(a: Plug, b: Plug, mtu: int) -> None:
         made = message(netlink.NEWLINK, netlink.CREATE | netlink.EXCL, body)
         command = f"ip link add {a.interface} type veth peer {b.interface} netns {b.namespace}"
         _all_done(sock.do([made]), [command], a.namespace)
+
+
+def slow_down(namespace: str, interface: str, rate: int) -> None:
+    """Let no more leave by an interface than rate bits a second, by a token bucket.
+
+    Raises UnsupportedError where this kernel has none.
+    """
+    octets = rate // 8
+    burst = max(octets // 100, _LEAST_BURST)  # what passes at once: 10 ms
+    limit = burst + octets // 20  # what waits: 50 ms
+    with _inside(namespace) as sock:
+        index = _index(sock, namespace, interface)
+        # cell_log, link layer (Ethernet), overhead, cell_align, mpu, rate: see pkt_sched.h
+        speed = struct.pack("=BBHhHI", 0, _ETHERNET, 0, 0, 0, octets)
+        params = struct.pack("=12s12sIII", speed, bytes(12), limit, burst, 0)
+        body = struct.pack("=BxxxiIII", 0, index, 0, _ROOT, 0) + text(_TCA_KIND, _KIND)
+        body += nested(_TCA_OPTIONS, attr(_TBF_PARMS, params), u32(_TBF_BURST, burst))
+        made = message(_NEWQDISC, netlink.CREATE | netlink.EXCL, body)
+        (refusal,) = sock.do([made])
+    if refusal and refusal.errno == errno.ENOENT:
+        raise UnsupportedError(
+            f"this kernel cannot hold {interface} to {rate} bits a second",
+            hint="modprobe sch_tbf, or leave out the link's rate",
+        )
+    command = f"tc qdisc add dev {interface} root tbf rate {rate}bit burst {burst} limit {limit}"
+    _all_done([refusal], [command], namespace)
 
 
 def configure(namespace: str, interface: str, addresses: Sequence[str]) -> None:
