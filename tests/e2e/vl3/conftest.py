@@ -1,26 +1,24 @@
-"""A domain for the tests of one module: two routers, three members, of both families."""
+"""A mesh for the tests of one module; the domain's own processes are each test's."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
-from tests.e2e.vl3.domain import Domain
-from tests.e2e.vl3.names import MEMBERS, ROUTERS
-from tests.support.spaces import Space
-
-
-@contextmanager
-def _domain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Domain]:
-    with Domain(tmp_path_factory.mktemp("v")).up() as made:
-        made.tell()
-        yield made
+from tests.e2e.vl3.domain import LAB, Domain
 
 
 @pytest.fixture(scope="module")
-def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Domain]:
+def lab_text() -> str:
+    """Who there is; a module may have another."""
+    return LAB
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory: pytest.TempPathFactory, lab_text: str) -> Iterator[Domain]:
     """The mesh below, without any of the domain's processes."""
-    with _domain(tmp_path_factory) as made:
+    made = Domain(tmp_path_factory.mktemp("v"), lab_text)
+    with made.up():
+        made.tell()
         yield made
 
 
@@ -33,9 +31,3 @@ def domain(mesh: Domain) -> Iterator[Domain]:
     assert not errors, f"{len(errors)} lines of level error: {errors[0]}"
     told = mesh.guarded()
     assert not told, f"{len(told)} calls that may block ran on an event loop: {told[0]}"
-
-
-@pytest.fixture
-def spaces(mesh: Domain) -> dict[str, Space]:
-    """By name."""
-    return {name: mesh.space(name) for name in (*ROUTERS, *MEMBERS)}

@@ -1,6 +1,8 @@
-"""A vL3 domain of real processes on two nodes: an address plan, three routers, five members.
+"""vL3 domains of real processes: address plans, routers, members.
 
-Each router runs among its node's programs, and its wires end in a namespace of its own.
+Each router runs among its node's programs, and its wires end in a namespace of its own. Which
+there are is in a lab file: its endpoints are routers, and each service has an address plan, on
+the first node of its cluster.
 """
 
 import json
@@ -12,8 +14,9 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
-from labs.processes import Entry, Plan, Process, Stage
-from tests.e2e.vl3.names import ROUTERS
+from labs.engine import _introduce
+from labs.lab import Cluster
+from labs.processes import Entry, Plan, Process, Stage, at
 from tests.e2e.wires.nodes import Nodes, Program
 from tests.support.spaces import Space, ip
 from tests.support.wait import until
@@ -46,77 +49,117 @@ clients:
   m5: {on: two, connect: ["kernel://net/nsm-1"]}
 must-be-red: {up: "clients of a test are started by it"}
 """
-AT = {"r1": "one", "r2": "two", "r3": "two"}
 DOMAIN = "172.16.0.0/16,2001:db8:10::/64"
-ADDRESSES = {"one": "198.18.0.1", "two": "198.18.0.2"}
-PLAN = "tcp://198.18.0.1:5006"
-FIRST_GID = 61_950
+FIRST_GID = 61_800
+FIRST_PORT = 5006  # of address plans
 
 
 class Domain(Nodes):
-    """The lab's nodes. Address plan, routers and members are started by the tests."""
+    """The lab's nodes. Address plans, routers and members are started by the tests."""
 
-    MORE_MODULES = ("endpoints.vl3", "endpoints.ipam", "tests.e2e.vl3.teller")
+    MORE_MODULES = (
+        "endpoints.vl3",
+        "endpoints.ipam",
+        "tests.e2e.vl3.teller",
+        "tests.e2e.vl3.pretender",
+    )
+    STAGES = (
+        Stage.ISSUER,
+        Stage.REGISTRY,
+        Stage.REGISTRY_PROXY,
+        Stage.MANAGER,
+        Stage.MANAGER_PROXY,
+        Stage.FORWARDER,
+    )
 
-    def __init__(self, directory: Path, **variables: str) -> None:
-        super().__init__(LAB, directory, **variables)
+    def __init__(self, directory: Path, text: str = LAB, **variables: str) -> None:
+        super().__init__(text, directory, **variables)
         self.routers: dict[str, Process] = {}
-        self.plan = self._with_domain(self.plan)
+        self.plans: dict[str, Process] = {}
+        self.networks: dict[str, list[str]] = {}
+        """The routers of each, by name."""
+        self.plan = self._with_domains(self.plan)
 
-    def _with_domain(self, plan: Plan) -> Plan:
-        processes, entries = [], list(plan.entries)
-        for process in plan.processes:
-            _, _, kind = process.name.partition("/")
-            if process.stage is not Stage.ENDPOINT:
-                processes.append(process)
-                continue
-            node, gid = AT[kind], FIRST_GID + ROUTERS.index(kind)
+    def prepare(self) -> None:
+        """Clusters that are federated know one another."""
+        _introduce(self.lab, self.paths)
+
+    def _with_domains(self, plan: Plan) -> Plan:
+        processes = [one for one in plan.processes if one.stage is not Stage.ENDPOINT]
+        entries = list(plan.entries)
+        for process in plan.of(Stage.ENDPOINT):
+            name = process.name.partition("/")[2]
+            endpoint = self.lab.endpoints[name]
+            self.networks.setdefault(endpoint.service, []).append(name)
+            cluster = self.lab.clusters[endpoint.domain or self.lab.node_of(name).cluster]
+            if endpoint.service not in self.plans:
+                self.plans[endpoint.service] = self._address_plan(cluster, processes, entries)
             settings = {
-                "NSM_PREFIX_SERVER_URL": PLAN,
-                "NSM_NAMESPACE": self.space(kind).path,
-                "NSM_LABELS": f"router:{kind}",
+                "NSM_PREFIX_SERVER_URL": self.plans[endpoint.service].environment["NSM_LISTEN_ON"],
+                "NSM_NAMESPACE": self.space(name).path,
+                "NSM_LABELS": f"router:{name}",
                 "NSM_REGISTER_SERVICE": "false",
             }
             dropped = ("NSM_PAYLOAD", "NSM_CIDR_PREFIX")
             environment = {k: v for k, v in process.environment.items() if k not in dropped}
-            self.routers[kind] = replace(
+            self.routers[name] = replace(
                 process,
                 module="endpoints.vl3",
-                namespace=self.paths.namespace(node),
-                gid=gid,
+                namespace=self.paths.namespace(endpoint.on),
+                gid=FIRST_GID + len(entries),
                 privileged=True,
                 environment={**environment, **settings},
             )
-            id_ = f"spiffe://east.test/router/{kind}"
-            entries.append(Entry("east", id_, self.paths.namespace(node), gid, f"{kind}.router"))
-        like = next(one for one in processes if one.stage is Stage.REGISTRY)
-        gid = FIRST_GID + len(ROUTERS)
-        environment = {k: v for k, v in like.environment.items() if k != "NSM_REGISTRY_URL"}
-        self.address_plan = replace(
-            like,
-            name="one/ipam",
-            module="endpoints.ipam",
-            gid=gid,
-            log=self.paths.log("one/ipam"),
-            environment={
-                **environment,
-                "NSM_NAME": "ipam",
-                "NSM_LISTEN_ON": PLAN,
-                "NSM_PREFIX": DOMAIN,
-                "NSM_STORE": str(self.directory / "ipam.sqlite"),
-            },
-        )
-        entries.append(Entry("east", "spiffe://east.test/ipam", like.namespace, gid, "ipam"))
+            entries.append(self._entry(f"router/{name}", self.routers[name], endpoint.on))
         return Plan(tuple(processes), tuple(entries))
 
-    def tell(self) -> Program:
-        """Register the service, with a choice of routers."""
-        process = replace(self.process("m1"), module="tests.e2e.vl3.teller")
-        return self.bear(process, "teller").ready()
+    def _address_plan(
+        self, cluster: Cluster, processes: list[Process], entries: list[Entry]
+    ) -> Process:
+        name = f"ipam{len(self.plans)}"
+        like = next(one for one in processes if one.name == f"{cluster.registry_on}/registry")
+        dropped = ("NSM_REGISTRY_URL", "NSM_PROXY_REGISTRY_URL")
+        made = replace(
+            like,
+            name=f"{cluster.registry_on}/{name}",
+            module="endpoints.ipam",
+            gid=FIRST_GID + len(entries),
+            log=self.paths.log(f"{cluster.registry_on}/{name}"),
+            environment={
+                **{k: v for k, v in like.environment.items() if k not in dropped},
+                "NSM_NAME": name,
+                "NSM_LISTEN_ON": at(self.lab, cluster, FIRST_PORT + len(self.plans)),
+                "NSM_PREFIX": DOMAIN,
+                "NSM_STORE": str(self.directory / f"{name}.sqlite"),
+            },
+        )
+        entries.append(self._entry(name, made, cluster.registry_on))
+        return made
 
-    def lend(self, **variables: str) -> Program:
-        """Start the address plan."""
-        return self.bear(self.address_plan, "ipam", **variables).ready()
+    def _entry(self, id_: str, process: Process, node: str) -> Entry:
+        cluster = self.lab.nodes[node].cluster
+        trust_domain = self.lab.clusters[cluster].trust_domain
+        dns = id_.replace("/", ".")
+        return Entry(cluster, f"spiffe://{trust_domain}/{id_}", process.namespace, process.gid, dns)
+
+    def tell(self) -> None:
+        """Register the services, with a choice of routers."""
+        for service, routers in self.networks.items():
+            plan = self.plans[service]
+            node = plan.name.partition("/")[0]
+            cluster = self.lab.clusters[self.lab.nodes[node].cluster]
+            process = replace(plan, module="tests.e2e.vl3.teller")
+            settings = {
+                "NSM_CONNECT_TO": at(self.lab, cluster, 5002),
+                "TELLER_SERVICE": service,
+                "TELLER_ROUTERS": ",".join(routers),
+            }
+            self.bear(process, f"teller-{service}", **settings).ready()
+
+    def lend(self, service: str = "net", **variables: str) -> Program:
+        """Start the service's address plan."""
+        process = self.plans[service]
+        return self.bear(process, process.name.partition("/")[2], **variables).ready()
 
     def route(self, name: str, **variables: str) -> Program:
         """Start a router; it says that it is ready when it is registered."""
@@ -131,8 +174,13 @@ class Domain(Nodes):
 
     def member(self, place: str, *, at: str = "", **variables: str) -> "Member":
         """Start a member and wait for its wire; at chooses the router."""
-        url = f"kernel://net/nsm-1{'?at=' + at if at else ''}"
+        url = self.url(place, at)
         return Member(self.client(place, url, name=place, **variables), self.space(place))
+
+    def url(self, place: str, at: str = "") -> str:
+        """What is asked for in that place."""
+        (url,) = self.lab.clients[place].connect
+        return f"{url}?at={at}" if at else url
 
 
 class Member:
@@ -157,9 +205,9 @@ class Member:
 
     @property
     def router(self) -> str:
-        """The router its wire leads to."""
+        """The router its wire leads to, without its domain."""
         ups = [one for one in map(json.loads, self.program.log) if one.get("state") == "up"]
-        return str(ups[-1]["endpoint"])
+        return str(ups[-1]["endpoint"]).partition("@")[0]
 
 
 def routes(space: Space) -> set[str]:
@@ -194,13 +242,13 @@ def full(member: Member, address: str) -> tuple[str, ...]:
     return "-M", "do", "-s", str(member.mtu - headers)
 
 
-async def joined(domain: Domain, *names: str) -> None:
+async def joined(domain: Domain, *names: str, families: int = 2) -> None:
     """Wait until each of those routers has a route to each other's prefixes."""
 
     def all_known() -> bool:
         found = [routes(domain.space(name)) for name in names]
         wide = [{one for one in each if "/" in one} for each in found]
-        return all(len(each) >= 2 * (len(names) - 1) for each in wide)
+        return all(len(each) >= families * (len(names) - 1) for each in wide)
 
     await until(all_known, f"{len(names)} routers to be joined", bar=3)
 
@@ -223,7 +271,14 @@ class Pinging:
         return int(match[1]), int(match[2])
 
 
-def lost(pinging: Iterable[Pinging]) -> tuple[int, int]:
+def lost_of(pinging: Iterable[Pinging]) -> tuple[int, int]:
     """Of how many pings how many were lost, the last of each aside."""
     counts = [one.end() for one in pinging]
     return sum(sent for sent, _ in counts), sum(max(0, sent - got - 1) for sent, got in counts)
+
+
+def echoes(member: Member) -> int:
+    """Echo requests that came to a member."""
+    lines = member.space.run("cat", "/proc/net/snmp").stdout.splitlines()
+    heads, values = (line.split() for line in lines if line.startswith("Icmp:"))
+    return int(values[heads.index("InEchos")])

@@ -1,4 +1,4 @@
-"""Registers the domain's service with a choice: a member's label `at` names its router.
+"""Registers a domain's service with a choice: a member's label `at` names its router.
 
 python -P -m tests.e2e.vl3.teller
 """
@@ -11,19 +11,13 @@ from nsm.identity.workload import workload_source
 from nsm.model import Destination, Match, Service
 from nsm.rpc.peers import Peers
 from nsm.rpc.registry import RegistryClient
-from tests.e2e.vl3.names import ROUTERS
-
-SERVICE = Service(
-    "net",
-    "IP",
-    matches=(
-        *(Match({"at": one}, (Destination({"router": one}),)) for one in ROUTERS),
-        Match({}, (Destination({}),)),
-    ),
-)
 
 
 async def main() -> None:
+    routers = os.environ["TELLER_ROUTERS"].split(",")
+    choices = [Match({"at": one}, (Destination({"router": one}),)) for one in routers]
+    matches = (*choices, Match({}, (Destination({}),)))
+    service = Service(os.environ["TELLER_SERVICE"], "IP", matches=matches)
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     async with (
@@ -31,7 +25,7 @@ async def main() -> None:
         Peers(source, dial_timeout=2.0) as peers,
     ):
         client = RegistryClient(peers, os.environ["NSM_CONNECT_TO"], dial_timeout=2.0)
-        await client.register_service(SERVICE)
+        await client.register_service(service)
         os.write(int(os.environ["NSM_READY_FD"]), b"registered\n")
         await ended.wait()
 

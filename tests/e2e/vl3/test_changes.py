@@ -2,7 +2,7 @@
 
 import signal
 
-from tests.e2e.vl3.domain import Domain, Member, Pinging, joined, lost, routes, unreachable
+from tests.e2e.vl3.domain import Domain, Member, Pinging, joined, lost_of, routes, unreachable
 from tests.e2e.wires.nodes import Program
 from tests.support.wait import until
 
@@ -58,7 +58,7 @@ async def test_a_router_that_leaves_takes_its_routes_along_and_its_members_find_
     await until(settled, "all members to be one network again", bar=3)
     assert len(moving.addresses) == 2
     assert set(moving.addresses) & set(before) == set()
-    sent, gone = lost(pinging)
+    sent, gone = lost_of(pinging)
     assert (sent > 10, gone) == (True, 0)
 
 
@@ -83,7 +83,7 @@ async def test_members_notice_nothing_of_an_address_plan_that_is_away(domain: Do
     )
     assert await unreachable(members) == []
     assert [one.addresses for one in members[:2]] == before
-    sent, gone = lost(pinging)
+    sent, gone = lost_of(pinging)
     assert (sent > 10, gone) == (True, 0)
 
 
@@ -108,13 +108,72 @@ async def test_a_router_that_is_killed_and_started_again_is_missed_by_nobody(
         again = routers[name] = domain.route(name)
         await until(lambda: granted(again) >= wires, "its wires to be asked for again", bar=3)  # noqa: B023
         await until(lambda: taken_over(again) or name == "r1", "its own to be found", bar=3)  # noqa: B023
-        sent, gone = lost(pinging)
+        sent, gone = lost_of(pinging)
         assert (sent > 10, gone) == (True, 0), name
         assert [each.addresses for each in members] == before
         assert {each: routes(domain.space(each)) for each in ("r1", "r2")} == known
     new = domain.member("m4", at="r1")
     assert not set(new.addresses) & {one for each in before for one in each}
     assert await unreachable([*members, new]) == []
+
+
+async def test_a_router_that_does_not_return_is_forgotten_and_has_its_own_again_if_it_does(
+    domain: Domain,
+) -> None:
+    """One that had asked another for a wire: that ends with the lease, as nobody closes it."""
+    plan = domain.lend()
+    domain.route("r1")
+    lost = domain.route("r2", NSM_MAX_TOKEN_LIFETIME="5s", NSM_DIAL_TIMEOUT="1s")
+    members = [domain.member(f"m{n}", at=at) for n, at in ((1, "r1"), (2, "r1"), (3, "r2"))]
+    await joined(domain, "r1", "r2")
+    before = [one.addresses for one in members]
+    known = {name: routes(domain.space(name)) for name in ("r1", "r2")}
+    pinging = [Pinging(members[0], members[1].addresses[0])]
+    lost.end(signal.SIGKILL)
+    await until(
+        lambda: not any("/" in one for one in routes(domain.space("r1"))),
+        "the routes of a router that is no more to go",
+        bar=1,
+    )
+    assert plan.end() == 0  # and nothing of it is in anybody's memory
+    domain.lend()
+    domain.route("r2")
+    await joined(domain, "r1", "r2")
+
+    async def reached() -> bool:
+        return await unreachable(members) == []
+
+    await until(reached, "all members to reach one another", bar=2)
+    assert [one.addresses for one in members] == before
+    assert {name: routes(domain.space(name)) for name in ("r1", "r2")} == known
+    sent, gone = lost_of(pinging)
+    assert (sent > 10, gone) == (True, 0)
+
+
+async def test_a_router_that_starts_while_the_address_plan_is_away_lets_be_what_stands(
+    domain: Domain,
+) -> None:
+    plan = domain.lend()
+    domain.route("r1")
+    killed = domain.route("r2")
+    members = [domain.member(f"m{n}", at=at) for n, at in ((1, "r1"), (3, "r2"))]
+    await joined(domain, "r1", "r2")
+    before = [one.addresses for one in members]
+    pinging = [Pinging(members[0], members[1].addresses[n]) for n in (0, 1)]
+    assert plan.end() == 0
+    killed.end(signal.SIGKILL)
+    again = domain.route("r2")
+    await until(
+        lambda: any("prefix pool is initializing" in line for line in again.log),
+        "its member to be told to wait",
+        bar=1,
+    )
+    domain.lend()
+    await until(lambda: granted(again), "its member to be served", bar=1)
+    assert await unreachable(members) == []
+    assert [one.addresses for one in members] == before
+    sent, gone = lost_of(pinging)
+    assert (sent > 10, gone) == (True, 0)
 
 
 async def test_what_a_member_has_is_kept_for_it_while_its_router_is_away(domain: Domain) -> None:
@@ -149,7 +208,7 @@ async def test_a_router_may_be_told_to_leave_its_wires_for_its_next_life(domain:
     assert asking.end() == 0
     again = domain.route("r2")
     await until(lambda: taken_over(again), "its wire to be found", bar=3)
-    sent, gone = lost(pinging)
+    sent, gone = lost_of(pinging)
     assert (sent > 3, gone) == (True, 0)
 
 
@@ -173,3 +232,32 @@ async def test_the_smallest_mtu_is_everybodys(domain: Domain) -> None:
         assert await unreachable(members) == []
     finally:
         node.do("link", "set", "eth0", "mtu", "1500")
+
+
+async def test_a_domain_that_gets_other_addresses_moves_as_a_whole(domain: Domain) -> None:
+    """As when an address plan has lost its store: routers and members are told, and follow."""
+    plan = domain.lend()
+    routers = [domain.route("r1"), domain.route("r2")]
+    members = [domain.member("m1", at="r1"), domain.member("m3", at="r2")]
+    await joined(domain, "r1", "r2")
+    assert plan.end() == 0
+    domain.lend(NSM_PREFIX="10.77.0.0/16,2001:db8:77::/64", NSM_STORE="")
+
+    def moved() -> bool:
+        return all(
+            [one[:9] for one in member.addresses]
+            in (["10.77.0.1", "2001:db8:"], ["10.77.1.1", "2001:db8:"])
+            and ":77:" in member.addresses[1]
+            for member in members
+        )
+
+    await until(moved, "all members to have other addresses", bar=3)
+
+    async def reached() -> bool:
+        return await unreachable(members) == []
+
+    await until(reached, "all members to reach one another", bar=3)
+    for router, name in zip(routers, ("r1", "r2"), strict=True):
+        assert not routes(domain.space(name)), router.words
+        (lo,) = domain.space(name).ip("addr", "show", "lo")
+        assert sum(one["scope"] == "global" for one in lo["addr_info"]) == 2

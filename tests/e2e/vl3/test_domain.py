@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from tests.e2e.vl3.domain import Domain, Member, full, joined, routes, unreachable
+from tests.e2e.vl3.domain import Domain, Member, echoes, full, joined, routes, unreachable
 from tests.support.wait import until
 
 SERVER = """
@@ -148,10 +148,3 @@ def own(domain: Domain, name: str) -> list[str]:
     """A router's own addresses."""
     (lo,) = domain.space(name).ip("addr", "show", "lo")
     return [one["local"] for one in lo["addr_info"] if one["scope"] == "global"]
-
-
-def echoes(member: Member) -> int:
-    """Echo requests that came to a member."""
-    lines = member.space.run("cat", "/proc/net/snmp").stdout.splitlines()
-    heads, values = (line.split() for line in lines if line.startswith("Icmp:"))
-    return int(values[heads.index("InEchos")])
