@@ -371,6 +371,13 @@ def _held_to(asked: Connection, answer: Connection, way: Way) -> Connection:
             f" {asked.id}",
             code=InvalidError.code,
         )
+    try:
+        path.check(answer)  # or nobody left of us would take its next refresh, nor get it out again
+    except InvalidError as wrong:
+        raise PeerError(
+            f"{way.url} answered for connection {asked.id} with {wrong.message}",
+            code=InvalidError.code,
+        ) from wrong
     # Our own has the token by which the next hop knows us: it links both sides of the path.
     own = replace(answer.segments[here], name=asked.segments[here].name, id=asked.id)
     segments = (*asked.segments[:here], own, *answer.segments[here + 1 :])

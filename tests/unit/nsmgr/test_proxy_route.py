@@ -557,6 +557,28 @@ async def test_another_domain_changes_nothing_left_of_us(lives):
             await proxy.request(made)
 
 
+@pytest.mark.parametrize("what", ["segments", "labels", "metrics", "name"])
+async def test_an_answer_that_no_hop_would_take_as_a_request_is_none(lives, what):
+    proxy = lives()
+    proxy.beyond.holds = {"nse@two": FAR}
+
+    def swollen(made):
+        last, long = made.segments[-1], {"x": "x" * 100_000}
+        more = {
+            "segments": (last,) * 100,
+            "metrics": (replace(last, metrics=long),),
+            "name": (replace(last, name="x" * 1000),),
+        }.get(what, (last,))
+        changed = replace(made, path=Path((*made.segments[:-1], *more), made.index))
+        return replace(changed, labels=long) if what == "labels" else changed
+
+    proxy.calls.change = swollen
+    with pytest.raises(PeerError, match=rf"{FAR} answered for connection \S+ with "):
+        await proxy.request(asking())
+    assert proxy.calls.told()[-1] == ("close", FAR, "nse@two"), "what it made is taken back"
+    assert not proxy.hop.connections.established()
+
+
 async def test_strangers_say_whose_bundle_is_missing(lives):
     proxy = lives()
     proxy.beyond.holds = {"nse@two": FAR}
