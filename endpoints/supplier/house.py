@@ -1,9 +1,9 @@
 """Starting routers so that they outlive us, and finding those that an earlier life started.
 
-A router gets a session of its own and nothing of ours but a log and a pipe to say that it is
-ready. It waits for a line on its standard input before it begins: until its number and start
-time are in its state file nobody could find it, and a second one would be started. Should we be
-killed in between, that line never comes and it ends.
+A router gets a session of its own, and nothing of ours but its log. It waits for a line on its
+standard input before it begins: until its number and start time are in its state file nobody
+could find it, and a second one would be started. Should we be killed in between, that line
+never comes and it ends. Whether it serves it says in its health file, to each of our lives.
 
 All of this blocks and belongs in a thread, but for what waits.
 """
@@ -27,6 +27,7 @@ from endpoints.supplier.recipes import Recipe
 from nsm.errors import InvalidError, NsmError, PreconditionError, RightsError, TakenError
 from nsm.kernel.namespaces import NAMED, create_named
 from nsm.process.alive import Mark, started
+from nsm.process.health import SERVING
 from nsm.process.words import last_words
 
 GATE: Final = 'read _ && exec "$@" </dev/null'
@@ -36,23 +37,34 @@ LARGEST_LOG: Final = 4 << 20  # bytes; as much again in the one before it
 
 @dataclass(eq=False)
 class Child:
-    """A router's process. ready is the pipe on which it says so; -1 for one of an earlier life."""
+    """A router's process; health is its file, empty where it knows of none."""
 
     mark: Mark
     pidfd: int
     log: str
     said_before: int  # bytes of the log that are not its own
-    ready: int = -1
+    health: str = ""
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
-    async def says_ready(self) -> bool:
-        """Wait for its word; False if it ends, or closes the pipe, without one."""
-        await _readable(self.ready)
-        return bool(os.read(self.ready, 4096))
+    def serving(self) -> bool:
+        """Whether it says that it serves; one that knows of no health file never says no."""
+        if not self.health:
+            return True
+        try:  # it is another's file: what is no file must not make us wait
+            fd = os.open(self.health, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return False
+        with open(fd, "rb") as file:
+            return file.read(64).strip() == SERVING.encode()
 
     async def ended(self) -> int | None:
         """Wait for its end: its exit code, minus its signal, or None where that is not told us."""
-        await _readable(self.pidfd)
+        loop, over = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self.pidfd, over.set)
+        try:
+            await over.wait()
+        finally:
+            loop.remove_reader(self.pidfd)
         return self.process.wait() if self.process else None
 
     def words(self) -> str:
@@ -61,9 +73,7 @@ class Child:
 
     def release(self) -> None:
         """Let go of it; it goes on."""
-        for fd in (self.pidfd, self.ready):
-            if fd >= 0:
-                os.close(fd)
+        os.close(self.pidfd)
         if self.process and self.process.returncode is None:
             self.process.returncode = 0  # it outlives us on purpose
 
@@ -124,7 +134,7 @@ class House:
             os.close(pidfd)
             return None, True
         log = self.log_of(recipe)
-        return Child(mark, pidfd, log, said_before=_size(log)), True
+        return Child(mark, pidfd, log, _size(log), self._health(recipe)), True
 
     def forget(self, recipe: Recipe) -> None:
         """It has ended."""
@@ -153,13 +163,11 @@ class House:
             ) from error
 
     def _start(self, recipe: Recipe, log: str) -> Child:
+        self._prepare(recipe)
         with contextlib.ExitStack() as closes:
             out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
             closes.callback(os.close, out)
-            ready, ready_end = os.pipe()
-            closes.callback(os.close, ready_end)
             undo = closes.enter_context(contextlib.ExitStack())
-            undo.callback(os.close, ready)
             size = _size(log)
             process = subprocess.Popen(
                 ["/bin/sh", "-c", GATE, recipe.name, *_command(recipe)],
@@ -167,8 +175,7 @@ class House:
                 stdout=out,
                 stderr=out,
                 cwd="/",
-                env=self._environment(recipe, ready_end),
-                pass_fds=[ready_end],
+                env=self._environment(recipe),
                 start_new_session=True,
                 umask=0o022,
                 user=recipe.uid,
@@ -185,18 +192,27 @@ class House:
             process.stdin.write(b"\n")
             process.stdin.close()
             undo.pop_all()
-        return Child(mark, pidfd, log, size, ready, process)
+        return Child(mark, pidfd, log, size, self._health(recipe), process)
 
-    def _environment(self, recipe: Recipe, ready: int) -> dict[str, str]:
-        own = {
-            "NSM_NAME": recipe.name,
-            "NSM_SERVICE_NAMES": recipe.service,
-            "NSM_READY_FD": str(ready),
-        }
+    def _prepare(self, recipe: Recipe) -> None:
+        """A folder in which only the router writes, without what an earlier one wrote there."""
+        if health := self._health(recipe):
+            folder = os.path.dirname(health)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.mkdir(folder, 0o755)
+            if recipe.uid is not None:
+                os.chown(folder, recipe.uid, -1)
+
+    def _health(self, recipe: Recipe) -> str:
+        return "" if recipe.argv else self._file(recipe, "d/health")  # upstream's know of none
+
+    def _environment(self, recipe: Recipe) -> dict[str, str]:
+        own = {"NSM_NAME": recipe.name, "NSM_SERVICE_NAMES": recipe.service}
         if recipe.namespace:
             own["NSM_NAMESPACE"] = recipe.namespace
-        if not recipe.argv:  # the same code as ours, wherever that lies
-            own["PYTHONPATH"] = _home()
+        if not recipe.argv:
+            own["NSM_HEALTH_FILE"] = self._health(recipe)
+            own["PYTHONPATH"] = _home()  # the same code as ours, wherever that lies
         return {**self._inherited, **recipe.environment, **own}
 
     def _note(self, recipe: Recipe, mark: Mark) -> None:
@@ -282,13 +298,3 @@ def _size(log: str) -> int:
         return os.stat(log).st_size
     except FileNotFoundError:
         return 0
-
-
-async def _readable(fd: int) -> None:
-    loop = asyncio.get_running_loop()
-    ready = asyncio.Event()
-    loop.add_reader(fd, ready.set)
-    try:
-        await ready.wait()
-    finally:
-        loop.remove_reader(fd)

@@ -22,6 +22,7 @@ from nsm.rpc.registry import RegistryClient
 
 PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)  # seconds after a failure, and the next
 STEADY: Final = 10.0  # seconds a router has to run for its failures to be forgotten
+LOOK, GROWTH, LONGEST_LOOK = 0.02, 1.1, 0.5  # seconds between looks at whether a router serves
 AGAIN: Final = 0.2  # seconds until the registry is asked again that did not answer
 log = structlog.get_logger(__name__)
 
@@ -45,6 +46,7 @@ class Keeper:
         self._asked = asyncio.Event()
         self._changed = asyncio.Event()
         self._failure: NsmError | None = None
+        self._child: Child | None = None
         self._failures = 0
         self._due = 0.0  # when it may be started again
         self._began = 0.0
@@ -57,8 +59,8 @@ class Keeper:
         """
         while True:
             changed = self._changed
-            if self.state is State.THERE:
-                if await unless(self._registered(), changed.wait()):
+            if self.state is State.THERE and self._child:
+                if await unless(self._serves(self._child), changed.wait()):
                     return
                 continue
             if self.state is State.ABSENT:
@@ -91,11 +93,12 @@ class Keeper:
                 child = await self._start()
                 if child is None:
                     continue
+            self._child = child
             try:
                 await self._follow(child)
             finally:
                 child.release()
-            child = None
+            self._child = child = None
 
     async def _start(self) -> Child | None:
         self._asked.clear()
@@ -139,18 +142,25 @@ class Keeper:
             self._asked.set()
 
     async def _coming(self, child: Child) -> NoReturn:
-        """Note when it is ready and registered; this is for as long as it runs."""
-        says_so = child.ready >= 0 and not self.recipe.argv  # upstream's know no NSM_READY_FD
-        if not says_so or await child.says_ready():
-            await self._registered()
-            took = round(time.monotonic() - self._began, 3)
-            log.info("router is there", seconds=took, **self._who(child))
-            self._failure = None
-            self._become(State.THERE)
+        """Note when it is there; this is for as long as it runs."""
+        await self._serves(child)
+        took = round(time.monotonic() - self._began, 3)
+        log.info("router is there", seconds=took, **self._who(child))
+        self._failure = None
+        self._become(State.THERE)
         while True:
             await asyncio.Event().wait()
 
-    async def _registered(self) -> bool:
+    async def _serves(self, child: Child) -> bool:
+        """Wait until it serves, and the registry has it."""
+        pause = LOOK
+        while not await asyncio.to_thread(child.serving):
+            await asyncio.sleep(pause)
+            pause = min(pause * GROWTH, LONGEST_LOOK)
+        await self._registered()
+        return True
+
+    async def _registered(self) -> None:
         """Wait until the registry has it."""
         query = Endpoint(name=self.recipe.name)
         while True:
@@ -158,7 +168,7 @@ class Keeper:
                 async with contextlib.aclosing(self._registry.watch_endpoints(query)) as seen:
                     async for found in seen:
                         if found.item.name == self.recipe.name and not found.deleted:
-                            return True
+                            return
             except NsmError as error:
                 log.warning("it is not known whether a router is registered", why=str(error))
             await asyncio.sleep(AGAIN)

@@ -28,7 +28,7 @@ SET: Final = {  # what the supplier says itself, and which key says it to the su
     "NSM_NAME": "name",
     "NSM_SERVICE_NAMES": "the service before the colon",
     "NSM_NAMESPACE": "namespace",
-    "NSM_READY_FD": "nothing: the supplier reads it",
+    "NSM_HEALTH_FILE": "nothing: the supplier reads it",
 }
 MOST: Final = 1024  # routers of one node
 _KEYS: Final = ("name", "namespace", "module", "argv", "uid", "gid", "log", "environment")

@@ -74,7 +74,13 @@ async def serve(config: Config, process: Process) -> None:
             on_call=log_call,
         )
 
+        serving = asyncio.Event()
+        process.health.lost("prefix", "it has no addresses to hand out yet")
+
         def changed(larger: Callable[[int], bool]) -> None:
+            if router.ready:
+                serving.set()
+                process.health.ready("prefix")
             endpoint.ask_again(lambda conn: larger(conn.context.mtu if conn.context else 0))
             joins.refresh(lambda wire: larger(wire.mtu))
             joins.look()
@@ -91,20 +97,24 @@ async def serve(config: Config, process: Process) -> None:
             process.tasks.spawn(router.settle(), "what the kernel passes on", forever=True)
             lending.start(peers, process.tasks)
             process.ready(endpoint.urls, service=config.service, manager=config.connect_to)
-            await _needed(config, process, router, endpoint)
+            await _needed(config, process, router, endpoint, serving)
             if not config.unregister_itself:
                 joins.leave()
 
 
-async def _needed(config: Config, process: Process, router: Router, endpoint: Endpoint) -> None:
-    """Wait for the stop, or for the idle time."""
+async def _needed(
+    config: Config, process: Process, router: Router, endpoint: Endpoint, serving: asyncio.Event
+) -> None:
+    """Wait for the stop, or for the idle time, which begins when members can be served."""
     if not config.idle_timeout:
         await process.stopped()
         return
 
     async def idle() -> None:
+        await serving.wait()
         await router.idle(config.idle_timeout)
         endpoint.route.expired = True
+        process.health.lost("members", "it had none for its idle time, and ends")
         log.info("no member for the idle time: the router ends", idle=config.idle_timeout)
 
     await unless(process.stopped(), idle())

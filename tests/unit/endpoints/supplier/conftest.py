@@ -18,7 +18,7 @@ from endpoints.supplier.recipes import Recipe
 from nsm.errors import UnavailableError
 from nsm.model import Endpoint, Found
 
-STAYS = "echo here; echo ready >/proc/self/fd/$NSM_READY_FD; exec sleep 600"
+STAYS = "echo here; echo serving >$NSM_HEALTH_FILE; exec sleep 600"
 INHERITED = {"PATH": os.environ["PATH"], "FROM": "supplier", "NSM_POOL": "default"}
 
 
@@ -84,7 +84,7 @@ def running(folder: Path) -> list[int]:
 async def keep(
     house: House, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Callable[..., Keeper]]:
-    """Keepers at work. Their routers are modules, which say when they are ready."""
+    """Keepers at work. Their routers are modules, which say whether they serve."""
     tasks = []
 
     def command(one: Recipe) -> tuple[str, ...]:

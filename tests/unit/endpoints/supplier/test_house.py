@@ -29,7 +29,6 @@ async def test_a_router_is_told_what_its_recipe_says_and_has_nothing_else_of_our
     told = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
     for ours in ("PWD", "SHLVL", "_", "OLDPWD"):  # a shell's
         told.pop(ours, None)
-    ready = told.pop("NSM_READY_FD")
     assert told == {
         **INHERITED,
         **environment,
@@ -39,26 +38,46 @@ async def test_a_router_is_told_what_its_recipe_says_and_has_nothing_else_of_our
     }
     null, fds, session = said.splitlines()[:3]
     assert null == "/dev/null"
-    assert set(fds.split()) <= {"0", "1", "2", "3", ready}, fds  # 3 is ls's own
+    assert set(fds.split()) <= {"0", "1", "2", "3"}, fds  # 3 is ls's own
     assert int(session) == child.mark.pid
     child.release()
 
 
-async def test_its_word_is_heard_and_its_end_told(house: House) -> None:
-    child = house.start(recipe("echo ready >/proc/self/fd/$NSM_READY_FD; read x; exit 3"))
-    assert await child.says_ready()
+async def test_its_word_is_believed_until_it_says_otherwise(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "echo serving >$NSM_HEALTH_FILE; read x; exit 3"
+    monkeypatch.setattr(at_work, "_command", lambda _: ("/bin/sh", "-c", code))
+    module = replace(recipe(), argv=())
+    child = house.start(module)
     assert await child.ended() == 3, "its input is empty"
+    assert child.serving(), "it died, and could not say"
+    health = Path(child.health)
+    for said in ("", "prefix: none is lent\n", "serving and more\n"):
+        health.write_text(said)
+        assert not child.serving(), said
+    health.unlink()
+    assert not child.serving()
+    os.mkfifo(health)
+    assert not child.serving(), "and nobody waits for its writer"
+    health.unlink()
+    health.symlink_to("/etc/passwd")
+    assert not child.serving()
     child.release()
-    silent = house.start(recipe("exit 4"))
-    assert not await silent.says_ready()
-    assert await silent.ended() == 4
-    silent.release()
+    monkeypatch.setattr(at_work, "_command", lambda _: ("/bin/sleep", "600"))
+    child = house.start(module)
+    assert not child.serving(), "what the one before it said is not its word"
+    child.release()
+    monkeypatch.undo()
+    stranger = house.start(recipe("exit 4", name="s"))
+    assert stranger.serving(), "it is not known to say"
+    assert await stranger.ended() == 4
+    stranger.release()
 
 
 async def test_it_outlives_us_and_the_next_life_finds_it(house: House, tmp_path: Path) -> None:
     asked = recipe()
     first = house.start(asked)
-    assert await first.says_ready()
     first.release()
     found, noted = house.find(asked)
     assert found
@@ -148,12 +167,10 @@ async def test_a_log_is_bounded_while_it_is_written(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(at_work, "LARGEST_LOG", 10)
-    asked = recipe(
-        "echo 0123456789 12; echo x >/proc/self/fd/$NSM_READY_FD; sleep 0.2; echo last; sleep 9"
-    )
+    asked = recipe("echo 0123456789 12; sleep 0.2; echo last; exec sleep 9")
     child = house.start(asked)
-    assert await child.says_ready()
     log = Path(house.log_of(asked))
+    await until(lambda: log.read_text(), "its first word", bar=0.5)
     bound([str(log), "/nowhere/log"])
     await until(lambda: log.read_text() == "last\n", "its next word", bar=0.5)
     assert Path(f"{log}.1").read_text() == "0123456789 12\n"

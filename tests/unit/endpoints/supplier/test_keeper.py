@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ async def test_an_asker_who_goes_does_not_take_the_start_along(house: House, kee
 async def test_one_that_ends_because_it_is_idle_is_started_when_it_is_asked_for(
     house: House, keep: Keep
 ) -> None:
-    keeper = keep("echo here; echo x >/proc/self/fd/$NSM_READY_FD; sleep 0.2")
+    keeper = keep("echo here; echo serving >$NSM_HEALTH_FILE; sleep 0.2")
     await keeper.there()
     await until(lambda: keeper.state is State.ABSENT, "its end to be seen", bar=0.5)
     await asyncio.sleep(0.05)
@@ -83,7 +84,7 @@ async def test_one_that_ends_because_it_is_idle_is_started_when_it_is_asked_for(
 async def test_who_asks_while_it_ends_gets_the_next(
     house: House, keep: Keep, registry: Registry
 ) -> None:
-    keeper = keep("echo here; echo x >/proc/self/fd/$NSM_READY_FD; sleep 0.2")
+    keeper = keep("echo here; echo serving >$NSM_HEALTH_FILE; sleep 0.2")
     await keeper.there()
     registry.say()  # it takes its registration back first
     asking = asyncio.create_task(keeper.there())
@@ -129,7 +130,7 @@ async def test_a_place_that_cannot_be_is_told_too(keep: Keep) -> None:
 async def test_the_next_life_takes_over_what_runs(
     house: House, keep: Keep, registry: Registry
 ) -> None:
-    house.start(recipe("echo here; exec sleep 600")).release()
+    house.start(replace(recipe(), argv=(), environment={"CODE": STAYS})).release()
     await until(lambda: starts(house) == 1, "a router of an earlier life", bar=0.5)
     keeper = keep()
     await keeper.there()

@@ -73,7 +73,7 @@ def test_json_will_do() -> None:
         ("net: {name: r, environment: {A-B: 1}}", "environment: 'A-B' is no variable's name"),
         ("net: {name: r, environment: {A: [1]}}", "environment: A: one value is expected"),
         ("net: {name: r, environment: {NSM_NAME: x}}", "NSM_NAME is what .* say it by name"),
-        ("net: {name: r, environment: {NSM_READY_FD: 3}}", "NSM_READY_FD is what the supplier"),
+        ("net: {name: r, environment: {NSM_HEALTH_FILE: /x}}", "NSM_HEALTH_FILE is what the"),
         ("net: {name: [", "f:1: "),
         ("a: &a [*a]", "f:1"),
     ],
