@@ -46,6 +46,7 @@ nsmctl lab down four
 """
 
 
+@pytest.mark.long
 def test_booted_without_ipv6_what_is_ipv4_works_and_the_rest_is_a_sentence():
     done = subprocess.run(
         [sys.executable, "-m", "tests.lane", "-b", "ipv6.disable=1", "--", "sh", "-c", SCRIPT],

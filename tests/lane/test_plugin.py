@@ -117,6 +117,7 @@ def test_in_ci_a_test_skipped_in_there_has_failed_unless_it_names_a_feature() ->
     assert "was skipped where CI=true: Skipped: not today" in done.stdout
 
 
+@pytest.mark.long
 def test_a_test_that_kills_the_kernel_has_failed_and_the_others_have_not() -> None:
     done = run("deadly.py", "-v")
     assert done.returncode == 1
@@ -183,6 +184,7 @@ def test_both_run_at_the_same_time_and_no_test_of_the_host_sees_the_lane_come_or
     }  # fmt: skip
 
 
+@pytest.mark.long
 def test_what_tests_of_the_host_share_ends_with_the_last_of_them() -> None:
     done = run("shared.py", "-v")
     assert outcomes(done) == {"test_here": "ERROR", "test_there": "PASSED"}
@@ -190,6 +192,7 @@ def test_what_tests_of_the_host_share_ends_with_the_last_of_them() -> None:
     assert "2 passed, 1 error" in done.stdout
 
 
+@pytest.mark.long
 def test_who_wants_no_more_than_one_failure_gets_no_more() -> None:
     done = run("outcomes.py", "-v", "-x")
     assert done.returncode == 1
@@ -236,6 +239,7 @@ async def nothing_stays(
     await until(lambda: not folder.exists(), "its lane's folder is gone", bar=1.0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 async def test_of_a_session_that_ends_early_nothing_stays(number: int, tmp_path: Path) -> None:
     with running("frozen.py", tmp_path / "said") as session:
@@ -243,6 +247,7 @@ async def test_of_a_session_that_ends_early_nothing_stays(number: int, tmp_path:
         await nothing_stays(session, number, folder, least=5, what="its lane's", bar=2.0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 async def test_of_a_session_that_ends_while_it_builds_nothing_stays(
     number: int, tmp_path: Path
@@ -256,6 +261,7 @@ async def test_of_a_session_that_ends_while_it_builds_nothing_stays(
             await nothing_stays(session, number, folder, least=1, what="the builder's", bar=1.0)
 
 
+@pytest.mark.long
 async def test_if_what_runs_the_lane_is_killed_its_tests_have_failed(tmp_path: Path) -> None:
     said = tmp_path / "said"
     with running("frozen.py", said) as session:
@@ -268,6 +274,7 @@ async def test_if_what_runs_the_lane_is_killed_its_tests_have_failed(tmp_path: P
     assert "the process that runs the lane has ended: exit code -9" in said.read_text()
 
 
+@pytest.mark.long
 def test_what_runs_the_lane_and_says_nothing_is_ended(tmp_path: Path) -> None:
     """It waits for a builder who does nothing."""
     (tmp_path / "impatient.py").write_text(
@@ -305,6 +312,7 @@ def no_lane(tmp_path: Path) -> dict[str, str]:
     return {"KERNEL_LANE_DIR": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
 
 
+@pytest.mark.long
 def test_where_there_should_be_a_lane_and_is_none_it_is_a_skip_that_ci_refuses(
     no_lane: dict[str, str],
 ) -> None:

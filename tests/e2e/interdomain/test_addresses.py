@@ -70,7 +70,9 @@ async def outside(mesh: Domains, cluster: str, known: str) -> None:
     await until(read, "the proxy knows the addresses", bar=3, record=False)
 
 
-@pytest.mark.parametrize("service", ["frames@two", "packets@two"])
+@pytest.mark.parametrize(
+    "service", [pytest.param("frames@two", marks=pytest.mark.long), "packets@two"]
+)
 async def test_tunnels_end_at_outer_addresses_and_begin_at_inner_ones(
     translated: Domains, service: str
 ):

@@ -13,6 +13,17 @@ VICTIMS = (
     "a/nsmgr-proxy", "b/nsmgr-proxy", "a/registry-proxy", "b/registry-proxy",
     "a/registry", "b/registry", "c/registry",
 )  # fmt: skip
+KILLED = ("a/nsmgr-proxy", "b/registry-proxy", "c/registry")  # the sample: of each kind one
+CASES = [
+    pytest.param(
+        victim,
+        number,
+        id=f"{victim.replace('/', '-')}-{how}",
+        marks=() if victim in KILLED and how == "killed" else pytest.mark.long,
+    )
+    for victim in VICTIMS
+    for how, number in {"stopped": signal.SIGTERM, "killed": signal.SIGKILL}.items()
+]
 DOORMEN = ("a/nsmgr-proxy", "b/nsmgr-proxy")
 
 
@@ -50,8 +61,7 @@ async def refreshed(mesh: Domains, times: int = 2) -> None:
     await until(both, "refreshes through both proxies", bar=8)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
-@pytest.mark.parametrize("victim", VICTIMS, ids=lambda name: name.replace("/", "-"))
+@pytest.mark.parametrize(("victim", "number"), CASES)
 async def test_one_between_domains_goes_and_comes_back_and_no_packet_is_lost(
     mesh: Domains, steady, victim: str, number: int
 ):

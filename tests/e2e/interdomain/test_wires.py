@@ -154,7 +154,10 @@ async def test_what_clusters_say_of_themselves_is_on_a_request_that_passes_as_so
     await until(lambda: labels()["region"] == "", "no labels any more", bar=2)
 
 
-@pytest.mark.parametrize("service", WIRES)
+@pytest.mark.parametrize(
+    "service",
+    [one if one == "packets@two" else pytest.param(one, marks=pytest.mark.long) for one in WIRES],
+)
 async def test_a_wire_is_refreshed_through_both_domains_and_stays_what_it_is(
     mesh: Domains, service: str
 ):

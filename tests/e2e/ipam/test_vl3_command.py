@@ -198,6 +198,7 @@ async def test_what_was_done_by_half_is_seen_and_completed(site: Site) -> None:
     assert await site.vl3("delete payroll") == "payroll  10.1.0.0/16  forgot its pool\n"
 
 
+@pytest.mark.long
 async def test_what_cannot_be_made_whole_is_taken_back(site: Site) -> None:
     for number in (1, 2, 3):  # as many names as the registry gives one identity
         await site.vl3(f"create n{number} --prefix 10.{number}.0.0/16")
@@ -237,6 +238,7 @@ async def test_a_service_that_is_its_routers_is_left_to_them(site: Site) -> None
     assert "its service stays: network service 'orders-db' belongs to" in forced
 
 
+@pytest.mark.long
 async def test_what_is_no_network_is_let_alone(site: Site) -> None:
     async with site.realm.client("nse", site.nsmgr) as client:
         await client.register_service(Service(name="frames", payload="ETHERNET"))
@@ -261,6 +263,7 @@ WRONG = (
 )
 
 
+@pytest.mark.long
 async def test_a_line_that_cannot_be_obeyed_says_why(site: Site) -> None:
     for line, code, says in WRONG:
         assert says in await site.vl3(line, code=code)

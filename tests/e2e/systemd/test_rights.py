@@ -58,7 +58,10 @@ def test_with_exactly_these_rights_and_as_an_ordinary_user_everything_works(mach
         assert "0" not in status["Uid"].split()
 
 
-@pytest.mark.parametrize("right", sorted(ALL))
+@pytest.mark.parametrize(
+    "right",
+    [pytest.param(r, marks=pytest.mark.long if r == "CAP_SYS_ADMIN" else ()) for r in sorted(ALL)],
+)
 def test_without_one_of_them_something_does_not_work(machines, tried, right):
     with dropped(machines[0], ALL - {right}, asked=False):
         failed = tried.everything()

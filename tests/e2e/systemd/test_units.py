@@ -314,6 +314,7 @@ def test_a_unit_that_cannot_run_stays_down_in_the_end_and_says_so(east):
             east.run("systemctl", "start", unit)
 
 
+@pytest.mark.long
 def test_a_forwarder_waits_for_the_registry_longer_than_a_start_may_take_and_says_so(
     machines, wires
 ):

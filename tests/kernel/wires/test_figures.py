@@ -69,6 +69,7 @@ async def test_programming_a_wire_costs_at_most_twice_its_raw_netlink_batch(
     assert ours / raw < 10 * BAR
 
 
+@pytest.mark.long
 async def test_a_thousand_wires_beside_it_do_not_slow_a_wire(
     kernel: Kernel, client: Space, server: Space
 ) -> None:

@@ -160,6 +160,7 @@ async def test_nobody_there_is_told_with_address_port_and_what_to_look_at(
 
 
 @pytest.mark.needs_kernel("netem")
+@pytest.mark.long
 async def test_where_packets_are_lost_and_far_away_it_still_takes_no_five_seconds(
     encrypting: Kernel, encrypted: Nodes
 ) -> None:
