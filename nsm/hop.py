@@ -268,6 +268,11 @@ class Hop(Generic[M]):
         if conn is None:
             self._down(held)
             return
+        try:
+            path.check(conn)  # or nobody left of us would take it with the next refresh
+        except InvalidError as wrong:
+            log.warning("the next hop's news are no connection", why=wrong.message)
+            return
         made, here = held.made, held.made.index + 1
         segments = (*made.segments[:here], *conn.segments[here:])
         news = (conn.state, conn.context, [s.id for s in segments])

@@ -261,6 +261,16 @@ async def test_being_told_to_ask_again_while_asking_is_not_forgotten(mesh):
     await asyncio.gather(*world.tasks, return_exceptions=True)
 
 
+async def test_news_that_no_hop_would_take_as_a_request_are_none(world):
+    world.route.next_url = "unix:next"
+    made = await world.request()
+    own = made.segments[1].id
+    before = world.hop.connections.get(own).made
+    path_ = Path((*made.segments[:2], *(Segment("x", "x"),) * 100), 2)
+    world.hop._changed(own, Connection(id="n", state=State.UP, path=path_))
+    assert world.hop.connections.get(own).made == before
+
+
 # ---- who may ---------------------------------------------------------------------------------
 
 
