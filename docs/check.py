@@ -5,7 +5,8 @@
 - pages that code or pages name exist;
 - decisions are numbered without gaps and say context, decision, consequences;
 - CONTRIBUTING.md and docs/architecture.md stay one page, CHANGELOG.md has an Unreleased part;
-- docs/processes.md has the settings the programs have: `docs/check.py --write` puts them there.
+- docs/processes.md has the settings the programs have: `docs/check.py --write` puts them there;
+- docs/parity.md is of a run of the labs that labs/parity/index.yaml lists: `make parity` writes it.
 """
 
 import re
@@ -14,6 +15,8 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+
+import parity
 
 from nsm.process.config import Common, rows
 
@@ -143,6 +146,7 @@ def main() -> int:
         odd_decisions,
         long_pages,
         untrue_settings,
+        parity.untrue,
     )
     wrong = [line for check in checks for line in check()]
     sys.stderr.write("".join(f"{line}\n" for line in wrong))

@@ -21,7 +21,10 @@ def shipped(incomplete: str) -> list[str]:
     """Labs that come with vwire; where none fits, the shell offers files."""
     from labs import lab as labfile
 
-    return _fitting((path.stem for path in labfile.shipped_files()), incomplete)
+    names = [path.stem for path in labfile.shipped_files()]
+    if incomplete.startswith(labfile.EXAMPLES):  # else they would bury the others
+        names += [f"{labfile.EXAMPLES}/{id_}" for id_ in labfile.examples()]
+    return _fitting(names, incomplete)
 
 
 def up(incomplete: str) -> list[str]:
