@@ -52,12 +52,13 @@ class Answer:
 
 def merged(one: Answer, other: Answer) -> Answer:
     """What both know."""
+    zone = max(one.zone, other.zone, key=lambda zone: (len(zone), zone))
     if one.standing != other.standing:
-        return max(one, other, key=lambda answer: answer.standing)
+        return replace(max(one, other, key=lambda answer: answer.standing), zone=zone)
     return replace(
         one,
         records=tuple(sorted({*one.records, *other.records})),
-        zone=max(one.zone, other.zone, key=lambda zone: (len(zone), zone)),
+        zone=zone,
         ttl=min(one.ttl, other.ttl),
     )
 

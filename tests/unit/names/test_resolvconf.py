@@ -19,7 +19,7 @@ lines = st.lists(
         st.sampled_from(
             ["nameserver 192.0.2.1", "search a b", "", "# was: x", "# no line end before", " "]
         ),
-        st.text(st.characters(exclude_characters="\0"), max_size=12),
+        st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12),
     ),
     max_size=8,
 )

@@ -153,7 +153,7 @@ def test_every_address_is_found_by_its_reverse_name(
 
 def test_that_nobody_could_say_is_more_than_that_there_is_none_and_less_than_a_name() -> None:
     none, failed, known = map(Answer, (Standing.NXDOMAIN, Standing.FAILED, Standing.NODATA))
-    assert merged(none, failed) is failed
-    assert merged(known, failed) is known
+    assert merged(none, failed) == failed
+    assert merged(known, failed) == known
     records = Answer(Standing.RECORDS, (Record("a.db", "A", "10.0.0.1"),))
-    assert merged(known, records) is records
+    assert merged(known, records) == records
