@@ -1,0 +1,43 @@
+"""A database in one cluster, its replica in another: PostgreSQL's own, over a flat network alone."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nsm.process import config
+from tests.support.wait import write
+
+HERE = Path(__file__).parents[3]
+POSTGRES = "/usr/lib/postgresql/15/bin/postgres"
+# a database server is not for everybody's machine: make matrix installs it where it is not
+pytestmark = [] if os.path.exists(POSTGRES) else [pytest.mark.long]
+
+
+def nsmctl(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "nsmctl", *words], capture_output=True, text=True,
+        check=False, cwd="/", timeout=150,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(HERE), **config.for_children()},
+    )  # fmt: skip
+
+
+def test_a_replica_in_another_cluster_catches_up_over_the_flat_network_and_nothing_else():
+    start = time.monotonic()
+    done = nsmctl("lab", "run", "db-replication", "--json", "--name", f"db-{os.getpid() % 10000}")
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    told = json.loads(done.stdout)
+    write("db-replication: the whole run", time.monotonic() - start, 30.0)
+    assert told["failed"] == 0
+    assert told["held"] == len(told["checks"]) == 10
+    says = {check["name"]: check["says"] for check in told["checks"]}
+    frames, sealed = re.search(
+        r"^(\d+) frames:.* (\d+) wireguard-data", says["and nothing of that to read"]
+    ).groups()
+    assert int(frames) >= int(sealed) > 300  # ten thousand changed rows take some hundred
+    assert told["left"] == []
