@@ -3,7 +3,7 @@
 A router is lent a prefix of each family. The prefix's first address is its own; each member
 gets one of the others, as a single address, and routes to the whole domain by the router's.
 Another router, at either end of a wire, keeps its own address, and gets the way to this
-router's prefix only: it knows the others' itself.
+router's prefix only: it knows the others' itself. What it says of this one's is not believed.
 """
 
 import ipaddress
@@ -158,7 +158,7 @@ class RouterAddresses:
         src = [
             text
             for text in asked.src_ip_addrs
-            if text in ours or (router and text not in own) or not self._of_domain(text)
+            if text in ours or (router and not self._lent_to_us(text)) or not self._of_domain(text)
         ]
         dst = [text for text in asked.dst_ip_addrs if text in own or not self._of_domain(text)]
         src = list(dict.fromkeys((*src, *ours)))
@@ -270,7 +270,11 @@ class RouterAddresses:
         self, asked: Sequence[Route], src: Sequence[str], *, router: bool
     ) -> tuple[Route, ...]:
         """Routes to who asks: each of its addresses; a router's own ways stay as it says."""
-        found = {one.prefix: one for one in asked if router or not self._of_domain(one.prefix)}
+        found = {
+            one.prefix: one
+            for one in asked
+            if (router and not self._lent_to_us(one.prefix)) or not self._of_domain(one.prefix)
+        }
         for text in src:
             if _readable(text):
                 prefix = _host(ipaddress.ip_interface(text).ip)
@@ -289,6 +293,16 @@ class RouterAddresses:
             return False
         one = ipaddress.ip_interface(text).network
         return any(one.version == two.version and one.overlaps(two) for two in self.known)
+
+    def _lent_to_us(self, text: str) -> bool:
+        """Whether nobody else can have it: the address plan lends nothing twice."""
+        if not _readable(text):
+            return False
+        one = ipaddress.ip_interface(text).network
+        return any(
+            one.version == lent.network.version and one.subnet_of(lent.network)  # type: ignore[arg-type]
+            for lent in self._lent.values()
+        )
 
     def _in_order(self) -> list[_Lent]:
         return [self._lent[one] for one in self._families if one in self._lent]

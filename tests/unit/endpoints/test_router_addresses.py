@@ -97,6 +97,18 @@ def test_two_routers_tell_each_other_the_way_to_what_is_behind_them(
     assert other.members() == {}
 
 
+def test_what_is_lent_to_us_is_behind_no_other_router(router: RouterAddresses) -> None:
+    """Be it that it lies, or that it was there until a moment ago."""
+    theirs = Route("172.16.2.0/24", "172.16.2.0")
+    asked = IPContext(
+        src_ip_addrs=("172.16.2.0/32", "172.16.1.7/32", "172.16.1.0/32"),
+        dst_routes=(Route("172.16.1.5/32"), theirs, Route("172.16.1.0/25", "172.16.2.0")),
+    )
+    made = router.assign("r-0", asked, router=True)
+    assert made.src_ip_addrs == ("172.16.2.0/32",)
+    assert made.dst_routes == (theirs, Route("172.16.2.0/32"))
+
+
 def test_a_refresh_changes_nothing(router: RouterAddresses) -> None:
     made = router.assign("a-0", NOTHING)
     assert router.assign("a-0", made) == made
