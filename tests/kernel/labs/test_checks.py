@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -105,6 +106,11 @@ def ip(ask: Ask, place: str, *words: str) -> None:
         pytest.param(
             "{name: a, wire: {client: app}, expect: {mechanism: veth, mtu: 1400}}", id="wire"
         ),
+        pytest.param(
+            "{name: a, tcp: {from: app, to: resp, bytes: 1B, port: 6666}}", id="to a given port"
+        ),
+        pytest.param("{name: a, wire: {client: app}, expect: {endpoint: resp}}", id="its far end"),
+        pytest.param("{name: a, stop: {process: resp}}", id="an end"),
         pytest.param("{name: a, exec: {in: app, command: ip link show nsm-1}}", id="a command"),
         pytest.param(
             "{name: a, exec: {in: n1, command: 'false'}, expect: {exit: 1}}", id="a status"
@@ -212,6 +218,40 @@ def test_a_fault_turns_the_check_red_and_the_check_says_which(ask, fault, check,
     result = ask(check)
     assert not result.holds
     assert says in result.says
+
+
+def told_to_lead(ask: Ask, endpoint: str) -> None:
+    """Let the client say that its wire leads there now."""
+    with open(ask.paths.status("app")) as there:  # type: ignore[attr-defined]
+        told = json.loads(there.read().splitlines()[-1])
+    with open(ask.paths.status("app"), "a") as out:  # type: ignore[attr-defined]
+        out.write(json.dumps({**told, "endpoint": endpoint}) + "\n")
+
+
+def test_a_wire_may_take_its_time_to_lead_where_it_must(ask):
+    told_to_lead(ask, "another")
+    check = "{name: a, wire: {client: app, within: WITHIN}, expect: {endpoint: resp}}"
+    red = ask(check.replace("WITHIN", "200ms"))
+    assert not red.holds
+    assert red.says == "app's nsm-1 leads to another, expected resp"
+    assert red.seconds >= 0.2
+    later = threading.Timer(0.3, told_to_lead, (ask, "resp-abc12"))
+    later.start()
+    found = ask(check.replace("WITHIN", "10s"))
+    later.join()
+    assert found.holds, found.says
+    assert 0.3 <= found.seconds < 5
+
+
+def test_who_is_to_end_must_have_run(ask):
+    check = "{name: a, stop: {process: resp}}"
+    mark = state.born(ask.paths)["n1/resp"].mark
+    assert mark.alive
+    assert ask(check).says == "n1/resp has ended"
+    assert not mark.alive
+    red = ask(check)
+    assert not red.holds
+    assert red.says == "n1/resp does not run"
 
 
 def test_an_outsider_who_gets_in_turns_its_check_red(ask):
