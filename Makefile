@@ -15,8 +15,8 @@ help:  ## this list
 setup:  ## what is missing on this machine (Debian packages, .venv, .venv/bin/nsmctl)
 	@PYTHON=$(PYTHON) .ci/setup
 
-demo: setup  ## two nodes on this machine, wires between them, checks; all taken down again
-	@$(BIN)/nsmctl lab run labs/two-nodes.yaml
+demo: setup  ## two clusters and a flat network between them on this machine, checks; all taken down again
+	@$(BIN)/nsmctl lab run labs/two-clusters.yaml
 	@$(BIN)/python -m bench.wire --quick
 
 test: setup  ## every test but those of matrix; as root, because wires need namespaces

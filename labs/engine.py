@@ -594,10 +594,21 @@ def node_health(lab: Lab, paths: Paths) -> dict[str, bool]:
     return health
 
 
+def on_demand(lab: Lab, paths: Paths) -> dict[str, Mark | None]:
+    """The routers that suppliers start, by NODE/PROC; None where nobody asked for one yet."""
+    found = {}
+    for process in processes.plan(lab, paths).on_demand:
+        node = process.name.partition("/")[0]
+        folder = processes.supplier_of(paths, node)
+        found[process.name] = state.supplied(folder, process.environment["NSM_NAME"])
+    return found
+
+
 def log_files(paths: Paths, asked: str = "") -> list[str]:
     """The logs a person means by NODE, NODE/PROC or a glob of those; all without."""
     lab = saved(paths)
-    names = tuple(p.name for p in processes.plan(lab, paths).processes)
+    plan = processes.plan(lab, paths)
+    names = tuple(p.name for p in (*plan.processes, *plan.on_demand))
     wanted = matching(asked, names) or matching(f"{asked}/*", names) if asked else names
     wanted = wanted or tuple(n for n in names if n.partition("/")[2] == asked)
     if not wanted:

@@ -156,6 +156,11 @@ def routers_of(paths: Paths, node: str) -> str:
     return paths.node(node, "routers.yaml")
 
 
+def supplier_of(paths: Paths, node: str) -> str:
+    """The folder in which a node's supplier notes whom it has started."""
+    return paths.node(node, "supplier")
+
+
 def recipes(plan_: Plan, lab: Lab, node: str) -> dict[str, Any]:
     """What stands there: of each network, how its router on that node is started."""
     found = {}
@@ -349,7 +354,7 @@ class _Planner:
             "NSM_NAME": f"supplier-{node}",
             "NSM_CONNECT_TO": self._door(node),
             "NSM_ROUTERS_FILE": routers_of(self._paths, node),
-            "NSM_STATE_DIR": self._paths.node(node, "supplier"),
+            "NSM_STATE_DIR": supplier_of(self._paths, node),
         }
         id_ = f"node/{node}/supplier"
         self._identified(f"{node}/supplier", Stage.SUPPLIER, node, id_, settings)

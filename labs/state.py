@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from labs.alive import Mark, started
 from labs.paths import ROOT, Paths, is_name
@@ -116,6 +117,18 @@ def born(paths: Paths) -> dict[str, Born]:
                 case "ended":
                     found[name] = replace(found[name], ended=event["status"])
     return found
+
+
+def supplied(folder: str, name: str) -> Mark | None:
+    """The router of that name which a supplier has started, as it noted it in its folder."""
+    try:
+        with open(f"{folder}/{quote(name, safe='@')}.json") as file:
+            told = json.load(file)
+            return Mark(told["pid"], told["start"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        raise InvalidError(f"{file.name} is broken") from None
 
 
 def statuses(paths: Paths, client: str) -> list[dict[str, Any]]:

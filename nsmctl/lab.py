@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -139,15 +140,24 @@ def run(file: File, name: Name = "", json_: Json = False) -> None:
                 answered = answers(there, paths, hands)
                 table = [(wire, answered[wire.id]) for wire in there]
                 results = _checked(lab, checks, quiet=json_)
+                took = _since_typed()
         finally:
             with engine.undisturbed():
                 checks_took = time.monotonic() - start
                 if engine.made_by_us(paths):  # not one of that name that was up before
                     with show.progress() as report:
                         gone = engine.down(paths, report=report)
-    _tell_run(up, table, results, checks_took, gone, json_=json_)
+    _tell_run(up, table, results, checks_took, took, gone, json_=json_)
     bad = gone.left or any(not result.holds for result in results)
     show.finish(show.FAILED if bad else show.OK)
+
+
+def _since_typed() -> float:
+    """Seconds since this command began."""
+    from labs.alive import started
+
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    return now - started(os.getpid()) / os.sysconf("SC_CLK_TCK")
 
 
 def _checked(lab: "Lab", checks: Any, *, quiet: bool) -> "list[Result]":
@@ -264,6 +274,7 @@ def status(
     planned = {p.name: p for p in processes.plan(lab, paths).processes}
     alive = {n: n in children and _is_well(p, children[n]) for n, p in planned.items()}
     there = wires(lab, paths)
+    later = engine.on_demand(lab, paths)
     if json_:
         rows = {
             n: {
@@ -276,7 +287,13 @@ def status(
             for n, child in children.items()
             if n in alive
         }
-        whole = {"processes": rows, "networks": _networks(lab), "wires": there}
+        started = {
+            n: {"pid": mark.pid if mark else None, "alive": bool(mark and mark.alive)}
+            for n, mark in later.items()
+        }
+        whole = {
+            "processes": rows, "on_demand": started, "networks": _networks(lab), "wires": there
+        }  # fmt: skip
         show.as_json({**_summary(lab.name), **whole})
     else:
         show.line(_in_words(_summary(lab.name)))
@@ -287,6 +304,12 @@ def status(
                 (n, c.mark.pid, _state(planned[n], c), _took(c))
                 for n, c in children.items()
                 if n in planned
+            ]
+            + [
+                (n, mark.pid, "runs, as was asked", "")
+                if mark and mark.alive
+                else (n, "", "not asked for now", "")
+                for n, mark in later.items()
             ],
         )
         _network_table(lab)
@@ -479,6 +502,7 @@ def _tell_run(
     table: "Sequence[tuple[Wire, Answers]]",
     results: "Sequence[Result]",
     checks_took: float,
+    last_check: float,
     gone: "Gone",
     *,
     json_: bool,
@@ -496,6 +520,7 @@ def _tell_run(
                 "held": held,
                 "failed": len(results) - held,
                 "checks_s": round(checks_took, 3),
+                "last_check_s": round(last_check, 3),
                 "down_s": round(gone.seconds, 3),
                 "left": gone.left,
             }
@@ -503,6 +528,9 @@ def _tell_run(
         return
     _wire_table(table)
     _stage_table([wire for wire, _ in table])
+    stages = ", ".join(f"{what} {seconds:.1f}" for what, seconds in up.seconds.items())
+    for row in textwrap.wrap(f"coming up, s: {stages}", show.console().width):
+        show.line(row)
     show.table(
         "checks",
         ("", "check", ">s", "says"),
@@ -511,7 +539,8 @@ def _tell_run(
     show.line("")
     show.line(
         f"{held} checks hold, {len(results) - held} failed  up {took:.1f} s"
-        f"  checks {checks_took:.1f} s  down {gone.seconds:.1f} s  left over: {_left(gone.left)}"
+        f"  checks {checks_took:.1f} s  last check after {last_check:.1f} s"
+        f"  down {gone.seconds:.1f} s  left over: {_left(gone.left)}"
     )
 
 
@@ -531,7 +560,7 @@ def _wire_table(rows: "Sequence[tuple[Wire, Answers | None]]") -> None:
             (
                 wire.client,
                 wire.service,
-                wire.endpoint,
+                "router" if wire.network else wire.endpoint,  # whose node is in the next column
                 "\N{RIGHTWARDS ARROW}".join(dict.fromkeys(wire.nodes)),
                 wire.mechanism or "none",
                 wire.mtu,

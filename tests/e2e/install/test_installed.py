@@ -320,9 +320,9 @@ def test_bash_completes_what_is_up_and_who_is_in_it(installed: Installed, tmp_pa
     ("shell", "line", "offers"),
     [
         ("zsh", "nsmctl lab ru", r'\("run":".+"\)'),
-        ("zsh", "nsmctl lab up two", r'\("two-nodes"\)'),
+        ("zsh", "nsmctl lab up two-n", r'\("two-nodes"\)'),
         ("fish", "nsmctl lab ru", r"run\t.+"),
-        ("fish", "nsmctl lab up two", r"two-nodes"),
+        ("fish", "nsmctl lab up two-n", r"two-nodes"),
     ],
 )
 def test_other_shells_are_told_in_their_way(installed: Installed, shell, line, offers):

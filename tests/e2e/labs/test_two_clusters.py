@@ -1,0 +1,109 @@
+"""The lab of one network over two clusters, as people and stock tools meet it while it is up.
+
+Its checks are run by the test of `make demo`.
+"""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labs.alive import started
+from labs.paths import Paths
+from tests.e2e.labs.test_labs import names, nsmctl
+
+NETWORK = "orders-db@meet"
+MEMBERS = ("app-e1", "app-e2", "app-w1", "app-w2")
+ROUTERS = ("east-1", "east-2", "west-1")
+LAB = names("two-clusters")
+
+
+def asked(*words: str) -> Any:
+    done = nsmctl(*words, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def inside(place: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """By stock `ip netns exec`, which mounts what /etc/netns has for a namespace."""
+    command = ["ip", "netns", "exec", f"{LAB}-{place}", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[str]:
+    done = nsmctl("lab", "up", "two-clusters", "--name", LAB)
+    try:
+        assert done.returncode == 0, done.stderr
+        yield LAB
+    finally:
+        nsmctl("lab", "down", LAB)
+
+
+def addresses(place: str) -> set[str]:
+    told = json.loads(inside(place, "ip", "-j", "addr", "show", "nsm-1").stdout)[0]["addr_info"]
+    return {one["local"] for one in told if one["scope"] == "global"}
+
+
+def test_status_knows_the_network_its_members_and_the_routers_that_were_asked_for(lab: str):
+    status = asked("lab", "status", lab)
+    assert (status["nodes"], status["well"], status["clusters"], status["wires"]) != (0, 0, 0, 0)
+    (network,) = status["networks"]
+    assert (network["network"], network["dns"]) == (NETWORK, "{client}.orders-db")
+    assert tuple(network["members"]) == MEMBERS
+    assert network["routers"] == [f"orders-db-{node}" for node in ROUTERS]
+    there = status["on_demand"]
+    assert there.keys() == {f"{node}/orders-db-{node}" for node in ROUTERS}
+    assert all(one["alive"] for one in there.values())
+    shown = nsmctl("lab", "status", lab).stdout
+    assert re.search(r"^east-1/orders-db-east-1 +\d+ runs, as was asked", shown, re.MULTILINE)
+    assert re.search(r"^meet-1/ipam\.orders-db +\d+ done", shown, re.MULTILINE)
+    logs = asked("lab", "logs", "orders-db-east-1", "--lab", lab)
+    assert any(" ready: " in line for line in logs["east-1.orders-db-east-1"])
+
+
+def test_stock_tools_resolve_members_to_their_addresses_and_reach_them(lab: str):
+    del lab
+    for one, other in (("app-e1", "app-w1"), ("app-w2", "app-e2")):
+        told = inside(one, "getent", "ahosts", f"{other}.orders-db").stdout
+        assert {line.split()[0] for line in told.splitlines()} == addresses(other)
+        for family in ("-4", "-6"):
+            done = inside(one, "ping", family, "-c", "1", "-W", "2", f"{other}.orders-db")
+            assert done.returncode == 0, f"{one} {other} {family}: {done.stdout}{done.stderr}"
+        back = inside(one, "dig", "+short", "-x", min(addresses(other))).stdout
+        assert back == f"{other}.orders-db.\n"
+
+
+def test_a_command_of_lab_exec_has_its_places_names_and_others_have_none(lab: str):
+    words = ("curl", "-fsS", "--max-time", "5", "http://app-w1.orders-db:8080/")
+    page = nsmctl("lab", "exec", "app-e1", "--lab", lab, "--", *words)
+    assert "Directory listing for /" in page.stdout, page.stderr
+    for stranger in ("outsider", "east-1", "orders-db-east-1"):
+        got = nsmctl("lab", "exec", stranger, "--lab", lab, "--", *words)
+        assert got.returncode != 0, stranger
+    system = Path("/etc/resolv.conf").read_text()
+    node = nsmctl("lab", "exec", "east-1", "--lab", lab, "--", "cat", "/etc/resolv.conf")
+    assert node.stdout == system
+
+
+def test_who_made_the_network_sees_what_each_router_was_lent(lab: str):
+    shown = asked("vl3", "show", "orders-db", "--lab", lab, "-n", "meet-1")
+    assert shown["pool"]["prefixes"] == ["172.16.0.0/16", "2001:db8:10::/64"]
+    holders = {one["name"]: len(one["prefixes"]) for one in shown["routers"] if one["prefixes"]}
+    assert len(holders) == len(ROUTERS)
+    assert set(holders.values()) == {2}
+
+
+def test_nothing_of_it_stays(lab: str):
+    pids = [one["pid"] for one in asked("lab", "status", lab)["on_demand"].values()]
+    assert asked("lab", "down", lab)[lab]["left"] == []
+    assert [pid for pid in pids if started(pid)] == []
+    told = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
+    assert lab not in told
+    assert [
+        p for p in ("/etc/netns", Paths(lab).folder) if lab in str(list(Path(p).glob("*")))
+    ] == []
