@@ -3,8 +3,9 @@
 import signal
 
 import pytest
+import yaml
 
-from tests.e2e.interdomain.domains import ADDRESSES, ALONE, DOORS, Domains, requests
+from tests.e2e.interdomain.domains import ADDRESSES, ALONE, DOORS, Domains, requests, write
 from tests.e2e.interdomain.test_wires import STEADY
 from tests.e2e.wires.nodes import Program, far_end, identity, link
 from tests.support.wait import until
@@ -52,6 +53,23 @@ async def test_a_proxy_that_is_met_elsewhere_now_is_found_there(mesh: Domains):
     assert ends == before
     assert closes(mesh, "frames@two") == closed, "it was found by asking, not by choosing anew"
     assert app.end() == 0, app.words
+
+
+async def test_a_domain_is_met_at_another_of_its_addresses_where_one_is_dead(mesh: Domains):
+    """Its registry and its proxy alike; the dead ones come first, on a node that has neither."""
+    file = mesh.domains_file("one")
+    before = file.read_text()
+    known = yaml.safe_load(before)
+    for door in ("registry", "nsmgr-proxy"):
+        (alive,) = known["two"][door]
+        known["two"][door] = [alive.replace(ADDRESSES["b"], ADDRESSES["b2"]), alive]
+    try:
+        write(file, yaml.safe_dump(known))
+        app = mesh.client("app", "kernel://frames@two/nsm-1")
+        assert await carries(mesh, app)
+        assert app.end() == 0, app.words
+    finally:
+        write(file, before)
 
 
 def closes(mesh: Domains, service: str) -> int:
