@@ -2,7 +2,7 @@
 
 A router is lent a prefix while its stream lasts and for some time after, so that one that was
 restarted, or could not reach us for a while, finds its clients' addresses still its own. What
-nobody came back for goes to whoever asks next.
+nobody came back for goes to others last of all: its router may live, and we not see it.
 """
 
 import ipaddress
@@ -24,6 +24,7 @@ MOST_EXCLUDED = 1024  # prefixes one request may exclude; more would hold the lo
 MOST_LEASES = 256  # prefixes of a family one identity may hold of a pool
 SHARE, LEAST_SHARE = 4, 8  # but no more than a quarter of it, if that is no less than 8
 MOST_POOLS = 10_000
+MOST_FORMER = 1024  # prefixes of a pool that others get last
 MOST_PREFIXES = 64  # of one pool
 LONGEST_NAME = 253
 DEFAULT = ""  # the pool of those who name none, as upstream's routers do
@@ -111,6 +112,7 @@ class _Stock:
 
     pool: Pool
     leases: dict[Network, Lease] = field(default_factory=dict)
+    former: dict[Network, None] = field(default_factory=dict)  # nobody came back for, oldest first
 
 
 class Plan:
@@ -247,6 +249,7 @@ class Plan:
             )
         lease = Lease(name, prefix, owner, holder=holder)
         stock.leases[prefix] = lease
+        stock.former = {one: None for one in stock.former if not _hit(one, [prefix])}
         return lease, before
 
     def put_back(self, lease: Lease, before: Lease | None) -> None:
@@ -279,7 +282,11 @@ class Plan:
             if lease.ends is not None and lease.ends <= now
         ]
         for lease in over:
-            del self._stocks[lease.pool].leases[lease.prefix]
+            stock = self._stocks[lease.pool]
+            del stock.leases[lease.prefix]
+            stock.former[lease.prefix] = None
+            if len(stock.former) > MOST_FORMER:
+                del stock.former[next(iter(stock.former))]
         return over
 
     def _stock(self, name: str) -> _Stock:
@@ -320,16 +327,22 @@ def _inside(stock: _Stock, prefix: Network) -> bool:
 
 
 def _lowest(stock: _Stock, closed: Sequence[Network], family: Family | None, owner: str) -> Network:
-    """The lowest part that is free, from the first prefix that has one."""
+    """The lowest part that is free, from the first prefix that has one; what somebody did not
+    come back for only where there is no other, the oldest first.
+    """
     ours = [one for one in stock.pool.prefixes if one.version == (family or one.version)]
     if not ours:
         raise NotFoundError(
             f"{stock.pool} has no IPv{family} prefix", hint="it was made without one"
         )
-    for prefix in ours:
-        shut = [one for one in (*stock.leases, *closed) if one.version == prefix.version]
-        if found := _gap(prefix, stock.pool.lengths[prefix.version], shut):
-            return found
+    former = [one for one in stock.former if one.version in {prefix.version for prefix in ours}]
+    spared = [former[place:] for place in (0, *(1 << n for n in range(len(former).bit_length())))]
+    for kept in (*spared, []):
+        for prefix in ours:
+            taken = (*stock.leases, *closed, *kept)
+            shut = [one for one in taken if one.version == prefix.version]
+            if found := _gap(prefix, stock.pool.lengths[prefix.version], shut):
+                return found
     holders = sorted({one.owner for one in stock.leases.values()})
     excluded = f"; {owner} excludes {len(closed)}" if closed else ""
     raise ExhaustedError(

@@ -64,7 +64,29 @@ def test_who_comes_back_gets_what_it_had_until_the_lease_is_over(plan: Plan) -> 
     assert lent(plan, A, 3, now=99) == "172.16.0.0/24"
     assert plan.leave(Lease("orders", lease.prefix, A, holder=3), until=100)
     assert [one.owner for one in plan.expire(100)] == [A]
-    assert lent(plan, B, 2, now=100) == "172.16.0.0/24"
+    assert lent(plan, B, 2, now=100, wanted="172.16.0.0/24") == "172.16.0.0/24"
+
+
+def test_what_nobody_came_back_for_others_get_last_and_the_oldest_first() -> None:
+    """Its router may live: what it cannot reach is us, and its members have its addresses."""
+    plan = Plan([pool("orders", ["10.0.0.0/24"], ipv4=26)])
+    for owner, until in ((A, 20), (B, 10), (A + "2", 30)):
+        lease, _ = plan.allocate("orders", owner, holder=1, now=0)
+        plan.leave(lease, until)
+        lent(plan, owner, 2, wanted=str(lease.prefix))  # it came back, and was lost again
+        plan.leave(Lease("orders", lease.prefix, owner, holder=2), until)
+    for now in (10, 20, 30):
+        plan.expire(now)
+    assert plan.leases("orders") == []
+    c = "spiffe://east.test/router/c"
+    got = [lent(plan, c, now=40) for _ in range(4)]
+    assert got == ["10.0.0.192/26", "10.0.0.64/26", "10.0.0.0/26", "10.0.0.128/26"]
+
+
+def test_what_is_given_back_is_anybodys_at_once(plan: Plan) -> None:
+    lease, _ = plan.allocate("orders", A, holder=1, now=0)
+    assert plan.release(lease)
+    assert lent(plan, B) == str(lease.prefix)
 
 
 def test_a_broken_stream_nobody_noticed_does_not_take_from_the_one_that_came_after(
