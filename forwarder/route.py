@@ -240,8 +240,10 @@ class ForwarderRoute:
         if refused and not conn.endpoint:
             try:
                 offers = await self._discovery.offers(conn, fds, without=search.away)
-            except NsmError as nothing:
-                log.info("nobody else is found", service=conn.service, why=str(nothing))
+            except NotFoundError:
+                return []
+            except NsmError as reason:
+                log.warning("nobody else is looked for", service=conn.service, why=str(reason))
                 return []
             return [one for one in offers if search.new(one.endpoint.name)]
         try:
