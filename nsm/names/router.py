@@ -85,7 +85,7 @@ class RouterNames:
         Raises UnavailableError before `serving`, InvalidError for labels of which no name
         can be made.
         """
-        told = self._told()
+        told = self.check()
         names = templates.called(self._templates, conn)
         self._zone.put(conn.id, names, addresses)
         self._told_anew()
@@ -103,7 +103,7 @@ class RouterNames:
 
         Raises UnavailableError before `serving`.
         """
-        told = self._told()
+        told = self.check()
         asked = _asked(conn)
         self.hear(conn.id, asked.configs)
         others = tuple(one for one in asked.configs if not set(one.servers) & set(told))
@@ -115,7 +115,7 @@ class RouterNames:
 
     def ask(self) -> DNSContext:
         """What a request to another router says: whom to ask for ours. Raises UnavailableError."""
-        return DNSContext((DNSConfig(self._told()),))
+        return DNSContext((DNSConfig(self.check()),))
 
     def hear(self, id_: str, configs: Iterable[DNSConfig]) -> None:
         """What another router says at connection id_: those of its servers that the domain has."""
@@ -139,7 +139,8 @@ class RouterNames:
             return False
         return any(address in prefix for prefix in self._prefixes)
 
-    def _told(self) -> tuple[str, ...]:
+    def check(self) -> tuple[str, ...]:
+        """Whom members are told to ask. Raises UnavailableError before `serving`."""
         if not self._own:
             raise UnavailableError(
                 "DNS address is initializing: this router has no address yet to answer at",

@@ -163,6 +163,7 @@ async def test_before_names_are_answered_members_are_told_to_wait(named, monkeyp
     with pytest.raises(UnavailableError, match=r"^DNS address is initializing"):
         await served(named, member("m1"))
     assert not named.ready
+    assert not named.addresses.members()  # what it had before, it is still to have
 
 
 async def test_servers_of_a_router_that_a_member_left_are_not_carried_on(named) -> None:
