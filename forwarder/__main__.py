@@ -15,6 +15,7 @@ from forwarder import rights
 from forwarder.config import Config
 from forwarder.deaths import Deaths
 from forwarder.discovery import Discovery
+from forwarder.edits import Edits
 from forwarder.recovery import Recovery
 from forwarder.remote import Vxlan, Wireguard
 from forwarder.route import Crossing, ForwarderRoute
@@ -81,6 +82,8 @@ async def serve(config: Config, process: Process) -> None:
         )
         deaths = Deaths(hop, kernel, process.tasks.spawn)
         process.tasks.spawn(deaths.follow(), "deaths of namespaces", vital=True)
+        edits = Edits(hop, route, registry, process.tasks.spawn)
+        process.tasks.spawn(edits.follow(), "new rules of services", forever=True)
         handlers = [*services.of(hop), Health(*services.HEALTHY)]
         try:
             async with serve_grpc([config.listen_on], handlers, source, on_call=log_call) as server:

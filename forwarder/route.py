@@ -46,7 +46,7 @@ from nsm.kernel.state import (
     Wire,
     WireguardTunnel,
 )
-from nsm.model import Connection, Context, IPContext, Mechanism, Request
+from nsm.model import Connection, Context, IPContext, Mechanism, Path, Request
 from nsm.rpc.calls import Calls
 from nsm.undo import Undo
 
@@ -73,6 +73,7 @@ class Crossing:
     url: str
     outgoing: Mechanism
     wire: Wire
+    chosen: bool = False  # by the service's rules, and not by who asks
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,7 @@ class Target:
     url: str
     known: Crossing | None
     stands: bool
+    chosen: bool = False
 
 
 class ForwarderRoute:
@@ -122,6 +124,11 @@ class ForwarderRoute:
         self._sockets = sockets
         self._recovery = recovery
         self._dial_timeout = dial_timeout
+        self._leaving: set[str] = set()
+
+    def leave(self, id_: str) -> None:
+        """Choose anew when that connection is asked for again; it stays if nobody takes it."""
+        self._leaving.add(id_)
 
     async def establish(
         self, asked: Request, held: Held[Crossing], caller: Caller, undo: Undo
@@ -133,14 +140,27 @@ class ForwarderRoute:
             near = await self._near(asked, caller, fds)
             refused: list[tuple[str, NsmError]] = []
             known = held.memory
+            if known and self._is_leaving(conn, known):
+                try:
+                    anew = _anew(conn, held)
+                    return await self._find(anew, near, held, caller, fds, undo, [])
+                except NsmError as reason:
+                    log.warning("the rules' new choice fails; the old one stays", why=str(reason))
             if known and conn.endpoint in ("", known.endpoint):
-                target = Target(known.endpoint, known.payload, known.url, known, stands=True)
+                target = Target(known.endpoint, known.payload, known.url, known, True, known.chosen)
                 try:
                     return await self._join(target, conn, near, held, caller, fds, undo)
                 except UnavailableError as reason:  # it may have come back elsewhere
                     refused.append((target.endpoint, reason))
                     conn = replace(conn, endpoint=known.endpoint)
             return await self._find(conn, near, held, caller, fds, undo, refused)
+
+    def _is_leaving(self, conn: Connection, known: Crossing) -> bool:
+        """Whether it is to be chosen anew: once, and not if who asks wants another."""
+        if conn.id not in self._leaving:
+            return False
+        self._leaving.discard(conn.id)
+        return known.chosen and conn.endpoint in ("", known.endpoint)
 
     async def _find(
         self,
@@ -167,7 +187,8 @@ class ForwarderRoute:
                         self._sockets.release(url)
                         continue
                     same = known if known and known.endpoint == name else None
-                    target = Target(name, offer.payload, url, same, stands=name == carrier)
+                    chosen = not conn.endpoint or (same is not None and same.chosen)
+                    target = Target(name, offer.payload, url, same, name == carrier, chosen)
                     try:
                         return await self._join(target, conn, near, held, caller, fds, undo)
                     except NsmError as reason:
@@ -185,6 +206,7 @@ class ForwarderRoute:
     ) -> None:
         """Close it at the endpoint and take it out of the kernel; the latter even if the
         former fails, because an endpoint that cannot be told has its own lease."""
+        self._leaving.discard(conn.id)
         far, removed = await asyncio.gather(
             self._close_far(conn, memory), self._kernel.remove(conn.id), return_exceptions=True
         )
@@ -326,7 +348,7 @@ class ForwarderRoute:
         attempt.add("remember what was there before", self._unsettle, held, before, target.url)
         self._sockets.again(target.url)
         held.memory = Crossing(
-            target.endpoint, target.payload, target.url, made.mechanism, _slim(wire)
+            target.endpoint, target.payload, target.url, made.mechanism, _slim(wire), target.chosen
         )
         self._recovery.settled(made.id)
         if before:
@@ -593,6 +615,19 @@ class ForwarderRoute:
 def _carrier(conn: Connection) -> str:
     """The endpoint an earlier life of ours led conn to, by its path; empty if it comes first."""
     return conn.endpoint if len(conn.segments) > conn.index + 1 else ""
+
+
+def _anew(conn: Connection, held: Held[Crossing]) -> Connection:
+    """The connection as asked for the first time: without its endpoint, the way there, and what
+    that one said of addresses."""
+    segments = conn.segments[: conn.index + 1]
+    ip = conn.ip.without(held.made.ip) if held.made else conn.ip
+    return replace(
+        conn,
+        endpoint="",
+        path=Path(segments, conn.index, conn.path.unknown if conn.path else b""),
+        context=replace(conn.context or Context(), ip=ip),
+    )
 
 
 def _ways(entries: Mapping[Namespace, int | None]) -> Mapping[Namespace, int]:

@@ -426,7 +426,7 @@ class Client:
                 if gone:
                     wire.answers = await self._flows(wire)
                 failures, hurried, gone, absent, wire.news.waiting = 0, 0, False, 0.0, False
-                if not wire.up:
+                if not wire.up or wire.endpoint != conn.endpoint:  # or the mesh led it elsewhere
                     wire.up = True
                     self._changed(Change.UP, wire)
 
@@ -677,15 +677,8 @@ def _without(conn: Connection, old: IPContext) -> Connection:
     The new one adds its own again at the next request, and what it cannot answer
     for would stay on the interface for ever.
     """
-    ip = replace(
-        conn.ip,
-        src_ip_addrs=tuple(one for one in conn.ip.src_ip_addrs if one not in old.src_ip_addrs),
-        dst_ip_addrs=tuple(one for one in conn.ip.dst_ip_addrs if one not in old.dst_ip_addrs),
-        src_routes=tuple(one for one in conn.ip.src_routes if one not in old.src_routes),
-        dst_routes=tuple(one for one in conn.ip.dst_routes if one not in old.dst_routes),
-        policies=tuple(one for one in conn.ip.policies if one not in old.policies),
-    )
-    return replace(conn, context=replace(conn.context or Context(), ip=ip))
+    context = replace(conn.context or Context(), ip=conn.ip.without(old))
+    return replace(conn, context=context)
 
 
 def _judge(news: News, event: Event, conn: Connection) -> None:

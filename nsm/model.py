@@ -133,6 +133,17 @@ class IPContext:
     policies: tuple[PolicyRoute, ...] = ()
     unknown: bytes = b""
 
+    def without(self, old: "IPContext") -> "IPContext":
+        """What of this another endpoint has not said."""
+        return replace(
+            self,
+            src_ip_addrs=tuple(one for one in self.src_ip_addrs if one not in old.src_ip_addrs),
+            dst_ip_addrs=tuple(one for one in self.dst_ip_addrs if one not in old.dst_ip_addrs),
+            src_routes=tuple(one for one in self.src_routes if one not in old.src_routes),
+            dst_routes=tuple(one for one in self.dst_routes if one not in old.dst_routes),
+            policies=tuple(one for one in self.policies if one not in old.policies),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class DNSConfig:

@@ -1,0 +1,164 @@
+"""A service's rules are edited: which wires are led elsewhere, and how they get there."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from forwarder.edits import Edits
+from nsm.model import (
+    Context,
+    Destination,
+    Endpoint,
+    Found,
+    IPContext,
+    Match,
+    Service,
+    State,
+)
+from tests.support.callers import Mesh
+from tests.unit.forwarder.test_route import ASKED, Endpoints, Forwarder, Kernel
+
+OLD = IPContext(src_ip_addrs=("172.16.1.101/32",), dst_ip_addrs=("172.16.1.100/32",))
+WITH_ADDRESSES = replace(ASKED, context=Context(ip=OLD))
+
+
+def rules(colour: str) -> Service:
+    to = Destination({"colour": colour} if colour else {})
+    return Service("vpn", "ETHERNET", (Match(routes=(to,)),))
+
+
+class Registry:
+    """What the manager says; it knows a service only after being asked so many times."""
+
+    def __init__(self, service: Service, late: int = 0) -> None:
+        self.services = [service]
+        self.late = late
+        self.before: list[Service] = []
+
+    async def find_services(self, query):
+        if self.late:
+            self.late -= 1
+            return self.before
+        return self.services
+
+    async def find_endpoints(self, query, *, fds):
+        return [
+            Endpoint("e-a", ("vpn",), {"vpn": {"colour": "blue"}}, "unix:/a"),
+            Endpoint("e-b", ("vpn",), {"vpn": {"colour": "green"}}, "unix:/b"),
+        ]
+
+
+@pytest.fixture
+async def forwarder():
+    made = Forwarder(Mesh(), Kernel(), Endpoints())
+    yield made
+    made.hop.stop()
+    await asyncio.gather(*made.tasks)
+
+
+def leave(forwarder):
+    (held,) = forwarder.hop.connections.established()
+    forwarder.hop.route.leave(held.id)
+
+
+async def test_a_wire_that_leaves_goes_where_the_rules_lead_and_takes_nothing_along(forwarder):
+    made = await forwarder.request(WITH_ADDRESSES)
+    assert (made.endpoint, made.ip.src_ip_addrs) == ("e-a", OLD.src_ip_addrs)
+    leave(forwarder)
+    del forwarder.mesh.listed["e-a"]
+    asked = []
+    ask = forwarder.mesh.request
+
+    async def asking(url, request, **how):
+        asked.append(request.connection)
+        return await ask(url, request, **how)
+
+    forwarder.mesh.request = asking
+    moved = await forwarder.request(made)
+    assert moved.endpoint == "e-b"
+    assert forwarder.mesh.log[-2:] == [("request", "unix:/b"), ("close", "unix:/a")]
+    assert moved.ip == IPContext()
+    assert len(asked[0].segments) == asked[0].index + 1  # a way of its own, or closing ends both
+    assert moved.segments[-1].id == "id at unix:/b"
+    assert len(forwarder.kernel.wires) == 1
+    again = await forwarder.request(moved)
+    assert again.endpoint == "e-b"
+
+
+async def test_where_nobody_takes_it_it_stays(forwarder):
+    made = await forwarder.request()
+    leave(forwarder)
+    forwarder.mesh.listed = {"e-b": "unix:/b"}
+    forwarder.mesh.dead.add("unix:/b")
+    assert (await forwarder.request(made)).endpoint == "e-a"
+    forwarder.mesh.log.clear()
+    assert (await forwarder.request(made)).endpoint == "e-a"
+    assert forwarder.mesh.log == [("request", "unix:/a")]  # it left once
+    assert len(forwarder.kernel.wires) == 1
+
+
+async def test_who_asked_for_an_endpoint_by_name_keeps_it(forwarder):
+    made = await forwarder.request(replace(ASKED, endpoint="e-a"))
+    leave(forwarder)
+    del forwarder.mesh.listed["e-a"]
+    assert (await forwarder.request(made)).endpoint == "e-a"
+    assert ("request", "unix:/b") not in forwarder.mesh.log
+
+
+async def states(forwarder, registry, *told) -> list[State]:
+    """Those of the wires once all that was told is judged."""
+    edits = Edits(forwarder.hop, forwarder.hop.route, registry, forwarder.spawn)
+    for found in told:
+        edits.heard(found)
+    while forwarder.tasks:
+        await forwarder.tasks.pop()
+    return [held.made.state for held in forwarder.hop.connections.established()]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "state"),
+    [
+        ("blue", "green", State.REFRESH_REQUESTED),
+        ("", "green", State.REFRESH_REQUESTED),
+        ("blue", "", State.UP),
+        ("blue", "blue", State.UP),
+        ("blue", "red", State.UP),
+    ],
+    ids=["to another", "to one of them", "to anybody", "as before", "to nobody"],
+)
+async def test_only_wires_that_would_lead_elsewhere_are_asked_for_again(
+    forwarder, before, now, state
+):
+    await forwarder.request()
+    told = (Found(rules(before)), Found(rules(now)))
+    assert await states(forwarder, Registry(rules(now)), *told) == [state]
+
+
+async def test_what_was_never_heard_before_is_no_edit_nor_is_an_end(forwarder):
+    await forwarder.request()
+    registry = Registry(rules("green"))
+    assert await states(forwarder, registry, Found(rules("green"))) == [State.UP]
+    gone = (Found(rules("blue")), Found(rules("green"), deleted=True))
+    assert await states(forwarder, registry, *gone) == [State.UP]
+
+
+async def test_one_that_was_asked_for_by_name_is_not_asked_for_again(forwarder):
+    await forwarder.request(replace(ASKED, endpoint="e-a"))
+    told = (Found(rules("blue")), Found(rules("green")))
+    assert await states(forwarder, Registry(rules("green")), *told) == [State.UP]
+
+
+async def test_a_manager_that_hears_later_is_waited_for(forwarder):
+    await forwarder.request()
+    registry = Registry(rules("green"), late=2)
+    registry.before = [rules("blue")]
+    told = (Found(rules("blue")), Found(rules("green")))
+    assert await states(forwarder, registry, *told) == [State.REFRESH_REQUESTED]
+    assert registry.late == 0
+
+
+async def test_what_is_edited_twice_is_judged_by_the_last(forwarder):
+    await forwarder.request()
+    told = (Found(rules("blue")), Found(rules("green")), Found(rules("blue")))
+    assert await states(forwarder, Registry(rules("blue")), *told) == [State.UP]
