@@ -2,6 +2,7 @@
 and members in two others, and between those there is WireGuard only.
 """
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -52,9 +53,27 @@ TLS = range(5001, 5007)  # where programs listen
 MESSAGES = {bytes([kind, 0, 0, 0]) for kind in (1, 2, 3, 4)}  # of WireGuard
 
 
+@pytest.fixture(
+    scope="module",
+    params=[
+        20,
+        pytest.param(
+            40,
+            marks=pytest.mark.skipif(
+                not os.environ.get("VWIRE_MATRIX"), reason="make matrix runs it"
+            ),
+        ),
+    ],
+    ids=["ipv4", "ipv6"],
+)
+def header(request: pytest.FixtureRequest) -> int:
+    """How long the header is that the nodes' own network has: it is of one family."""
+    return int(request.param)
+
+
 @pytest.fixture(scope="module")
-def lab_text() -> str:
-    return LAB
+def lab_text(header: int) -> str:
+    return LAB if header == 20 else LAB.replace("ipv4: 198.18.0.0/24", 'ipv6: "fd00:18::/64"')
 
 
 async def start(domain: Domain, **variables: str) -> list[Member]:
@@ -94,13 +113,14 @@ def readable(packets: list[Ether]) -> list[str]:
 
 
 async def test_members_of_two_clusters_are_one_network_that_nobody_between_them_reads(
-    domain: Domain,
+    domain: Domain, header: int
 ) -> None:
     with capture(domain.space("wan"), "p1") as between:
         members = await start(domain)
         members += [domain.member("m2", at="r1"), domain.member("m4", at="r2")]
         assert [one.router for one in members] == ["r1", "r2", "r1", "r2"]
-        await until(lambda: {one.mtu for one in members} == {1440}, "one MTU for all", bar=2)
+        fits = 1500 - header - 40  # UDP's header and WireGuard's
+        await until(lambda: {one.mtu for one in members} == {fits}, "one MTU for all", bar=2)
         assert await unreachable(members, "-p", SECRET) == []
         for one, other in ((members[0], members[1]), (members[1], members[0])):
             for address in other.addresses:
@@ -139,7 +159,7 @@ async def test_who_registered_no_router_is_no_router_in_whatever_cluster(domain:
     assert await unreachable(members) == []
 
 
-async def test_a_network_of_ipv6_only_crosses_clusters_of_ipv4(domain: Domain) -> None:
+async def test_a_network_of_ipv6_only_crosses_clusters_as_well(domain: Domain) -> None:
     with capture(domain.space("wan"), "p2") as between:
         members = await start(domain, NSM_FAMILIES="6")
         assert [len(one.addresses) for one in members] == [1, 1]
@@ -150,15 +170,24 @@ async def test_a_network_of_ipv6_only_crosses_clusters_of_ipv4(domain: Domain) -
         assert all(":" in one for one in routes(domain.space(name)))
 
 
-async def test_the_least_mtu_between_clusters_is_every_members(domain: Domain) -> None:
+async def test_the_least_mtu_between_clusters_is_every_members(domain: Domain, header: int) -> None:
     """Down to an underlay of 1280 bytes, which leaves IPv4 enough."""
     west = domain.space("w")
     west.do("link", "set", "eth0", "mtu", "1280")
     try:
         members = await start(domain, NSM_FAMILIES="4")
-        await until(lambda: [one.mtu for one in members] == [1220, 1220], "the MTU", bar=2)
+        await until(lambda: [one.mtu for one in members] == [1240 - header] * 2, "the MTU", bar=2)
         await all_reached(members)
         one, other = members
         assert await one.space.pings(other.addresses[0], *full(one, other.addresses[0]))
+        domain.end_clients()
+        domain.lend()
+        domain.route("r1")
+        six = domain.route("r2")
+        await until(
+            lambda: any("IPv6 needs 1280" in line for line in six.log),
+            "a router to say why it does not join another",
+            bar=1,
+        )
     finally:
         west.do("link", "set", "eth0", "mtu", "1500")
