@@ -81,6 +81,8 @@ def has_left(mechanisms: Sequence[Mechanism]) -> bool:
 def onward(mechanism: Mechanism, crossing: Crossing, known: AddressMap) -> Mechanism:
     """What the next hop is told of the requester's side; the responder speaks for its own."""
     src = mechanism.get(SRC_IP)
+    if crossing is Crossing.ENTERING:
+        _check_known(src, mechanism.get(ORIG_SRC_IP))
     if not src or crossing is Crossing.NONE:
         return mechanism
     if crossing is Crossing.ENTERING:
@@ -93,6 +95,7 @@ def back(
 ) -> Mechanism:
     """What who asked is told of the answer: its own side as it said it, the responder's ours."""
     if crossing is Crossing.LEAVING:
+        _check_known(answered.get(DST_IP), answered.get(ORIG_DST_IP))
         own = (one.get(SRC_IP) for one in asked if one.type == answered.type)
         if src := next(own, "") or answered.get(ORIG_SRC_IP):
             # Absent and not empty: what is empty reads as an address in who draws a VNI (§2.2).
@@ -100,6 +103,16 @@ def back(
     elif crossing is Crossing.ENTERING and (dst := answered.get(DST_IP)):
         return answered.with_(**{DST_IP: known.outside(dst), ORIG_DST_IP: dst})
     return answered
+
+
+def _check_known(outer: str, inner: str) -> None:
+    """Upstream's proxies tell an address that their map lacks as an empty one."""
+    if inner and not outer:
+        raise PreconditionError(
+            f"address {inner[:64]!r} of the other domain has none by which it is reached from"
+            " here: that domain's nsmgr-proxy tells none",
+            hint=f"its NSM_MAP_IP_FILE_PATH lacks {inner[:64]}",
+        )
 
 
 def _shortest(text: str) -> str:

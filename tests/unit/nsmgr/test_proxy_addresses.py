@@ -131,6 +131,15 @@ def test_an_unmapped_address_is_refused_by_name_file_and_what_to_add(crossing):
         assert word in str(refused.value)
 
 
+def test_an_address_that_the_other_domains_map_lacks_is_told_as_such():
+    """An upstream proxy leaves it empty (`wire.md` §9.5)."""
+    with pytest.raises(PreconditionError, match=r"lacks 10\.0\.0\.9"):
+        onward(vxlan(src_ip="", orig_src_ip="10.0.0.9"), ENTERING, ONE)
+    asked = vxlan(src_ip="10.0.0.1")
+    with pytest.raises(PreconditionError, match=r"lacks 10\.0\.0\.9"):
+        back(vxlan(dst_ip="", orig_dst_ip="10.0.0.9"), LEAVING, (asked,), ONE)
+
+
 def test_an_empty_file_maps_nothing_and_is_not_none():
     with pytest.raises(PreconditionError):
         parse("", "f").outside("10.0.0.1")
