@@ -16,7 +16,14 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 LOCK = "/tmp/vwire-tests.lock"
-OURS = ("/tmp/vwire*", "/run/vwire", "/run/vwire/*", "/run/vwire/*/*", "/run/wireguard/*", "/etc/netns/*")
+OURS = (
+    "/tmp/vwire*",
+    "/run/vwire",
+    "/run/vwire/*",
+    "/run/vwire/*/*",
+    "/run/wireguard/*",
+    "/etc/netns/*",
+)
 Things = Mapping[str, "Counter[Hashable]"]
 
 
