@@ -60,7 +60,8 @@ async def registry(config: Config, process: Process) -> None:
         store: Store = registrar
         if beyond is not None:
             limits = config.limits
-            store = Border(registrar, beyond, Watchers(limits.watchers, limits.watchers_per_id))
+            watchers = Watchers(limits.watchers, limits.watchers_per_id)
+            store = Border(registrar, beyond, watchers, strangers=config.register_strangers)
         services = handlers(
             store,
             lifetime=int(config.max_token_lifetime * SECOND),

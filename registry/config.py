@@ -41,6 +41,12 @@ class Config(Common):
     Not set: such names are refused.
     """
 
+    register_strangers: bool = False
+    """Whether identities of other trust domains may register here, though there is a proxy.
+
+    A registry without one is a floating domain's, where they may.
+    """
+
     registry_server_policies: tuple[str, ...] = POLICIES
     """Which built-in policies Register and Unregister must pass, as masks of upstream's file names.
 

@@ -9,9 +9,9 @@ from contextlib import aclosing, contextmanager
 
 from nsm.caller import Caller
 from nsm.domains import foreign_name
-from nsm.errors import REFUSED, DeniedError, NsmError, UnavailableError
+from nsm.errors import NsmError, UnavailableError
 from nsm.model import Endpoint, Found, Service
-from nsm.registration import Registration, RegistrationPath
+from nsm.registration import Registration, RegistrationPath, denied
 from nsm.rpc.registry import RegistryClient
 from nsm.rpc.status import error_of_status
 
@@ -86,13 +86,17 @@ def admit(caller: Caller, asked: Endpoint | Service) -> None:
 
     It would have us look up names, and connect to addresses, of its choosing. Raises DeniedError.
     """
-    own = caller.handshake.own.id.trust_domain
-    if caller.id.trust_domain != own:
-        raise DeniedError(
-            f"{caller.id} asks for {foreign_name(asked)[:256]!r}, and who is not of the trust"
-            f" domain {own} asks here for what is of this domain only; ask a registry of your"
-            f" own: {REFUSED}"
+    if is_stranger(caller):
+        raise denied(
+            f"{caller.id} asks for {foreign_name(asked)[:256]!r}",
+            f"who is not of the trust domain {caller.handshake.own.id.trust_domain} asks here for"
+            " what is of this domain only; ask a registry of your own",
         )
+
+
+def is_stranger(caller: Caller) -> bool:
+    """Whether it is of another trust domain than we."""
+    return caller.id.trust_domain != caller.handshake.own.id.trust_domain
 
 
 def watch_ended() -> UnavailableError:

@@ -166,5 +166,29 @@ async def test_another_domain_does_not_ask_through_us_for_a_third(two: Two) -> N
                     await call
                 assert "spiffe://two.test/looker asks for '" in refused.value.message
                 assert "no sufficient privileges" in refused.value.message
+
+
+async def test_another_domain_offers_nothing_to_our_clients_unless_it_may(
+    two: Two, there: RegistryClient
+) -> None:
+    """It would only have to take the name of a service of ours."""
+    async with two.one.client("nse", two.registry) as own:
+        await own.register_service(Service("icmp", "IP"))
+        await own.register_endpoint(HERE)
+    evil = replace(HERE, name="evil")
     async with two.two.client("looker", two.registry) as stranger:
-        await stranger.register_service(Service("icmp"))  # what is of this domain
+        for call in (stranger.register_endpoint(evil), stranger.register_service(Service("b"))):
+            with pytest.raises(DeniedError) as refused:
+                await call
+            for part in ("spiffe://two.test/looker registers '", "own trust domain, one.test"):
+                assert part in refused.value.message
+            assert refused.value.message.endswith("no sufficient privileges")
+        assert [one.name for one in await stranger.find_endpoints()] == ["nse-1"]
+        await two.registry.stop()
+        await two.registry.start(
+            NSM_PROXY_REGISTRY_URL=two.proxy.url, NSM_REGISTER_STRANGERS="true"
+        )
+        await stranger.register_endpoint(evil)
+    await there.register_endpoint(HERE)  # their own, as ever
+    async with two.one.client("nse", two.far) as floating:
+        await floating.register_endpoint(evil)  # that registry has no proxy: it is shared
