@@ -334,12 +334,11 @@ async def _one(name: str, kind: str, server: Server, patience: float) -> Answer[
     who = domains.show_server(server)
     query = dns.message.make_query(name, kind, use_edns=0, payload=PAYLOAD)
     family = dns.inet.af_for_address(server[0])
-    where = dns.inet.low_level_address_tuple(server, family)
     backend = dns.asyncbackend.get_backend("asyncio")
     try:
         # Connected, so that the kernel takes answers from there alone, and tells of a refusal.
         async with await backend.make_socket(  # type: ignore[no-untyped-call]
-            family, socket.SOCK_DGRAM, destination=where, timeout=patience
+            family, socket.SOCK_DGRAM, destination=server, timeout=patience
         ) as datagrams:
             response, _ = await dns.asyncquery.udp_with_fallback(
                 query, server[0], patience, server[1], udp_sock=datagrams, ignore_errors=True
