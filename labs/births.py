@@ -92,7 +92,7 @@ class Births:
             stdin.write(json.dumps(process.order()).encode() + b"\n")
         stdin.flush()
         waiting = {process.name: process for process in todo}
-        if todo[0].stage == Stage.PROGRAM:
+        if todo[0].is_foreign:
             self._programs(waiting)
             return
         self._ready(waiting, READY)

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import yaml
 
-from labs import alive, processes, state
+from labs import alive, nameserver, processes, state
 from labs.alive import Mark
 from labs.births import Births
 from labs.lab import BRIDGE, Lab, matching, parse
@@ -63,6 +63,7 @@ _STAGES: Final = {
     Stage.ISSUER: "issuers",
     Stage.REGISTRY: "registries",
     Stage.ADDRESS_PLAN: "address plans",
+    Stage.NAMESERVER: "name servers",
     Stage.NETWORK: "networks and rules",
     Stage.REGISTRY_PROXY: "registries' proxies",
     Stage.MANAGER: "managers",
@@ -163,6 +164,11 @@ def check_machine(lab: Lab) -> None:
     """Raises UnsupportedError where this machine cannot hold the lab."""
     if sys.platform != "linux":
         raise UnsupportedError("labs need Linux's network namespaces", hint="use a Linux VM")
+    if lab.discovery == "dns" and not shutil.which(nameserver.PROGRAM, path=processes.PATH):
+        raise UnsupportedError(
+            f"lab {lab.name} has its clusters found by DNS, and there is no {nameserver.PROGRAM}",
+            hint="apt-get install unbound, or topology.discovery: static",
+        )
     wants = any(cluster.underlay == "ipv6" for cluster in lab.clusters.values())
     wants = wants or any(":" in p for e in lab.endpoints.values() for p in e.prefixes)
     wants = wants or any(":" in p for n in lab.networks.values() for p in n.prefixes)
@@ -213,6 +219,8 @@ def _made(
         state.write(paths, now)
         _entries(lab, paths, plan)
         _introduce(lab, paths)
+        if lab.discovery == "dns":
+            _name_places(lab, paths)
         _told_by_files(lab, paths, plan)
         report("imports")
         births.warm()
@@ -373,9 +381,23 @@ def _introduce(lab: Lab, paths: Paths) -> None:
         folder.mkdir(exist_ok=True)
         for name in cluster.knows:
             (folder / f"{lab.clusters[name].trust_domain}.pem").write_bytes(bundles[name])
-        if cluster.has_doors:
+        if cluster.has_doors and lab.discovery == "static":
             known = processes.domains_of(lab, cluster)
             state.put(paths.domains(cluster.name), yaml.safe_dump(known, sort_keys=False))
+
+
+def _name_places(lab: Lab, paths: Paths) -> None:
+    """Have the lab's DNS server say where the clusters are."""
+    places = processes.all_domains(lab)
+    os.makedirs(paths.dns())
+    for zone, text in nameserver.zones(places).items():
+        state.put(paths.dns(f"{zone}.zone"), text)
+    addresses = [one.partition("/")[0] for one in lab.nodes[processes.nameserver_on(lab)].addresses]
+    state.put(paths.dns("conf"), nameserver.configuration(paths.dns(), addresses, places))
+    # not the installed one itself: Debian's AppArmor has that read /etc/unbound only
+    program = shutil.which(nameserver.PROGRAM, path=processes.PATH)
+    assert program, "looked for before anything was made"
+    shutil.copy(program, paths.dns(nameserver.PROGRAM))
 
 
 def made_by_us(paths: Paths) -> bool:

@@ -30,8 +30,8 @@ CLIENT: Final = "{client}"  # in members' names: whose
 SLOWEST, FASTEST = 100_000, 30_000_000_000  # bits a second of a link that the kernel can count
 LONGEST: Final = 3600.0  # seconds of a check's command
 RESERVED: Final = (
-    "issuer", "registry", "registry-proxy", "ipam", "nsmgr", "nsmgr-proxy", "forwarder", "supplier",
-    "nsmctl", "nursery",
+    "issuer", "dns", "registry", "registry-proxy", "ipam", "nsmgr", "nsmgr-proxy", "forwarder",
+    "supplier", "nsmctl", "nursery",
 )  # fmt: skip
 Family = Literal["ipv4", "ipv6"]
 FAMILIES: Final[tuple[Family, Family]] = ("ipv4", "ipv6")
@@ -280,6 +280,7 @@ class Lab:
     clients: Mapping[str, Client]
     checks: tuple[Check, ...]
     must_be_red: Mapping[str, str]
+    discovery: Literal["static", "dns"] = "static"
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -424,6 +425,7 @@ class _Reader:
             clients,
             self._checks(nodes, links, endpoints, routers, clients, networks),
             self._data.get("must-be-red", {}),
+            self._discovery(clusters),
         )
 
     # -- topology ---------------------------------------------------------------------------
@@ -599,6 +601,14 @@ class _Reader:
                     f" name {name} and them in topology.federation",
                 )
         return {name: replace(one, knows=tuple(knows[name])) for name, one in clusters.items()}
+
+    def _discovery(self, clusters: Mapping[str, Cluster]) -> Literal["static", "dns"]:
+        if self._data["topology"].get("discovery", "static") == "static":
+            return "static"
+        if not any(cluster.knows for cluster in clusters.values()):
+            where = ("topology", "discovery")
+            raise self._wrong(where, "nobody is looked for: name who knows whom in federation")
+        return "dns"
 
     def _strangers(
         self, where: Where, one: Cluster, other: Cluster, knows: Mapping[str, list[str]]

@@ -84,6 +84,10 @@ class Paths:
         """Where a cluster has written down where others are."""
         return self.cluster(cluster, "domains.yaml")
 
+    def dns(self, *more: str) -> str:
+        """Something of the lab's DNS server."""
+        return os.path.join(self.folder, "dns", *more)
+
     def namespace(self, place: str) -> str:
         """The name of a place's network namespace."""
         return f"{self.lab}-{place}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final
 
+from labs import nameserver
 from labs.lab import Client, Cluster, Endpoint, Lab, Network, Node, Program, Router, Rules
 from labs.paths import Paths
 from nsm import domains
@@ -34,15 +35,16 @@ class Stage(IntEnum):
     REGISTRY = 1
     ADDRESS_PLAN = 2
     NETWORK = 3
-    REGISTRY_PROXY = 4
-    MANAGER = 5
-    MANAGER_PROXY = 6
-    FORWARDER = 7
-    ROUTER = 8
-    SUPPLIER = 9
-    ENDPOINT = 10
-    CLIENT = 11
-    PROGRAM = 12
+    NAMESERVER = 4
+    REGISTRY_PROXY = 5
+    MANAGER = 6
+    MANAGER_PROXY = 7
+    FORWARDER = 8
+    ROUTER = 9
+    SUPPLIER = 10
+    ENDPOINT = 11
+    CLIENT = 12
+    PROGRAM = 13
 
 
 MODULES: Final[Mapping[Stage, str]] = {
@@ -59,6 +61,7 @@ MODULES: Final[Mapping[Stage, str]] = {
     Stage.ENDPOINT: "endpoints.responder",
     Stage.CLIENT: "nsm.process.client",
 }
+_FOREIGN: Final = (Stage.NAMESERVER, Stage.PROGRAM)
 _PRIVILEGED: Final = (
     Stage.ISSUER, Stage.MANAGER, Stage.FORWARDER, Stage.ROUTER, Stage.SUPPLIER,
 )  # fmt: skip
@@ -79,6 +82,11 @@ class Process:
     argv: tuple[str, ...] = ()  # the module's arguments; a program of the author's without one
     privileged: bool = False
     tcp: int = 0  # it is ready when something listens there; 0: it says so itself
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is a program of others, which does not say that it is ready."""
+        return self.stage in _FOREIGN
 
     @property
     def is_errand(self) -> bool:
@@ -206,6 +214,21 @@ def domains_of(lab: Lab, cluster: Cluster) -> dict[str, dict[str, list[str]]]:
     return found
 
 
+def nameserver_on(lab: Lab) -> str:
+    """The node of a lab's DNS server: the floating domain's that there is, or the first."""
+    floating = [one for one in lab.clusters.values() if not one.managers]
+    return (*floating, *lab.clusters.values())[0].registry_on
+
+
+def all_domains(lab: Lab) -> dict[str, dict[str, list[str]]]:
+    """Where all domains are that anybody knows: what a lab's DNS server says."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for cluster in lab.clusters.values():
+        if cluster.knows:
+            found |= domains_of(lab, cluster)
+    return found
+
+
 class _Planner:
     def __init__(self, lab: Lab, paths: Paths) -> None:
         self._lab = lab
@@ -218,6 +241,8 @@ class _Planner:
     def plan(self) -> Plan:
         for cluster in self._lab.clusters.values():
             self._cluster(cluster)
+        if self._lab.discovery == "dns":
+            self._nameserver()
         for node in self._lab.nodes.values():
             if node.kind == "node":
                 self._node(node)
@@ -363,11 +388,27 @@ class _Planner:
         settings = {
             "NSM_NAME": f"registry-proxy-{cluster.name}",
             "NSM_LISTEN_ON": at(self._lab, cluster, REGISTRY_PROXY_PORT),
-            "NSM_DOMAINS_PATH": self._paths.domains(cluster.name),
         }
+        if self._lab.discovery == "dns":
+            server = self._lab.nodes[nameserver_on(self._lab)].address(cluster.underlay)
+            settings["NSM_DNS_SERVERS"] = f"[{server}]:53" if ":" in server else f"{server}:53"
+        else:
+            settings["NSM_DOMAINS_PATH"] = self._paths.domains(cluster.name)
         on = cluster.registry_on
         id_ = f"node/{on}/registry-proxy"
         self._identified(f"{on}/registry-proxy", Stage.REGISTRY_PROXY, on, id_, settings)
+
+    def _nameserver(self) -> None:
+        on = nameserver_on(self._lab)
+        self._process(
+            f"{on}/dns",
+            Stage.NAMESERVER,
+            on,
+            {},
+            argv=[self._paths.dns(nameserver.PROGRAM), "-d", "-p", "-c", self._paths.dns("conf")],
+            tcp=nameserver.PORT,
+            folder=self._paths.dns(),
+        )
 
     def _manager_proxy(self, cluster: Cluster) -> None:
         on = cluster.registry_on
@@ -466,6 +507,7 @@ class _Planner:
             {},
             argv=shlex.split(program.exec),
             tcp=program.tcp,
+            folder=self._paths.home(owner.name),
         )
 
     # -- what they share --------------------------------------------------------------------
@@ -499,6 +541,7 @@ class _Planner:
         argv: Sequence[str] = (),
         tcp: int = 0,
         gid: int = 0,
+        folder: str = "",
     ) -> int:
         """gid: somebody's who is known already; without, a new one."""
         node = self._lab.node_of(place)
@@ -511,8 +554,8 @@ class _Planner:
             "NODE_NAME": node.name,
             "CLUSTER_NAME": node.cluster,
         }
-        is_program = stage == Stage.PROGRAM
-        if not is_program:
+        is_foreign = stage in _FOREIGN
+        if not is_foreign:
             environment |= {"NSM_LOG_LEVEL": "INFO", "NSM_READY_FD": str(READY_FD), **settings}
         if not gid:
             self._gid += 1
@@ -524,10 +567,10 @@ class _Planner:
                 gid or self._gid,
                 environment,
                 self._paths.log(name),
-                self._paths.home(place) if is_program else self._paths.folder,
-                "" if is_program else MODULES[stage],
+                folder or self._paths.folder,
+                "" if is_foreign else MODULES[stage],
                 tuple(argv),
-                stage in _PRIVILEGED or is_program,
+                stage in _PRIVILEGED or is_foreign,
                 tcp,
             )
         )

@@ -34,7 +34,6 @@ NOT_YET: Final[Mapping[tuple[str, ...], str]] = {
 }
 _NOT_YET_VALUES: Final[Mapping[str, str]] = {
     "kind: router": "is not yet there; what works: node and switch",
-    "discovery: dns": "is not yet there; what works: static",
 }
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _UNUSABLE: Final[Mapping[Network, str]] = {

@@ -50,11 +50,13 @@ def test_the_lab_of_several_clusters_holds_all_its_checks_and_leaves_nothing():
         assert ("proxy" in wire["stages"]) == ("@" in wire["service"]), wire
 
 
-def test_clusters_that_have_ipv6_only_reach_each_other_as_well(tmp_path: Path):
+def test_clusters_that_have_ipv6_only_and_find_each_other_by_dns_reach_each_other_as_well(
+    tmp_path: Path,
+):
     text = labfile.find("interdomain").read_text()
     for old, new in (
         ("{ipv4: 198.18.0.0/24}", '{ipv6: "fd00:18::/64"}'), ("mtu: 1446", "mtu: 1426"),
-        ("mtu: 1440", "mtu: 1420"),
+        ("mtu: 1440", "mtu: 1420"), ("discovery: static", "discovery: dns"),
     ):  # fmt: skip
         assert old in text
         text = text.replace(old, new)
