@@ -248,3 +248,9 @@ def is_name(domain: str) -> bool:
 def canonical(domain: str) -> str:
     """The domain as it is compared: as DNS does, without case and without its last dot."""
     return domain.lower().rstrip(".")
+
+
+def same_name(name: str) -> str:
+    """The name as it is compared with others: its domain is one, however it is written."""
+    own, domain = split(name)
+    return join(own, canonical(domain))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from nsm.domains import same_name
 from nsm.errors import ExhaustedError
 from nsm.model import SECOND
 
@@ -22,6 +23,7 @@ YOUNG = 120 * SECOND  # how long after a start what was registered earlier may n
 class _Known:
     url: str
     until: int
+    name: str = ""
 
 
 class Names:
@@ -44,23 +46,24 @@ class Names:
 
         Raises ExhaustedError if there are too many.
         """
-        now = self._clock()
+        now, called, name = self._clock(), name, same_name(name)
         if name not in self._registered and len(self._registered) >= MOST:
             self._registered = {n: k for n, k in self._registered.items() if k.until > now}
             if len(self._registered) >= MOST:
                 raise ExhaustedError(
                     f"{MOST} endpoints are registered in other domains from here, which is the most"
                 )
-        self._registered[name] = _Known(url, until)
+        self._registered[name] = _Known(url, until, called)
         self._change.set()
         self._change = asyncio.Event()
 
     def unregister(self, name: str) -> None:
         """It is called so no more."""
-        self._registered.pop(name, None)
+        self._registered.pop(same_name(name), None)
 
     def find(self, name: str, url: str, expires: int | None = None) -> None:
         """An endpoint of another domain is met at url now."""
+        name = same_name(name)
         self._found.pop(name, None)
         if len(self._found) >= MOST:
             del self._found[next(iter(self._found))]
@@ -69,17 +72,23 @@ class Names:
 
     def lose(self, name: str, url: str = "") -> None:
         """It is not met there: at url, or wherever it was thought to be."""
+        name = same_name(name)
         known = self._found.get(name)
         if known and url in ("", known.url):
             del self._found[name]
 
     def registered(self, name: str) -> str:
         """The URL of the manager whose endpoint registered name here; "" if none did."""
-        return self._alive(self._registered.get(name))
+        return self._alive(self._registered.get(same_name(name)))
+
+    def called(self, name: str) -> str:
+        """How it is written where it registered: domains are one in any case, names are not."""
+        known = self._registered.get(same_name(name))
+        return known.name if known else name
 
     def found(self, name: str) -> str:
         """Where name was found lately; "" if it was not."""
-        return self._alive(self._found.get(name))
+        return self._alive(self._found.get(same_name(name)))
 
     async def comes(self, name: str, patience: float) -> str:
         """As registered, but wait for it, at most patience seconds."""

@@ -19,7 +19,7 @@ from nsm import path
 from nsm.caller import Caller
 from nsm.connections import Held
 from nsm.descriptors import Descriptors
-from nsm.domains import split
+from nsm.domains import join, split
 from nsm.errors import (
     DeadlineError,
     InvalidError,
@@ -47,11 +47,14 @@ WAIT, SPARE = 5.0, 2.0  # seconds for an endpoint to register again, and what is
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A next hop: home is one of this domain's managers; bare says that names lose `@domain`."""
+    """A next hop: home is one of this domain's managers; bare says that names lose `@domain`;
+    domain is how it is written there, "" where as it came.
+    """
 
     url: str
     home: bool
     bare: bool = False
+    domain: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +168,7 @@ class ProxyRoute:
             yield known.way
         lately = None
         if url := self._names.registered(conn.endpoint):
-            lately = Way(url, home=True)
+            lately = self._home(conn.endpoint, url)
         elif (
             not entering
             and (url := self._names.found(conn.endpoint))
@@ -208,8 +211,12 @@ class ProxyRoute:
         # It is registered through us and we do not know by whom: we were restarted. Its
         # watch broke, so it registers again in a moment.
         if url := await self._names.comes(conn.endpoint, _patience(caller)):
-            return Way(url, home=True)
+            return self._home(conn.endpoint, url)
         raise gone
+
+    def _home(self, endpoint: str, url: str) -> Way:
+        """To the manager whose endpoint registered elsewhere, under the name that it knows."""
+        return Way(url, home=True, domain=split(self._names.called(endpoint))[1])
 
     async def _is_ourselves(self, url: str) -> bool:
         """Whether who answers at url is us: others may know us by a URL that we do not."""
@@ -351,9 +358,12 @@ def _same(before: Passage, conn: Connection, way: Way) -> bool:
 
 def _called(conn: Connection, way: Way) -> Connection:
     """The connection as the next hop calls it."""
-    if not way.bare:
+    if not way.bare and not way.domain:
         return conn
-    return replace(conn, service=split(conn.service)[0], endpoint=split(conn.endpoint)[0])
+    service, endpoint = (
+        one and join(split(one)[0], way.domain) for one in (conn.service, conn.endpoint)
+    )
+    return replace(conn, service=service, endpoint=endpoint)
 
 
 def _entering(offered: tuple[Mechanism, ...], caller: Caller) -> bool:

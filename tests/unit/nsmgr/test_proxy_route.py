@@ -342,6 +342,22 @@ async def test_a_floating_endpoint_is_met_at_the_manager_it_registered_through(l
     assert proxy.names.registered("nse@three") == ""
 
 
+@pytest.mark.parametrize("asked_for", ["nse@THREE", "nse@three.", "nse@Three"])
+async def test_a_domain_is_one_however_it_is_written(lives, asked_for):
+    """As DNS has it; the endpoint's manager knows its name as it registered."""
+    proxy = lives()
+    asked = Endpoint("nse@Three", ("svc@Three",), url="tcp://10.0.0.8:5001")
+    await proxy.registry.register_endpoint(asked, proxy.by())
+    made = await proxy.request(asking(asked_for, asked_for.replace("nse", "svc")), CAME)
+    assert proxy.calls.told() == [("request", asked.url, "nse@Three")]
+    assert proxy.calls.last.connection.service == "svc@Three"
+    assert (made.endpoint, made.service) == (asked_for, asked_for.replace("nse", "svc"))
+    await proxy.hop.close(made, proxy.caller())
+    assert proxy.calls.told() == [("close", asked.url, "nse@Three")]
+    await proxy.registry.unregister_endpoint(replace(asked, name="nse@three"), proxy.by())
+    assert proxy.names.registered("nse@Three") == ""
+
+
 async def test_a_wire_to_ones_own_floating_endpoint_does_not_cross_the_border(lives):
     proxy = lives()
     asked = Endpoint("nse@three", ("svc@three",), url="tcp://10.0.0.8:5001")
