@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from ipaddress import ip_interface
+from ipaddress import ip_interface, ip_network
 from typing import NoReturn
 
 import structlog
@@ -19,6 +19,7 @@ from nsm.client import Wire
 from nsm.endpoint import present
 from nsm.errors import NsmError, UnavailableError
 from nsm.kernel.routing import Routing
+from nsm.mechanisms import NAME
 from nsm.model import Connection, Context, DNSContext, IPContext
 from nsm.names.router import RouterNames
 from nsm.names.server import Sockets
@@ -55,6 +56,7 @@ class Router:
         self._began = 0.0  # when names were last begun to be answered
         if names:
             names.expected = self._expected
+        self._links: dict[str, tuple[str, str]] = {}  # of other routers: whose, and the device
         self._settled = False  # the kernel passes on what is ours now
         self._lent = asyncio.Event()
         self._empty = asyncio.Event()
@@ -153,6 +155,7 @@ class Router:
     def release(self, id_: str) -> None:
         """Take back what a member has."""
         self.addresses.release(id_)
+        self._links.pop(id_, None)
         if self._names:
             self._names.leave(id_)
             self._names.part(id_)
@@ -174,8 +177,27 @@ class Router:
         """The last word on a connection: no MTU larger than the smallest of all, and its name."""
         context = conn.context or Context()
         self._note(context.mtu)
+        if self._fellows.are(whose := policy.origin(conn)):
+            await self._met(conn, whose)
         dns = self._named(conn, self._names) if self._names else context.dns
         return replace(conn, context=replace(context, mtu=self.mtu.of(context.mtu), dns=dns))
+
+    async def _met(self, conn: Connection, whose: str) -> None:
+        """Another router's prefix is behind this wire, and not behind one it had before.
+
+        After its node died it asks anew, and what it had asked for stands until its lease ends.
+        """
+        name = conn.mechanism.get(NAME) if conn.mechanism else ""
+        before = [
+            link
+            for id_, (router, link) in self._links.items()
+            if router == whose and id_ != conn.id
+        ]
+        self._links[conn.id] = (whose, name)
+        if before:
+            ways = [ip_network(one.prefix, strict=False) for one in conn.ip.dst_routes]
+            log.info("router has come anew", router=whose, interface=name, before=before)
+            await asyncio.to_thread(self._routing.forget, ways, before)
 
     def _named(self, conn: Connection, names: RouterNames) -> DNSContext:
         """What to tell a member, or another router, of names; its own are known from now on."""

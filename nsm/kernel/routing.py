@@ -59,6 +59,12 @@ class Routing:
         listed = tuple(domain)
         self.inside(lambda: self._own(addresses, listed))
 
+    def forget(self, prefixes: Iterable[Network], links: Iterable[str]) -> None:
+        """Send nothing for these prefixes over those devices, where they do: their wires' far
+        ends are no more, though the wires may stand until their leases end."""
+        wanted, names = frozenset(prefixes), tuple(links)
+        self.inside(lambda: self._forget(wanted, names))
+
     def inside(self, function: Callable[[], T]) -> T:
         """Run function in the namespace, in the calling thread."""
         with Home() as home:
@@ -128,6 +134,24 @@ class Routing:
                 if refused and refused.errno not in (errno.EEXIST, errno.EADDRNOTAVAIL):
                     command = f"ip addr {what[0]} {what[1]} dev {_LOOPBACK}"
                     raise netlink.explain(refused, command, self.path)
+
+    def _forget(self, prefixes: frozenset[Network], links: Sequence[str]) -> None:
+        there = Namespace(0, OWN, 0, self.path)
+        with Socket.here() as sock:
+            for name in links:
+                try:
+                    index = messages.device(sock.ask(messages.get_link(name=name))).index
+                    dumped = sock.dump(messages.dump_routes(index))
+                except Refusal as refusal:
+                    if refusal.errno == errno.ENODEV:
+                        continue
+                    raise netlink.explain(refusal, f"ip route show dev {name}", self.path) from None
+                seen = messages.seen_routes(dumped, there, name, index)
+                stale = [one for one in seen if one.to in prefixes]
+                refusals = sock.do([messages.route("del", one, index) for one in stale])
+                for one, refused in zip(stale, refusals, strict=True):
+                    if refused and refused.errno != errno.ESRCH:
+                        raise netlink.explain(refused, f"ip route del {one}", self.path)
 
 
 def _table(domain: Sequence[Network], *, replace: bool) -> list[bytearray]:

@@ -150,6 +150,34 @@ async def test_a_router_that_does_not_return_is_forgotten_and_has_its_own_again_
     assert (sent > 10, gone) == (True, 0)
 
 
+async def test_a_router_whose_node_died_is_reached_as_soon_as_it_is_back(domain: Domain) -> None:
+    """What it had asked the others for stands there for minutes still."""
+    domain.lend()
+    domain.route("r1")
+    lost = domain.route("r2")
+    staying = domain.member("m1", at="r1")
+    await joined(domain, "r1", "r2")
+    known = routes(domain.space("r1"))
+    lost.end(signal.SIGKILL)
+    for name in ("two/nsmgr", "two/forwarder"):
+        domain.now[name].end(signal.SIGKILL)
+    place = domain.space("r2")
+    for device in place.links():
+        place.do("link", "del", device)
+    for name in ("two/nsmgr", "two/forwarder"):
+        domain.start(name).ready()
+    domain.route("r2")
+    members = [staying, domain.member("m3", at="r2")]
+
+    async def reached() -> bool:
+        return await unreachable(members) == []
+
+    await until(reached, "all members to reach one another", bar=2)
+    assert {one for one in routes(domain.space("r1")) if "/" in one} == {
+        one for one in known if "/" in one
+    }
+
+
 async def test_a_router_that_starts_while_the_address_plan_is_away_lets_be_what_stands(
     domain: Domain,
 ) -> None:

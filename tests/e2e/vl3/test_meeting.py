@@ -2,7 +2,6 @@
 and members in two others, and between those there is WireGuard only.
 """
 
-import os
 from dataclasses import replace
 
 import pytest
@@ -55,15 +54,7 @@ MESSAGES = {bytes([kind, 0, 0, 0]) for kind in (1, 2, 3, 4)}  # of WireGuard
 
 @pytest.fixture(
     scope="module",
-    params=[
-        20,
-        pytest.param(
-            40,
-            marks=pytest.mark.skipif(
-                not os.environ.get("VWIRE_MATRIX"), reason="make matrix runs it"
-            ),
-        ),
-    ],
+    params=[20, pytest.param(40, marks=pytest.mark.long)],
     ids=["ipv4", "ipv6"],
 )
 def header(request: pytest.FixtureRequest) -> int:

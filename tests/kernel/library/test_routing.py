@@ -124,6 +124,21 @@ def test_in_a_namespace_of_its_own_a_process_needs_cap_net_admin_alone(spaces) -
     assert OWN[0].split("/")[0] in {one["local"] for one in lo["addr_info"]}
 
 
+def test_ways_over_a_wire_that_leads_nowhere_any_more_are_forgotten(spaces) -> None:
+    """Ours, and those named only."""
+    router, _, _ = spaces
+    for family, to in (("-4", "172.16.2.0/24"), ("-6", "2001:db8:10::2:0/112")):
+        for device in ("wa", "wb"):
+            for protocol, metric in (("78", "1024"), ("static", "2048")):
+                way = (to, "dev", device, "proto", protocol, "metric", metric)
+                router.do(family, "route", "append", *way)
+        Routing(router.path).forget([ip_network(to)], ["wa", "gone"])
+        left = router.ip(family, "route", "show", to)
+        assert sorted((one["dev"], one["protocol"]) for one in left) == [
+            ("wa", "static"), ("wb", "78"), ("wb", "static"),
+        ]  # fmt: skip
+
+
 def test_a_namespace_that_is_not_there_is_named() -> None:
     with pytest.raises(NotFoundError, match="/run/netns/vw-nowhere"):
         Routing("/run/netns/vw-nowhere").prepare()
