@@ -155,10 +155,12 @@ class Place(Domain):
         return said
 
     def create(self) -> None:
-        """The network, as an operator makes it."""
+        """The network, as an operator makes it, who then has its routers on demand."""
         prefixes = [word for one in DOMAIN.split(",") for word in ("--prefix", one)]
-        said = self.nsmctl("vl3", "create", SERVICE, *prefixes, "--on-demand")
-        assert "made its pool and service" in said
+        create = ("vl3", "create", SERVICE, *prefixes)
+        assert "made its pool and service\n" in self.nsmctl(*create)
+        assert "made its service's matches\n" in self.nsmctl(*create, "--on-demand")
+        assert "was there" in self.nsmctl(*create)
 
     def shown(self) -> dict[str, Any]:
         """What `nsmctl vl3 show` knows."""

@@ -61,8 +61,12 @@ async def test_its_word_is_believed_until_it_says_otherwise(
     os.mkfifo(health)
     assert not child.serving(), "and nobody waits for its writer"
     health.unlink()
-    health.symlink_to("/etc/passwd")
-    assert not child.serving()
+    elsewhere = Path(house.folder, "elsewhere")
+    elsewhere.write_text("serving\n")
+    health.symlink_to(elsewhere)
+    assert not child.serving(), "it is not its own file"
+    health.unlink()
+    health.write_text("serving\n")
     child.release()
     monkeypatch.setattr(at_work, "_command", lambda _: ("/bin/sleep", "600"))
     child = house.start(module)
