@@ -178,7 +178,7 @@ async def test_the_least_mtu_between_clusters_is_every_members(domain: Domain, h
         await until(
             lambda: any("IPv6 needs 1280" in line for line in six.log),
             "a router to say why it does not join another",
-            bar=1,
+            bar=2,
         )
     finally:
         west.do("link", "set", "eth0", "mtu", "1500")
