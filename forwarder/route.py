@@ -264,8 +264,8 @@ class ForwarderRoute:
                 offers = await self._discovery.offers(conn, fds, without=search.away)
             except NotFoundError:
                 return []
-            except NsmError as reason:
-                log.warning("nobody else is looked for", service=conn.service, why=str(reason))
+            except NsmError as why:
+                log.warning("nobody else is looked for", service=conn.service, why=str(why))
                 return []
             return [one for one in offers if search.new(one.endpoint.name)]
         try:
