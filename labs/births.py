@@ -19,6 +19,7 @@ from labs.paths import Paths
 from labs.processes import Process, Stage
 from nsm.errors import DeadlineError, NsmError
 from nsm.kernel import topology
+from nsm.process.words import last_words
 
 READY: Final = 20.0  # seconds a process may take
 REFUSED: Final = 6.0  # seconds a client may be refused: a hop waits up to 5 s for an endpoint
@@ -81,7 +82,7 @@ class Births:
             if event["event"] == "born":
                 self._warm = True
                 return
-        raise ProcessFailedError(f"the lab's programs cannot be imported: {_tail(self._log)}")
+        raise ProcessFailedError(f"the lab's programs cannot be imported: {last_words(self._log)}")
 
     def bear(self, todo: Sequence[Process]) -> None:
         """Start processes and wait until all of them are ready."""
@@ -102,7 +103,7 @@ class Births:
                 raise ProcessFailedError(f"{name} got no wire: {said}")
         for name, late in waiting.items():
             raise DeadlineError(
-                f"{name} is not ready after {READY:.0f} s; its log ends: {_tail(late.log)}",
+                f"{name} is not ready after {READY:.0f} s; its log ends: {last_words(late.log)}",
                 hint=f"{len(waiting)} of {len(todo)} are missing",
             )
 
@@ -134,7 +135,7 @@ class Births:
                 if time.monotonic() > end:
                     raise DeadlineError(
                         f"{process.name}: nothing listens on TCP port {process.tcp} after"
-                        f" {READY:.0f} s; its log ends: {_tail(process.log)}"
+                        f" {READY:.0f} s; its log ends: {last_words(process.log)}"
                     )
                 gone = state.born(self._paths).get(process.name)
                 if gone and gone.ended is not None:
@@ -143,7 +144,7 @@ class Births:
 
     def _failed(self, process: Process, status: int) -> ProcessFailedError:
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        said = self._refusal(process) or _tail(process.log)
+        said = self._refusal(process) or last_words(process.log)
         return ProcessFailedError(f"{process.name} {how} before the lab was up: {said}")
 
     def _refusal(self, process: Process) -> str:
@@ -183,23 +184,3 @@ def _listens(namespace: str, port: int) -> bool:
                     return True
             return False
     return False
-
-
-def _tail(log: str, lines: int = 3) -> str:
-    """The last words of a log, on one line."""
-    try:
-        with open(log, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
-            text = file.read().decode(errors="replace")
-    except FileNotFoundError:
-        return "(no log)"
-    return " | ".join(map(_words, text.strip().splitlines()[-lines:])) or "(empty log)"
-
-
-def _words(line: str) -> str:
-    """What a line of a log says to people."""
-    try:
-        told = json.loads(line)
-        return ": ".join(str(told[key]) for key in ("event", "why") if key in told)
-    except (ValueError, TypeError):
-        return line.strip()

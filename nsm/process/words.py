@@ -1,5 +1,6 @@
 """What a program said last, for whoever has to say why it ended."""
 
+import contextlib
 import json
 import os
 
@@ -20,8 +21,8 @@ def last_words(log: str, lines: int = 3, *, after: int = 0) -> str:
 
 def _said(line: str) -> str:
     """What a line of a log says to people."""
-    try:
+    with contextlib.suppress(ValueError):
         told = json.loads(line)
-        return ": ".join(str(told[key]) for key in ("event", "why") if key in told)
-    except (ValueError, TypeError):
-        return line.strip()
+        if isinstance(told, dict) and "event" in told:
+            return ": ".join(str(told[key]) for key in ("event", "why") if key in told)
+    return line.strip()
