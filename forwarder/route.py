@@ -571,10 +571,11 @@ class ForwarderRoute:
             payload=target.payload,
             context=replace(context, mtu=context.mtu or mechanisms.JUMBO_MTU),
         )
+        known = [conn]
         if not target.stands:
             # Before the call, not after: it may fail here and have worked there.
             what = f"close {conn.id} at endpoint {target.endpoint}"
-            attempt.add(what, self._close, target.url, conn)
+            attempt.add(what, self._take_back, target.url, known)
         answer = await self._calls.request(
             target.url,
             Request(conn, preferences),
@@ -590,7 +591,12 @@ class ForwarderRoute:
                 f" {made.id[:64]!r} when it was asked for {conn.id}",
                 code=InvalidError.code,
             )
+        known.append(replace(conn, path=made.path))
         return _with_context(made)
+
+    async def _take_back(self, url: str, known: Sequence[Connection]) -> None:
+        """Close by what was known last: upstream's hops find theirs by their own segment only."""
+        await self._close(url, known[-1])
 
     async def _close(self, url: str, conn: Connection) -> None:
         with Descriptors() as none:

@@ -267,12 +267,14 @@ class ProxyRoute:
         )
         before_us = len(onward.segments) > onward.index + 1  # and we were restarted
         stands = _same(before, conn, way) if before else before_us
+        known = [request.connection]
         async with Undo() as attempt:
             if not stands or conn.state == State.RESELECT_REQUESTED:
                 # Before the call, not after: it may fail here and have worked there.
                 what = f"close {conn.id} at {way.url}"
-                attempt.add(what, self._close, way.url, request.connection)
+                attempt.add(what, self._take_back, way.url, known)
             answer = _held_to(request.connection, await self._ask(way, request, conn, caller), way)
+            known.append(replace(request.connection, path=answer.path))
             made = path.measured(answer, **{path.BORDER: crossing.value})
             made = replace(made, service=conn.service, endpoint=conn.endpoint)
             if answer.mechanism:
@@ -327,6 +329,10 @@ class ProxyRoute:
                 await self._close(before.way.url, told)
         except (NsmError, TimeoutError) as reason:
             log.warning("the hop before was not told", url=before.way.url, error=str(reason))
+
+    async def _take_back(self, url: str, known: Sequence[Connection]) -> None:
+        """Close by what was known last: upstream's hops find theirs by their own segment only."""
+        await self._close(url, known[-1])
 
     async def _close(self, url: str, conn: Connection) -> None:
         with Descriptors() as none:

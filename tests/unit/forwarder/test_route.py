@@ -196,6 +196,7 @@ class Endpoints:
 
     async def close(self, url, conn, **how):
         self._reach("close", url)
+        self.closed = conn
 
     def _reach(self, what, url):
         self.log.append((what, url))
@@ -619,6 +620,8 @@ async def test_an_answer_no_tunnel_can_be_made_of_is_refused_and_closed(east, am
         await east.request()
     assert not east.kernel.wires
     assert [what for what, _ in east.mesh.log] == ["request", "close"]
+    # an upstream peer would not find it without
+    assert east.mesh.closed.segments[-1].id == f"id at {east.mesh.log[0][1]}"
     assert not east.wireguard.ports._given
 
 

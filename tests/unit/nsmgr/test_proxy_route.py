@@ -132,6 +132,7 @@ class Calls:
 
     async def close(self, url, conn, **how):
         self.log.append(("close", url, conn.endpoint))
+        self.closed = conn
         if url in self.fails:
             raise self.fails[url]
 
@@ -552,6 +553,8 @@ async def test_an_unmapped_address_of_the_answer_takes_the_wire_back(lives):
     with pytest.raises(PreconditionError, match=r"10\.0\.0\.7"):
         await proxy.request(asking(), CAME)
     assert [what for what, *_ in proxy.calls.told()] == ["request", "close"]
+    # an upstream peer would not find it without
+    assert proxy.calls.closed.segments[-1].id == "id at tcp://10.0.0.8:5001"
 
 
 async def test_another_domain_changes_nothing_left_of_us(lives):
