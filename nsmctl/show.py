@@ -26,6 +26,12 @@ from nsm.errors import NsmError
 
 OK, FAILED, MACHINE_CANNOT = 0, 1, 3  # exit codes; the rest follow from errors
 
+# control characters but for lines and tabs, and what turns the direction of reading
+_STEERING = {
+    number: f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
+    for number in (*range(9), *range(11, 32), *range(127, 160), *range(0x2028, 0x202F),
+                   *range(0x2066, 0x206A))
+}  # fmt: skip
 NEEDED = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}  # cables; namespaces
 
 
@@ -56,7 +62,14 @@ def console(*, stderr: bool = False) -> Console:
 
 def line(text: str) -> None:
     """One line of result."""
-    console().print(text, soft_wrap=True)
+    console().print(visible(text), soft_wrap=True)
+
+
+def visible(text: str) -> str:
+    """The text with what would steer a terminal as it is written: names and reasons come from
+    others, of other domains too.
+    """
+    return text.translate(_STEERING)
 
 
 def as_json(value: object) -> None:
@@ -91,7 +104,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
         name = column.removeprefix(">")
         made.add_column(name, justify="right" if right else "left", overflow="fold")
     for row in rows:
-        made.add_row(*(Text(str(cell)) for cell in row))
+        made.add_row(*(Text(visible(str(cell))) for cell in row))
     console().print(made)
 
 
@@ -112,11 +125,11 @@ def error(failure: NsmError, *, json_wanted: bool) -> None:
         as_json(refusal(failure))
         return
     out = console(stderr=True)
-    out.print(failure.message, style="red", soft_wrap=True)
+    out.print(visible(failure.message), style="red", soft_wrap=True)
     for note in _notes(failure):
-        out.print(f"  {note}", style="red", soft_wrap=True)
+        out.print(f"  {visible(note)}", style="red", soft_wrap=True)
     if failure.hint:
-        out.print(f"  {failure.hint}", soft_wrap=True)
+        out.print(f"  {visible(failure.hint)}", soft_wrap=True)
 
 
 def exit_code(failure: NsmError) -> int:

@@ -30,6 +30,19 @@ def test_an_error_says_what_went_wrong(capsys):
     assert capsys.readouterr().err == f"{SAID}\n  {SAID}\n"
 
 
+def test_what_others_say_steers_no_terminal(capsys, monkeypatch):
+    """An endpoint of another domain may be called anything."""
+    monkeypatch.setenv("COLUMNS", "200")
+    evil = "nse\x1b]52;c;cm0=\x07\x1b[2J\x9b31m\r\x08\u202egnp"
+    show.line(evil)
+    show.table("", ("name",), [(evil,)])
+    show.error(InvalidError(evil, hint=evil), json_wanted=False)
+    said = capsys.readouterr()
+    text = said.out + said.err
+    assert text.count(r"nse\x1b]52;c;cm0=\x07\x1b[2J\x9b31m\x0d\x08\u202egnp") == 4
+    assert not any(ord(one) < 32 and one != "\n" for one in text)
+
+
 def test_progress_says_what_is_being_done(capsys):
     with show.progress() as report:
         report(SAID)
