@@ -23,10 +23,11 @@ test: setup  ## every test but those of matrix; as root, because wires need name
 	@rm -f out/times.json
 	@$(BIN)/python -P -m pytest
 
-matrix: setup  ## what takes long: every Python of this machine, a fresh Debian 12, a quick bench
+matrix: setup  ## what takes long: tests marked so, every Python of this machine, a fresh Debian 12
 	@command -v debootstrap >/dev/null || apt-get -qq -o DPkg::Lock::Timeout=300 install --yes debootstrap
-	@VWIRE_MATRIX=1 $(BIN)/python -P -m pytest tests/e2e/install tests/e2e/trouble/test_bookworm.py \
-	  tests/e2e/readme/test_bench.py tests/lane/test_plugin.py tests/e2e/parity/test_parity.py
+	@[ -x /usr/lib/postgresql/15/bin/postgres ] || .ci/postgresql
+	@VWIRE_MATRIX=1 $(BIN)/python -P -m pytest -m long
+	@VWIRE_MATRIX=1 $(BIN)/python -P -m pytest tests/e2e/install
 
 parity: setup  ## what upstream shows by example: each one's lab is run, and docs/parity.md written from that
 	@$(BIN)/python docs/parity.py
