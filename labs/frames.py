@@ -8,6 +8,8 @@ _IPV4, _IPV6 = 0x0800, 0x86DD
 _TCP, _UDP = 6, 17
 _ICMP: Final = {1, 58}
 _FRAGMENT6 = 44
+_OPTIONS6: Final = {0, 43, 60}  # headers before a packet's own; kernels tell of groups behind one
+_IGMP = 2
 _VXLAN_PORTS: Final = {4789}
 _DNS_PORTS: Final = {53}
 _HTTP: Final = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"HTTP/1.")
@@ -64,7 +66,7 @@ class Reader:
             data = len(body) >= 20 and len(body) > (body[12] >> 4) * 4
             if data and self._flow(frame, body).are_next(body):
                 found.add("tls")
-        if data and protocol not in _ICMP and found <= {"tcp", "fragments"}:
+        if data and protocol not in (*_ICMP, _IGMP) and found <= {"tcp", "fragments"}:
             found.add("other")
         return frozenset(found)
 
@@ -167,7 +169,10 @@ def _packet(frame: bytes) -> tuple[int, bytes, bool] | None:
         # behind it there may be what fills a short frame; 0 where the kernel cuts it only later
         return data[9], data[(data[0] & 15) * 4 : length or None], more & 0x3FFF != 0
     if kind == _IPV6 and len(data) >= 40:
-        if data[6] == _FRAGMENT6:
-            return data[40] if len(data) > 40 else 0, data[48:], True
-        return data[6], data[40:], False
+        protocol, body = data[6], data[40:]
+        while protocol in _OPTIONS6 and len(body) >= 8:
+            protocol, body = body[0], body[(body[1] + 1) * 8 :]
+        if protocol == _FRAGMENT6:
+            return body[0] if body else 0, body[8:], True
+        return protocol, body, False
     return None

@@ -10,7 +10,14 @@ from scapy.contrib.wireguard import (
 )
 from scapy.layers.dns import DNS
 from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
-from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6ND_NS, IPv6, IPv6ExtHdrFragment
+from scapy.layers.inet6 import (
+    ICMPv6EchoRequest,
+    ICMPv6MLReport2,
+    ICMPv6ND_NS,
+    IPv6,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+)
 from scapy.layers.l2 import ARP, Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet
@@ -22,6 +29,7 @@ OUTER = ETHER / IP(src="198.18.0.1", dst="198.18.0.2")
 OUTER6 = ETHER / IPv6(src="fd00:18::1", dst="fd00:18::2")
 INNER = ETHER / IP(src="172.16.1.1", dst="172.16.1.0")
 SEALED = UDP(sport=51977, dport=52011) / Wireguard()
+GROUPS = ETHER / IP(src="198.18.0.1", dst="224.0.0.22", proto=2) / bytes(8)
 IPIP = OUTER / IP(src="10.0.0.1", dst="10.0.0.2") / ICMP()
 TUNNEL = UDP(sport=40000, dport=4789) / VXLAN(vni=77)
 
@@ -152,6 +160,11 @@ def test_what_is_no_record_or_follows_what_nobody_saw_is_other():
         pytest.param(IPIP, {"other"}, id="another protocol"),
         pytest.param(OUTER / TUNNEL / INNER / UDP(), {"vxlan"}, id="a tunnel"),
         pytest.param(OUTER6 / ICMPv6ND_NS(), set(), id="neighbour discovery"),
+        pytest.param(
+            OUTER6 / IPv6ExtHdrHopByHop() / ICMPv6MLReport2(), set(), id="a kernel's groups"
+        ),
+        pytest.param(OUTER6 / IPv6ExtHdrHopByHop() / TCP() / b"x", {"tcp", "other"}, id="options"),
+        pytest.param(GROUPS, set(), id="groups of IPv4"),
         pytest.param(Ether() / ARP(), set(), id="ARP"),
     ],
 )
