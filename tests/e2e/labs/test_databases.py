@@ -1,4 +1,4 @@
-"""A database in one cluster, its replica in another: PostgreSQL's own, over a flat network alone."""
+"""A database in one cluster, its replica in another: PostgreSQL's own, over a flat network."""
 
 import json
 import os

@@ -51,9 +51,7 @@ def test_sixty_that_join_at_once_all_reach_one_another():
         write("sixty members at once: the first has joined", joined[0], 5.0)
         write("sixty members at once: half of them have", joined[30], 10.0)
         write("sixty members at once: the last one has", joined[-1], 15.0)
-        print(
-            f"\n{'node':<10}{'at its router: devices':>24}{'routes':>8}{'on the node':>13}"
-        )
+        print(f"\n{'node':<10}{'at its router: devices':>24}{'routes':>8}{'on the node':>13}")
         for node in NODES:
             router = f"team-{node}"
             links = json.loads(inside(router, "ip", "-j", "link"))

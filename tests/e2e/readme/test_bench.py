@@ -1,7 +1,6 @@
 """What wires cost, as the bench tells it: figures that add up, beside the right bars."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
