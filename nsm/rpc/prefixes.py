@@ -122,9 +122,9 @@ class Prefixes(IPAMBase):
                         pb.PrefixResponse(prefix=lent, exclude_prefixes=asked.exclude_prefixes)
                     )
                 elif asked.type == pb.DELETE:
-                    if asked.prefix in held:
-                        held.remove(asked.prefix)
-                        await self._lender.release(pool, owner, holder, asked.prefix)
+                    if (prefix := _shortest(asked.prefix)) in held:
+                        held.remove(prefix)
+                        await self._lender.release(pool, owner, holder, prefix)
                 else:
                     raise InvalidError(
                         f"{owner} asks the address plan for an operation of type {int(asked.type)}",
@@ -238,6 +238,14 @@ async def keep_prefix(
             on_failure(failure)
         await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
         pause = min(pause * GROWTH, LONGEST_PAUSE)
+
+
+def _shortest(prefix: str) -> str:
+    """The prefix as we write it: IPv6 has many forms. What is none stays as it is."""
+    try:
+        return str(ipaddress.ip_network(prefix))
+    except ValueError:
+        return prefix
 
 
 def _lent(text: str, domain: Sequence[str], url: str) -> str:

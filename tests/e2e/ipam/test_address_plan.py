@@ -197,6 +197,8 @@ async def test_both_families_by_what_is_asked(made: Planned) -> None:
             assert await any_of_them.ask() == "172.16.0.0/24"
             assert await any_of_them.ask("2001:db8:10::7/128") == "2001:db8:10::1:0/112"
             assert await any_of_them.ask("2001:db8:10::9:7/128") == "2001:db8:10::9:7/128"
+            await six.say(ipam_pb2.DELETE, "2001:0DB8:10:0:0::/112")  # as another writes it
+            assert await six.ask() == "2001:db8:10::/112"
         async with one.stream(family="5") as stream:
             code, says = await stream.refused()
             assert (code, says) == (
