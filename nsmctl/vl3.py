@@ -6,6 +6,7 @@ is seen as it is: `create` again, or `delete` again, does the rest.
 """
 
 import asyncio
+import ipaddress
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
@@ -363,8 +364,13 @@ async def _create(
 async def _take_back(where: _Where, made: "AddressPool") -> None:
     """Forget a pool, if it is the one that we made."""
     there = (await where.pools()).get(made.name)
-    if there and there.prefixes == made.prefixes and not there.leases:
+    if there and _networks(there) == _networks(made) and not there.leases:
         await where.plan.delete(made.name)
+
+
+def _networks(pool: "AddressPool") -> set[Any]:
+    """Its prefixes, however they are written."""
+    return {ipaddress.ip_network(one) for one in pool.prefixes}
 
 
 async def _delete(where: _Where, found: Network, *, force: bool) -> tuple[list[str], str]:

@@ -6,8 +6,8 @@ from labs import lab, processes
 from labs.paths import Paths
 from nsm import ondemand
 from nsm.model import Endpoint, Service
-from nsm.rpc.prefixes import AddressPool
-from nsmctl.vl3 import Network, _advice, plans_of
+from nsm.rpc.prefixes import AddressPool, LentPrefix
+from nsmctl.vl3 import Network, _advice, _take_back, _Where, plans_of
 
 POOL = AddressPool("orders", ("10.0.0.0/16",), 24)
 SERVICE = Service(name="orders", payload="IP")
@@ -32,6 +32,29 @@ def test_a_network_is_called_by_what_there_is_of_it() -> None:
     assert Network("orders", POOL, on_demand).state == "0 routers, on demand"
     facts = Network("orders", None, SERVICE).facts()
     assert (facts["pool"], facts["leases"], facts["on_demand"]) == (None, [], False)
+
+
+class Plan:
+    """An address plan that has one pool."""
+
+    def __init__(self, *pools: AddressPool) -> None:
+        self.has = {one.name: one for one in pools}
+
+    async def pools(self) -> list[AddressPool]:
+        return list(self.has.values())
+
+    async def delete(self, name: str) -> None:
+        del self.has[name]
+
+
+async def test_a_pool_is_taken_back_however_its_prefixes_are_written() -> None:
+    made = replace(POOL, prefixes=("2001:DB8:4:0::/64", "10.0.0.0/16"))
+    kept = replace(POOL, prefixes=("10.0.0.0/16", "2001:db8:4::/64"))
+    lent = replace(kept, leases=(LentPrefix("10.0.0.0/24", "spiffe://d/r"),))
+    for there, stays in ((kept, False), (POOL, True), (lent, True)):
+        plan = Plan(there)
+        await _take_back(_Where(None, plan), made)  # type: ignore[arg-type]
+        assert bool(plan.has) == stays
 
 
 def test_what_starts_routers_is_shown_apart_from_them() -> None:
