@@ -39,6 +39,7 @@ T = TypeVar("T", Endpoint, Service)
 R = TypeVar("R")
 REMEMBERED = 10_000  # domains whose addresses that answered last are known
 FRESH = 1.0  # seconds for which all that a Find tells is met at the same door
+LEAST = 2.0  # seconds a registry may take to answer, however many addresses there are
 LOOK = 5.0  # seconds between two looks at whether a watched domain is still where it was
 log = structlog.get_logger(__name__)
 
@@ -202,8 +203,9 @@ class Forwarding(Store):
         for place, url in enumerate(urls):
             with trying.at(url):
                 now, left = asyncio.get_running_loop().time(), caller.left()
-                share = min(CALL_TIMEOUT, CALL_TIMEOUT if left is None else left)
-                answer = await call(self._connect(url), now + share / (len(urls) - place))
+                whole = CALL_TIMEOUT if left is None else min(CALL_TIMEOUT, left)
+                share = max(whole / (len(urls) - place), min(whole, LEAST))
+                answer = await call(self._connect(url), now + share)
                 _remember(self._answered, domain, url)
                 return answer
         raise self._unreached(trying)
