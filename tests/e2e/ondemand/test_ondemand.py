@@ -6,7 +6,7 @@ import signal
 import time
 
 from tests.e2e.ondemand.place import Place, size
-from tests.e2e.vl3.domain import Member, joined, unreachable
+from tests.e2e.vl3.domain import Member, joined, routes, unreachable
 from tests.e2e.wires.nodes import addresses, flow
 from tests.support.wait import until, write
 
@@ -50,6 +50,7 @@ async def test_the_first_who_asks_has_a_router_started_on_its_node_and_is_served
     assert place.says("r1", "no member for the idle time") == 1
     links = [link["ifname"] for link in place.space("r1").ip("link")]
     assert links == ["lo"], links
+    assert routes(place.space("r1")) <= own
     shown = place.shown()
     assert shown["state"] == "1 router, on demand"
     assert [each["name"] for each in shown["routers"]] == ["r2"]
