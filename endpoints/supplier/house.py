@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import quote
 
+import structlog
+
 from endpoints.supplier import recipes
 from endpoints.supplier.recipes import Recipe
 from nsm.errors import InvalidError, NsmError, PreconditionError, RightsError, TakenError
@@ -33,6 +35,7 @@ from nsm.process.words import last_words
 GATE: Final = 'read _ && exec "$@" </dev/null'
 LONGEST: Final = 1024 * 1024  # bytes of a routers file
 LARGEST_LOG: Final = 4 << 20  # bytes; as much again in the one before it
+journal = structlog.get_logger(__name__)
 
 
 @dataclass(eq=False)
@@ -165,7 +168,7 @@ class House:
     def _start(self, recipe: Recipe, log: str) -> Child:
         self._prepare(recipe)
         with contextlib.ExitStack() as closes:
-            out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            out = _own(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             closes.callback(os.close, out)
             undo = closes.enter_context(contextlib.ExitStack())
             size = _size(log)
@@ -180,7 +183,7 @@ class House:
                 umask=0o022,
                 user=recipe.uid,
                 group=recipe.gid,
-                extra_groups=None if recipe.gid is None else [],
+                extra_groups=None if recipe.gid is None and recipe.uid is None else [],
             )
             assert process.stdin is not None
             undo.callback(process.wait)  # its gate is closed before: it ends
@@ -226,13 +229,29 @@ class House:
 
 
 def bound(logs: Sequence[str]) -> None:
-    """Empty each log that has grown too large into the one before it."""
+    """Empty each log that has grown too large into the one before it.
+
+    Its folder may be the router's: no link there leads us to what only we may write.
+    """
     for log in logs:
-        with contextlib.suppress(FileNotFoundError):
-            if _size(log) > LARGEST_LOG:
-                # copied and emptied, not renamed: its writers keep the file, in append mode
-                shutil.copyfile(log, f"{log}.1")
-                os.truncate(log, 0)
+        with contextlib.suppress(OSError), open(_own(log, os.O_RDWR), "rb+") as file:
+            if os.fstat(file.fileno()).st_size <= LARGEST_LOG:
+                continue
+            try:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"{log}.1")
+                with open(_own(f"{log}.1", os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as before:
+                    shutil.copyfileobj(file, before)
+            except OSError as error:  # as of a full disk, which it must not go on to fill
+                why = error.strerror
+                journal.warning("a router's log is emptied without a copy", log=log, why=why)
+            # copied and emptied, not renamed: its writers keep the file, in append mode
+            file.truncate(0)
+
+
+def _own(file: str, flags: int) -> int:
+    """The file itself, opened, and nothing that a link there names."""
+    return os.open(file, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
 
 
 def read(path: str) -> tuple[Recipe, ...]:

@@ -180,3 +180,46 @@ async def test_a_log_is_bounded_while_it_is_written(
     assert Path(f"{log}.1").read_text() == "0123456789 12\n"
     assert child.words() == "last", "it is shorter now than before it was started"
     child.release()
+
+
+async def test_a_log_that_cannot_be_kept_is_emptied_all_the_same(
+    house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The disk is full, say: it would only become fuller, and the other logs as well."""
+    monkeypatch.setattr(at_work, "LARGEST_LOG", 10)
+    first, second = tmp_path / "first", tmp_path / "second"
+    for log in (first, second):
+        log.write_text("0123456789 12\n")
+    Path(f"{first}.1").mkdir()
+    bound([str(tmp_path), str(first), str(second)])
+    assert (first.read_text(), second.read_text()) == ("", "")
+    assert Path(f"{second}.1").read_text() == "0123456789 12\n"
+
+
+async def test_no_link_beside_a_log_leads_to_what_is_ours(
+    house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its folder may be the router's, who is another user."""
+    monkeypatch.setattr(at_work, "LARGEST_LOG", 10)
+    ours, log, link = tmp_path / "ours", tmp_path / "log", tmp_path / "link"
+    ours.write_text("a secret of more bytes\n")
+    log.write_text("0123456789 12\n")
+    Path(f"{log}.1").symlink_to(ours)
+    link.symlink_to(ours)
+    bound([str(log), str(link)])
+    assert ours.read_text() == "a secret of more bytes\n"
+    assert Path(f"{log}.1").read_text() == "0123456789 12\n"
+    with pytest.raises(PreconditionError, match=r"cannot be started: .*routers\.yaml:1"):
+        house.start(recipe(log=str(link)))
+    assert ours.read_text() == "a secret of more bytes\n"
+
+
+async def test_another_user_has_no_group_of_ours(house: House) -> None:
+    os.setgroups([0, 4])
+    try:
+        child = house.start(asked := recipe("id -G", uid=65534))
+        assert await child.ended() == 0
+    finally:
+        os.setgroups([0])
+    assert Path(house.log_of(asked)).read_text().split() == ["0"]
+    child.release()
