@@ -38,6 +38,7 @@ MAKE = {  # where each of the make lines is run
     "make clean": "test_make.py",
     "make wheel": "tests/e2e/install",
     "make test": "this very run, in CI",
+    "make parity": "tests/e2e/parity, some of it; the rest by `make matrix`",
     "make matrix": "by hand: it takes minutes and a network; its tests are there",
 }
 
@@ -95,7 +96,10 @@ def test_the_tour_says_what_it_promises():
             assert re.search(SAYS[begins], run(command)), f"$ {command}"
 
 
-ELSEWHERE = {  # what other tests run: e2e/install, e2e/trouble, e2e/systemd
+ELSEWHERE = {  # what other tests run: e2e/install, e2e/trouble, e2e/systemd, e2e/labs
+    "nsmctl define",
+    "nsmctl lab run interdomain",
+    "nsmctl vl3",
     "nsmctl --install-completion",
     "nsmctl lab down --all",
     "nsmctl systemd uninstall --purge",
