@@ -28,7 +28,8 @@ IDLE: Final = "15s"  # as upstream's examples
 EXAMPLES: Final = "parity"  # the folder of labs of upstream's examples
 CLIENT: Final = "{client}"  # in members' names: whose
 SLOWEST, FASTEST = 100_000, 30_000_000_000  # bits a second of a link that the kernel can count
-LONGEST: Final = 3600.0  # seconds of a check's command
+LONGEST: Final = 3600.0  # seconds of a check's command, or without a member
+LONGEST_LABEL: Final = 63  # characters of a part of a DNS name
 RESERVED: Final = (
     "issuer", "dns", "registry", "registry-proxy", "ipam", "nsmgr", "nsmgr-proxy", "forwarder",
     "supplier", "nsmctl", "nursery",
@@ -739,7 +740,10 @@ class _Reader:
 
     def _idle(self, where: Where, item: Mapping[str, Any]) -> float:
         if item["routers"] == ON_DEMAND:
-            return units.seconds(item.get("idle", IDLE))
+            try:
+                return _bounded("idle", item.get("idle", IDLE))
+            except InvalidError as wrong:
+                raise self._wrong(where, wrong.message) from None
         if "idle" in item:
             raise self._wrong((*where, "idle"), f"is for routers: {ON_DEMAND}; these stay")
         return 0.0
@@ -797,6 +801,12 @@ class _Reader:
                 called = f"{bare.replace('.', '-')}-{name}"
                 if called in (*RESERVED, *nodes, *routers):
                     says = f"a router on {name} is called {called}, which is taken"
+                    raise self._wrong(spot, says)
+                if len(called) > LONGEST_LABEL:
+                    says = (
+                        f"a router on {name} is called {called}, which has {len(called)} characters"
+                        f" and is part of its DNS name: at most {LONGEST_LABEL}"
+                    )
                     raise self._wrong(spot, says)
                 routers[called] = Router(called, network.name, name)
         return routers
@@ -1145,7 +1155,7 @@ def _check(
 
 
 def _bounded(key: str, text: str) -> float:
-    """Seconds that a check may take."""
+    """Seconds that may be said."""
     seconds = units.seconds(text)
     if seconds > LONGEST:
         raise InvalidError(f"{key}: found {text}, expected up to 60min")

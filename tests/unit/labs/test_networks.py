@@ -61,6 +61,7 @@ def lab() -> Lab:
     return labfile.parse(BASE, "x.yaml")
 
 
+LONG = "p" * 61
 NETWORK = "services.orders-db@meet"
 
 
@@ -85,6 +86,22 @@ NETWORK = "services.orders-db@meet"
             "routers: [e1, w1]", "routers: [e1], idle: 15s",
             f"x.yaml:25: {NETWORK}.vl3.idle: is for routers: on-demand; these stay",
             id="an end for what stays",
+        ),
+        pytest.param(
+            "routers: [e1, w1]", "routers: on-demand, idle: 99999999999999999min",
+            f"x.yaml:25: {NETWORK}.vl3: '99999999999999999min' is no quantity",
+            id="an idle time that is none",
+        ),
+        pytest.param(
+            "routers: [e1, w1]", "routers: on-demand, idle: 61min",
+            f"x.yaml:25: {NETWORK}.vl3: idle: found 61min, expected up to 60min",
+            id="an idle time without end",
+        ),
+        pytest.param(
+            "  pair@east:", f"  {LONG}@east: {{vl3: {{prefixes: [10.0.0.0/8], routers: [e1]}}}}\n"
+            "  pair@east:", f"x.yaml:27: services.{LONG}@east.vl3.routers[0]: a router on e1 is"
+            f" called {LONG}-e1, which has 64 characters and is part of its DNS name: at most 63",
+            id="a router's name that is no DNS name",
         ),
         pytest.param(
             "routers: [e2]", "routers: on-demand",
