@@ -394,10 +394,11 @@ def _name_places(lab: Lab, paths: Paths) -> None:
         state.put(paths.dns(f"{zone}.zone"), text)
     addresses = [one.partition("/")[0] for one in lab.nodes[processes.nameserver_on(lab)].addresses]
     state.put(paths.dns("conf"), nameserver.configuration(paths.dns(), addresses, places))
-    # not the installed one itself: Debian's AppArmor has that read /etc/unbound only
     program = shutil.which(nameserver.PROGRAM, path=processes.PATH)
     assert program, "looked for before anything was made"
-    shutil.copy(program, paths.dns(nameserver.PROGRAM))
+    with open(program, "rb") as file:
+        start = nameserver.start(program, file.read(nameserver.HEAD), paths.dns("conf"))
+    state.put(paths.dns("start"), start)
 
 
 def made_by_us(paths: Paths) -> bool:

@@ -3,6 +3,8 @@
 It is a program of others on purpose: what our registry-proxies read is what anybody's server says.
 """
 
+import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 from urllib.parse import urlsplit
@@ -11,6 +13,7 @@ from nsm import domains
 
 PROGRAM: Final = "unbound"
 PORT: Final = 53
+HEAD: Final = 4096  # bytes of a program in which its loader is named
 TTL: Final = 5  # seconds: somebody may edit a zone while the lab is up
 _NAMES: Final = {"registry": domains.REGISTRY, "nsmgr-proxy": domains.MANAGER_PROXY}
 
@@ -36,6 +39,17 @@ def _zone(domain: str, doors: Mapping[str, Sequence[str]]) -> str:
             kind = "AAAA" if ":" in (url.hostname or "") else "A"
             lines += [f"{name} IN SRV 0 0 {url.port} {name}", f"{name} IN {kind} {url.hostname}"]
     return "\n".join(lines) + "\n"
+
+
+def start(program: str, head: bytes, conf: str) -> str:
+    """What a shell is told, to become the server: the installed program, by its loader.
+
+    Because Debian's AppArmor has unbound, when it is executed itself, read /etc/unbound only;
+    and a copy is not executed where /run is mounted noexec, as Debian mounts it.
+    """
+    loader = re.search(rb"/[\x21-\x7e]*/ld[\x21-\x7e]*(?=\0)", head)
+    by = [loader[0].decode()] if loader else []
+    return f"exec {shlex.join([*by, program, '-d', '-p', '-c', conf])}\n"
 
 
 def configuration(folder: str, addresses: Iterable[str], names: Iterable[str]) -> str:

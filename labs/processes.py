@@ -405,7 +405,7 @@ class _Planner:
             Stage.NAMESERVER,
             on,
             {},
-            argv=[self._paths.dns(nameserver.PROGRAM), "-d", "-p", "-c", self._paths.dns("conf")],
+            argv=["sh", self._paths.dns("start")],
             tcp=nameserver.PORT,
             folder=self._paths.dns(),
         )
