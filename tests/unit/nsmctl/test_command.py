@@ -21,6 +21,7 @@ VERBS = [
         "connect",
         "services",
         "endpoints",
+        "define",
         "connections",
         "path",
         "run",
