@@ -64,6 +64,16 @@ def read(text: str) -> Before:
     return Before(tuple(servers[:MOST_SERVERS]), search, ndots)
 
 
+def arrival(server: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Where a question to a server arrives: ::ffff:127.0.0.1 and 0.0.0.0 are 127.0.0.1."""
+    address = ipaddress.ip_address(server)
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    if address.is_unspecified:
+        return ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")
+    return address
+
+
 def led(text: str, server: str) -> str:
     """The text that leads to server instead; all that is no server stays in force."""
     text = original(text)
@@ -132,7 +142,8 @@ def _lead(path: str, server: str) -> Before:
     except OSError as wrong:
         raise PreconditionError(f"{path or PATH} cannot be read: {wrong.strerror}") from wrong
     found = read(original(text))
-    before = Before(tuple(one for one in found.servers if one != server), found.search, found.ndots)
+    others = tuple(one for one in found.servers if arrival(one) != arrival(server))
+    before = Before(others, found.search, found.ndots)
     if path:
         _refuse_of_machine(path)
         try:

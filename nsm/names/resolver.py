@@ -41,7 +41,8 @@ LONGEST = 3600  # seconds an answer is believed, whatever its TTL
 FRESH = 5  # seconds one of a connection's servers is: whoever has the name may move meanwhile
 STALE = 3600  # seconds for which an old answer is better than that nobody answers (RFC 8767)
 LONGEST_NONE = 300  # seconds that there is none is believed
-MOST_HELD = 4096  # answers; the oldest go first
+MOST_HELD = 2048  # answers; the oldest go first
+LARGEST_HELD = 4096  # bytes of one: who says more is asked again
 MOST_CONFIGS, MOST_SERVERS, MOST_DOMAINS = 64, 8, 64  # of a connection: the far end says them
 _ADDRESSES = (dns.rdatatype.A, dns.rdatatype.AAAA)
 _Key = tuple[str, int, int]
@@ -171,7 +172,7 @@ class Resolver:
 
     def _hold(self, key: _Key, found: Found) -> None:
         self._cache.pop(key, None)
-        if ttl := _ttl(found):
+        if (ttl := _ttl(found)) and _size(found) <= LARGEST_HELD:
             now = asyncio.get_running_loop().time()
             self._cache[key] = _Held(found, now, now + ttl)
         while len(self._cache) > MOST_HELD:
@@ -307,10 +308,10 @@ def _network(text: str) -> Network | None:
 
 def _is_elsewhere(text: str) -> bool:
     try:
-        address = ipaddress.ip_address(text)
+        address = resolvconf.arrival(text)
     except ValueError:
         return False
-    return not (address.is_loopback or address.is_unspecified or address.is_multicast)
+    return not (address.is_loopback or address.is_multicast)
 
 
 def _within(network: Network, prefixes: Iterable[Network]) -> bool:
@@ -355,6 +356,13 @@ def _copy(query: dns.message.QueryMessage, name: dns.name.Name) -> dns.message.Q
 
 def _outgoing(query: dns.message.QueryMessage) -> dns.message.QueryMessage:
     return _copy(query, query.question[0].name)
+
+
+def _size(found: Found) -> int:
+    """How many bytes it has to say."""
+    message = found.message
+    sections = (*message.answer, *message.authority) if message else ()
+    return sum(len(data.to_wire() or b"") + 12 for records in sections for data in records)
 
 
 def _ttl(found: Found) -> int:

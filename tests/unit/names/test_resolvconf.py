@@ -126,11 +126,24 @@ async def test_what_somebody_else_wrote_meanwhile_stays(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-async def test_our_own_address_is_no_server_of_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("written", "ours"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("0.0.0.0", "127.0.0.1"),
+        ("::ffff:127.0.0.1", "127.0.0.1"),
+        ("::ffff:0.0.0.0", "127.0.0.1"),
+        ("::", "::1"),
+        ("0:0:0:0:0:0:0:1", "::1"),
+    ],
+)
+async def test_our_own_address_is_no_server_of_before_however_it_is_written(
+    tmp_path: Path, written: str, ours: str
+) -> None:
     path = tmp_path / "resolv.conf"
-    path.write_text("nameserver 127.0.0.1\nnameserver 192.0.2.1\n")
-    async with leading(str(path), "127.0.0.1") as before:
-        assert before.servers == ("192.0.2.1",)
+    path.write_text(f"nameserver {written}\nnameserver 192.0.2.1\nnameserver fe80::1%eth0\n")
+    async with leading(str(path), ours) as before:
+        assert before.servers == ("192.0.2.1", "fe80::1%eth0")
 
 
 async def test_a_file_that_is_not_there_or_cannot_be_written_is_said_to_be_so(

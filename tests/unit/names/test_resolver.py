@@ -109,3 +109,32 @@ async def test_who_says_that_there_is_none_is_believed_at_once(asking: Resolver)
     async with serving(asking, code=dns.rcode.NXDOMAIN):
         assert (await heard(asking))[0] == "NXDOMAIN"
     assert (await heard(asking))[0] == "SERVFAIL"  # and what was before is forgotten
+
+
+async def test_an_answer_without_end_is_not_kept(asking: Resolver) -> None:
+    most = [f"172.16.{n // 250}.{n % 250 + 1}" for n in range(2000)]
+    async with serving(asking, *most):
+        assert len((await heard(asking))[1]) == len(most)
+        assert not asking._cache
+    async with serving(asking, *most[:20]):
+        assert len((await heard(asking))[1]) == 20
+        assert len(asking._cache) == 1
+
+
+@pytest.mark.parametrize(
+    ("server_", "asked"),
+    [
+        ("172.16.0.1", True),
+        ("fe80::1%eth0", True),
+        ("127.0.0.1", False),
+        ("::ffff:127.0.0.1", False),
+        ("::ffff:0.0.0.0", False),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("ff02::fb", False),
+        ("not one", False),
+    ],
+)
+def test_nobody_has_us_ask_ourselves(server_: str, asked: bool) -> None:
+    told = Context(dns=DNSContext((DNSConfig((server_,), ("net",)),)))
+    assert bool(resolver.ways_of(told, 53)) == asked
