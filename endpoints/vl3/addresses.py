@@ -154,13 +154,12 @@ class RouterAddresses:
         held = self._held.get(id_, {})
         ours = [_host(one) for one in held.values()]
         own = set(self.own)
-        # Of the domain's addresses a member has those we say: others are of a router that died.
+        # A member has the addresses that we say, another router the domain's but for ours. All
+        # else would be in our namespace too: a way past it to whatever else we need to reach.
         src = [
-            text
-            for text in asked.src_ip_addrs
-            if text in ours or (router and not self._lent_to_us(text)) or not self._of_domain(text)
+            text for text in asked.src_ip_addrs if text in ours or (router and self._theirs(text))
         ]
-        dst = [text for text in asked.dst_ip_addrs if text in own or not self._of_domain(text)]
+        dst = [text for text in asked.dst_ip_addrs if text in own]
         src = list(dict.fromkeys((*src, *ours)))
         return replace(
             asked,
@@ -176,11 +175,9 @@ class RouterAddresses:
         """
         if not self.ready:
             raise UnavailableError("prefix pool is initializing: this router has none yet")
-        own = set(self.own)
-        src = [text for text in asked.src_ip_addrs if text in own or not self._of_domain(text)]
         return replace(
             asked,
-            src_ip_addrs=tuple(dict.fromkeys((*src, *self.own))),
+            src_ip_addrs=self.own,
             dst_routes=self._ways(asked.dst_routes, whole=False),
         )
 
@@ -269,12 +266,8 @@ class RouterAddresses:
     def _back(
         self, asked: Sequence[Route], src: Sequence[str], *, router: bool
     ) -> tuple[Route, ...]:
-        """Routes to who asks: each of its addresses; a router's own ways stay as it says."""
-        found = {
-            one.prefix: one
-            for one in asked
-            if (router and not self._lent_to_us(one.prefix)) or not self._of_domain(one.prefix)
-        }
+        """Routes to who asks: each of its addresses; a router's ways in the domain as it says."""
+        found = {one.prefix: one for one in asked if router and self._theirs(one.prefix)}
         for text in src:
             if _readable(text):
                 prefix = _host(ipaddress.ip_interface(text).ip)
@@ -294,15 +287,14 @@ class RouterAddresses:
         one = ipaddress.ip_interface(text).network
         return any(one.version == two.version and one.overlaps(two) for two in self.known)
 
-    def _lent_to_us(self, text: str) -> bool:
-        """Whether nobody else can have it: the address plan lends nothing twice."""
+    def _theirs(self, text: str) -> bool:
+        """Whether another router can have it: of the domain, and not of what is lent to us, as
+        the address plan lends nothing twice."""
         if not _readable(text):
             return False
         one = ipaddress.ip_interface(text).network
-        return any(
-            one.version == lent.network.version and one.subnet_of(lent.network)  # type: ignore[arg-type]
-            for lent in self._lent.values()
-        )
+        ours = [lent.network for lent in self._lent.values()]
+        return _within(one, self.known) and not _within(one, ours)
 
     def _in_order(self) -> list[_Lent]:
         return [self._lent[one] for one in self._families if one in self._lent]
@@ -315,6 +307,10 @@ def _half(lent: _Lent) -> ipaddress.IPv4Interface | ipaddress.IPv6Interface:
 
 def _host(address: Address) -> str:
     return f"{address}/{address.max_prefixlen}"
+
+
+def _within(one: Network, networks: Iterable[Network]) -> bool:
+    return any(one.version == two.version and one.subnet_of(two) for two in networks)  # type: ignore[arg-type]
 
 
 def _readable(text: str) -> bool:

@@ -1,6 +1,7 @@
 """What members and routers are told: upstream's contexts, and nobody's address twice."""
 
 import ipaddress
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -109,12 +110,34 @@ def test_what_is_lent_to_us_is_behind_no_other_router(router: RouterAddresses) -
     assert made.dst_routes == (theirs, Route("172.16.2.0/32"))
 
 
+def test_nobody_puts_addresses_or_ways_of_other_places_into_our_namespace(
+    router: RouterAddresses,
+) -> None:
+    """In a pod there is its way to the address plan, the manager and the registry, too."""
+    theirs = (Route("172.16.2.0/24", "172.16.2.0"), Route("172.16.2.0/32"))
+    asked = IPContext(
+        src_ip_addrs=("172.16.2.0/32", "10.0.0.5/32", "fe80::5/128"),
+        dst_ip_addrs=("10.0.0.5/32", "127.0.0.1/8"),
+        dst_routes=(*theirs, *map(Route, ("10.0.0.0/8", "172.0.0.0/8", "0.0.0.0/0", "::/0"))),
+    )
+    router.lend("172.16.1.0/24", ["172.16.0.0/20"])
+    for who, src, ways in (
+        (router.assign("a-0", replace(asked, dst_routes=asked.dst_routes[2:])), "172.16.1.1/32",
+         (Route("172.16.1.1/32"),)),
+        (router.assign("r-0", asked, router=True), "172.16.2.0/32", theirs),
+    ):  # fmt: skip
+        assert who.src_ip_addrs == (src,)
+        assert who.dst_ip_addrs == ("172.16.1.0/32",)
+        assert who.dst_routes == ways
+    assert router.ask(asked).src_ip_addrs == ("172.16.1.0/32",)
+
+
 def test_a_refresh_changes_nothing(router: RouterAddresses) -> None:
     made = router.assign("a-0", NOTHING)
     assert router.assign("a-0", made) == made
 
 
-def test_what_a_dead_router_gave_goes_and_what_is_not_the_domains_stays(
+def test_what_a_dead_router_gave_goes_and_what_is_the_members_alone_stays(
     router: RouterAddresses,
 ) -> None:
     came = IPContext(
@@ -125,8 +148,9 @@ def test_what_a_dead_router_gave_goes_and_what_is_not_the_domains_stays(
         dst_routes=(Route("172.16.9.4/32"), Route("10.0.0.7/32")),
     )  # fmt: skip
     made = router.assign("a-0", came)
-    assert made.src_ip_addrs == ("10.0.0.7/32", "172.16.1.1/32")
-    assert made.dst_ip_addrs == ("10.0.0.1/32", "172.16.1.0/32")
+    assert made.src_ip_addrs == ("172.16.1.1/32",)
+    assert made.dst_ip_addrs == ("172.16.1.0/32",)
+    assert made.dst_routes == (Route("172.16.1.1/32"),)
     assert Route("10.0.0.1/32") in made.src_routes
     assert not any("172.16.9." in one.prefix or one.next_hop == "172.16.9.0"
                    for one in (*made.src_routes, *made.dst_routes))  # fmt: skip
