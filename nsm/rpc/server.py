@@ -494,6 +494,8 @@ class Server:
             if running.stopped:
                 task.uncancel()
                 code, text = Code.UNAVAILABLE, self.refusing
+                if task.cancelling():  # its caller is gone as well
+                    raise
                 raise GRPCError(Status.UNAVAILABLE, text) from None
             late = call.caller.deadline is not None and loop.time() >= call.caller.deadline
             code, text = (Code.DEADLINE_EXCEEDED, "") if late else status_of(error)
@@ -502,6 +504,8 @@ class Server:
             code, text = status_of(error)
             if not expected(error):
                 log.exception("defect in %s, called by %s", path, shown.peer_id)
+            if task.cancelling():  # at its deadline, or its caller is gone: nobody is answered
+                raise asyncio.CancelledError from error
             raise grpc_error(error) from None
         finally:
             self._running.discard(running)

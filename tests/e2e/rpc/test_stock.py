@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from nsm.errors import Code, DeniedError, NotFoundError, PeerError
+from nsm.errors import Code, DeadlineError, DeniedError, NotFoundError, PeerError
 from nsm.identity.source import HeldIdentity
 from nsm.proto import connection_pb2_grpc, networkservice_pb2_grpc
 from nsm.proto.networkservice_grpc import NetworkServiceStub
@@ -251,6 +251,27 @@ async def test_a_deadline_is_the_callers_and_ends_the_handler(listen: str) -> No
         assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         await until(lambda: lines, "the handler to end at the deadline", bar=0.5)
         assert lines[0].code in (Code.DEADLINE_EXCEEDED, Code.CANCELLED)
+
+
+async def test_a_handler_that_fails_at_its_deadline_has_no_defect(
+    listen: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one does that gives up by itself at that very moment."""
+    lines: list[Call] = []
+
+    async def too_late(caller: Any, connection: Any) -> Any:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise DeadlineError("not there in time") from None
+
+    async with served(listen, Echo(too_late), on_call=lines.append) as (_, channel):
+        stub = networkservice_pb2_grpc.NetworkServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stub.Request(request(), timeout=0.2)
+        await until(lambda: lines, "the handler to end", bar=0.5)
+    assert lines[0].code is Code.DEADLINE_EXCEEDED
+    assert not [one for one in caplog.records if one.levelname == "ERROR"]
 
 
 class _StockServer(networkservice_pb2_grpc.NetworkServiceServicer):
