@@ -16,7 +16,7 @@ from nsm.model import SECOND
 
 FOUND = 60 * SECOND  # how long a URL holds that was found, without being found again
 MOST = 10_000  # URLs that were found, beyond them the oldest go; and that were registered
-YOUNG = 120 * SECOND  # how long after a start what was registered earlier may not be here yet
+YOUNG = 120.0  # seconds after a start in which what was registered earlier may not be here yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,12 @@ class Names:
         self._registered: dict[str, _Known] = {}
         self._found: dict[str, _Known] = {}
         self._change = asyncio.Event()
-        self._began = clock()
+        self._began = time.monotonic()
 
     @property
     def young(self) -> bool:
         """Whether there may be endpoints that registered before a restart, and not yet again."""
-        return self._clock() - self._began < YOUNG
+        return time.monotonic() - self._began < YOUNG
 
     def register(self, name: str, url: str, until: int) -> None:
         """An endpoint of our own domain is called name in another; its manager is at url.
