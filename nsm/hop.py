@@ -7,6 +7,7 @@ goes next differs, and that is the hop's route:
     forwarder/route.py    finds an endpoint, agrees on mechanisms, joins both sides in the kernel
     nsmgr/proxy/route.py  leads the request out of a domain, or into it
     nsm/endpoint.py       hands out addresses; the path ends there
+    endpoints/supplier/route.py  starts an endpoint where there is none, and refuses: look again
 
 Each line of `request` is one concern, and each concern one module beside this.
 """
