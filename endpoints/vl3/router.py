@@ -94,7 +94,7 @@ class Router:
             try:
                 await asyncio.to_thread(self._routing.admit, domain)
                 await asyncio.to_thread(self._routing.own, own, self.addresses.known)
-            except NsmError as error:
+            except (NsmError, OSError) as error:  # or a kernel that is silent: TimeoutError
                 log.warning("the domain's packets are not passed on", why=str(error))
                 await asyncio.sleep(AGAIN)
                 self._lent.set()

@@ -3,9 +3,11 @@
 Rules are lists of expressions that work on registers; ours need one register.
 """
 
+import errno
 import socket
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
@@ -19,6 +21,7 @@ INET: Final = 1  # both families
 PREROUTING, INPUT, FORWARD = 0, 1, 2  # hooks
 ACCEPT, DROP = 1, 0
 _NETFILTER = 12
+_SO_SNDBUFFORCE = 32  # asm-generic/socket.h; Python has no name for it
 _BEGIN, _END = 0x10, 0x11
 _PATIENCE = 5.0  # seconds; the kernel answers at once or has a defect
 _TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
@@ -57,7 +60,15 @@ def transact(changes: Sequence[bytearray]) -> Refusal | None:
     struct.pack_into("=H", changes[-1], 6, flags | netlink.ACK)
     with open_socket() as sock:
         sock.settimeout(_PATIENCE)
-        sock.sendmsg(batch)
+        with suppress(PermissionError):  # then what is too long is refused
+            # a batch is one message, and the kernel takes none that is longer than this
+            sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * sum(map(len, batch)))
+        try:
+            sock.sendmsg(batch)
+        except OSError as failure:
+            if failure.errno != errno.EMSGSIZE:
+                raise
+            return Refusal(errno.EMSGSIZE)
         while True:
             for _, _, sequence, data in netlink.split(memoryview(sock.recv(1 << 16))):
                 (code,) = struct.unpack_from("=i", data)

@@ -10,6 +10,7 @@ import pytest
 from nsm.errors import NotFoundError, PreconditionError
 from nsm.kernel import routing
 from nsm.kernel.routing import Routing
+from nsm.rpc.prefixes import MOST_TOLD
 from tests.support.spaces import Space, space
 
 DOMAIN = [ip_network("172.16.0.0/16"), ip_network("2001:db8:10::/64")]
@@ -84,6 +85,16 @@ async def test_nothing_leaves_the_domain(spaces) -> None:
     assert await b.pings("172.16.1.0", "-I", B[0])
     assert not await a.pings(OUTSIDE, "-W1")
     assert not await b.pings(A[0], "-I", OUTSIDE, "-W1")
+
+
+async def test_a_domain_may_have_as_many_prefixes_as_an_address_plan_tells(spaces) -> None:
+    router, a, _ = spaces
+    made = Routing(router.path)
+    made.prepare()
+    some = [f"10.{n}.0.0/16" if n % 2 else f"2001:db8:{n + 256:x}::/64" for n in range(MOST_TOLD)]
+    made.admit([*map(ip_network, some[2:]), *DOMAIN])
+    assert await a.pings(B[0])
+    assert await a.pings(B[1])
 
 
 async def test_what_is_set_up_stands_and_is_found_again(spaces) -> None:

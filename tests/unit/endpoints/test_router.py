@@ -14,7 +14,7 @@ from endpoints.vl3 import router as at_work
 from endpoints.vl3.fellows import Fellows
 from endpoints.vl3.router import Router
 from nsm import policy
-from nsm.errors import TakenError, UnavailableError
+from nsm.errors import RightsError, TakenError, UnavailableError
 from nsm.identity.background import beside
 from nsm.kernel.routing import Routing
 from nsm.model import (
@@ -82,6 +82,21 @@ async def test_nobody_is_served_before_packets_are_passed_on(router) -> None:
         router.assign(asks("a"))
     await until(lambda: router.ready, "the kernel to be told", record=False)
     assert router.assign(asks("a")).src_ip_addrs == ("172.16.1.1/32",)
+
+
+async def test_a_kernel_that_refuses_or_is_silent_is_told_again(
+    router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = [TimeoutError("timed out"), RightsError("no right")]
+
+    def admit(*_: object) -> None:
+        if silent:
+            raise silent.pop()
+
+    monkeypatch.setattr(at_work, "AGAIN", 0.01)
+    monkeypatch.setattr(Routing, "admit", admit)
+    await lent(router)
+    assert not silent
 
 
 async def test_who_is_no_router_leads_nobody_on(router) -> None:
