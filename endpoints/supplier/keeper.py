@@ -73,9 +73,13 @@ class Keeper:
                     )
                 self._asked.set()
             await changed.wait()
+            if self.state is State.THERE:
+                return  # it was looked at for all who wait; each for itself asks the registry
 
     def waiting(self) -> str:
         """Why it is not there, in words for whoever cannot wait longer."""
+        if not self._began:
+            return f"whether router {self.recipe.name} runs is not known yet"
         took = time.monotonic() - self._began
         return f"router {self.recipe.name} was started {took:.1f} s ago and is not ready"
 

@@ -34,6 +34,7 @@ class Registry:
     def __init__(self) -> None:
         self.there = {"r"}
         self.silent = False
+        self.watched = 0
         self._changed = asyncio.Event()
 
     def say(self, *names: str) -> None:
@@ -47,6 +48,7 @@ class Registry:
         return [Endpoint(name=name) for name in self.there & {query.name}]
 
     async def watch_endpoints(self, query: Endpoint) -> AsyncGenerator[Found[Endpoint], None]:
+        self.watched += 1
         while True:
             changed = self._changed
             for one in await self.find_endpoints(query):

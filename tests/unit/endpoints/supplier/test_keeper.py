@@ -31,12 +31,14 @@ def starts(house: House, name: str = "r") -> int:
 
 
 async def test_nothing_runs_before_somebody_asks_and_one_for_all_who_do(
-    house: House, keep: Keep
+    house: House, keep: Keep, registry: Registry
 ) -> None:
     keeper = keep()
     await asyncio.sleep(0)
     assert (keeper.state, starts(house)) == (State.ABSENT, 0)
+    assert "not known yet" in keeper.waiting()
     await asyncio.gather(*(keeper.there() for _ in range(20)))
+    assert registry.watched == 1, "not once for each"
     await keeper.there()
     assert (keeper.state, starts(house)) == (State.THERE, 1)
 
