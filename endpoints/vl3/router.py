@@ -139,7 +139,7 @@ class Router:
             raise UnavailableError(
                 "prefix pool is initializing: this router is about to pass packets on"
             )
-        if self._names:
+        if self._names and self.addresses.ready:
             self._names.check()  # before there is something to take back from who comes again
         router = self._fellows.are(policy.origin(conn))
         if not router and self.addresses.leads_on(conn.ip):

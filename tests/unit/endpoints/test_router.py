@@ -84,6 +84,12 @@ async def test_nobody_is_served_before_packets_are_passed_on(router) -> None:
     assert router.assign(asks("a")).src_ip_addrs == ("172.16.1.1/32",)
 
 
+async def test_who_comes_before_there_is_a_prefix_is_told_that_first(named) -> None:
+    """In upstream's words, also by a router that answers for names."""
+    with pytest.raises(UnavailableError, match=r"^prefix pool is initializing"):
+        named.assign(asks("a"))
+
+
 async def test_a_kernel_that_refuses_or_is_silent_is_told_again(
     router, monkeypatch: pytest.MonkeyPatch
 ) -> None:
