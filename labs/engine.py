@@ -511,7 +511,10 @@ def _noted(paths: Paths) -> State | None:
 
 
 def _goodbyes(paths: Paths, children: Mapping[str, state.Born]) -> Iterator[tuple[str, list[Mark]]]:
-    """Who is stopped together: clients and programs, endpoints, routers, then the rest."""
+    """Who is stopped together: clients and programs, endpoints, routers, then the rest.
+
+    Whoever takes a registration back needs the mesh for that.
+    """
     groups: dict[str, list[Mark]] = {"clients": [], "endpoints": [], "routers": [], "the mesh": []}
     lab = None
     with contextlib.suppress(FileNotFoundError, InvalidError):
@@ -522,7 +525,7 @@ def _goodbyes(paths: Paths, children: Mapping[str, state.Born]) -> Iterator[tupl
         who = name.partition("/")[2].partition(".")[0]
         if lab and who in lab.endpoints:
             groups["endpoints"].append(child.mark)
-        elif lab and who in lab.routers:
+        elif lab and (who in lab.routers or who == "supplier"):
             groups["routers"].append(child.mark)
         elif lab and who in lab.clients:
             groups["clients"].append(child.mark)

@@ -7,8 +7,8 @@ from endpoints.ipam.config import Config as PlanConfig
 from endpoints.supplier import recipes
 from endpoints.supplier.config import Config as SupplierConfig
 from endpoints.vl3.config import Config as RouterConfig
+from labs import alive, engine, processes, seats, state
 from labs import lab as labfile
-from labs import processes, seats
 from labs.lab import Lab
 from labs.paths import Paths
 from labs.processes import Plan, Stage
@@ -418,3 +418,23 @@ def test_a_supplier_is_told_how_each_of_its_routers_is_started():
     assert who["x-w1", recipe.gid] == "spiffe://west.test/router/orders-db-w1"
     (errand,) = (p for p in plan.of(Stage.NETWORK) if "orders-db" in p.argv)
     assert errand.argv[-1] == "--on-demand"
+
+
+def test_whoever_takes_a_registration_back_is_stopped_before_the_mesh(tmp_path, monkeypatch):
+    text = BASE.replace("routers: [e1, w1]", "routers: on-demand")
+    lab, paths = labfile.parse(text, "x"), Paths("x", str(tmp_path))
+    plan = processes.plan(lab, paths)
+    monkeypatch.setattr(engine, "saved", lambda _: lab)
+    monkeypatch.setattr(alive.Mark, "alive", True)
+    children = {
+        p.name: state.Born(p.name, alive.Mark(p.gid, 1), None, 0.0, None) for p in plan.processes
+    }
+    numbers = {p.gid: p.name for p in plan.processes}
+    told = {
+        what: [numbers[mark.pid] for mark in group]
+        for what, group in engine._goodbyes(paths, children)
+    }
+    assert list(told) == ["clients", "endpoints", "routers", "the mesh"]
+    assert told["endpoints"] == ["e2/resp"]
+    assert set(told["routers"]) == {"e2/plain-net-e2", "e1/supplier", "w1/supplier"}
+    assert {"e1/nsmgr", "m1/registry", "m1/ipam"} <= set(told["the mesh"])
