@@ -190,6 +190,7 @@ class Peers:
         self._keeping: set[str] = set()  # places whose peer keeps descriptors
         self._stack = AsyncExitStack()
         self._tasks: asyncio.TaskGroup
+        self._ending = False
 
     async def __aenter__(self) -> Self:
         await self._contexts.build()
@@ -203,6 +204,7 @@ class Peers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._ending = True  # who loses a connection now may well dial again at once
         for connection in self._all():
             connection.close()
         await self._stack.__aexit__(kind, error, trace)
@@ -285,7 +287,10 @@ class Peers:
         self, key: tuple[str, str], where: "_Where", patience: float
     ) -> _Connection | NsmError:
         """The result of one dial, shared by all who wait for the same."""
+        stopping = UnavailableError(f"cannot reach {where.url}: this process is stopping")
         dial = self._dials.get(key)
+        if dial is None and self._ending:
+            return stopping
         if dial is None:
             dial = self._tasks.create_task(
                 self._dial(key, where, patience), name=f"dial of {where.url}"
@@ -294,7 +299,7 @@ class Peers:
             dial.add_done_callback(lambda _: self._dials.pop(key, None))
         await asyncio.wait({dial})
         if dial.cancelled():
-            return UnavailableError(f"cannot reach {where.url}: this process is stopping")
+            return stopping
         return dial.result()
 
     def _give_back(self, connection: _Connection) -> None:

@@ -20,12 +20,16 @@ from nsm.errors import (
     NsmError,
     PeerError,
     RightsError,
+    UnavailableError,
 )
+from nsm.identity.source import HeldIdentity, Identity
 from nsm.registration import RegistrationPath
 from nsm.rpc import addresses, registry
 from nsm.rpc.addresses import Tcp, Unix
 from nsm.rpc.fds import key_of
+from nsm.rpc.peers import Peers
 from nsm.rpc.status import MAX_TEXT, error_of, grpc_error, status_of
+from tests.support.callers import Mesh
 
 CLASSES = [
     c
@@ -173,3 +177,12 @@ def test_what_ends_a_call_has_its_code() -> None:
 
 def test_a_status_text_is_bounded() -> None:
     assert len(status_of(InvalidError("x" * 100_000))[1]) == MAX_TEXT
+
+
+async def test_who_dials_while_we_end_is_told_so() -> None:
+    """Whoever loses a stream to it dials again at once, and that is no defect."""
+    async with Peers(HeldIdentity(Identity(Mesh().svid("a"), {}))) as peers:
+        pass
+    with pytest.raises(UnavailableError, match="stopping"):
+        async with peers.link("unix:///nowhere"):
+            pytest.fail("there is nobody")
