@@ -27,6 +27,18 @@ MOST_POOLS = 10_000
 MOST_FORMER = 1024  # prefixes of a pool that others get last
 MOST_PREFIXES = 64  # of one pool
 LONGEST_NAME = 253
+UNUSABLE = {  # no member could be reached at one of these; IPv4's link-local ones are but a prefix
+    ipaddress.ip_network(text): what
+    for text, what in (
+        ("0.0.0.0/8", "unspecified"),
+        ("127.0.0.0/8", "loopback"),
+        ("224.0.0.0/3", "multicast or reserved"),
+        ("::/127", "unspecified or loopback"),
+        ("::ffff:0:0/96", "IPv4-mapped"),
+        ("fe80::/10", "link-local"),
+        ("ff00::/8", "multicast"),
+    )
+}
 DEFAULT = ""  # the pool of those who name none, as upstream's routers do
 
 
@@ -56,7 +68,8 @@ class Pool:
 def pool(name: str, prefixes: Sequence[str], *, ipv4: int = 0, ipv6: int = 0) -> Pool:
     """A pool as an operator describes it; lengths of 0 are chosen.
 
-    Raises InvalidError for what are no prefixes, overlap, or are smaller than what is lent.
+    Raises InvalidError for what are no prefixes, overlap, are nobody's to have, or are smaller
+    than what is lent.
     """
     whose = f"pool {name[:LONGEST_NAME]!r}"
     if len(name) > LONGEST_NAME:
@@ -66,6 +79,7 @@ def pool(name: str, prefixes: Sequence[str], *, ipv4: int = 0, ipv6: int = 0) ->
     networks: list[Network] = []
     for text in prefixes:
         network = parse(text, f"a prefix of {whose}")
+        _usable(network, whose)
         for other in networks:
             if network.version == other.version and network.overlaps(other):
                 raise InvalidError(
@@ -88,6 +102,15 @@ def pool(name: str, prefixes: Sequence[str], *, ipv4: int = 0, ipv6: int = 0) ->
             )
         lengths[version] = length
     return Pool(name, tuple(networks), lengths)
+
+
+def _usable(network: Network, whose: str) -> None:
+    for no, what in UNUSABLE.items():
+        if network.version == no.version and network.overlaps(no):
+            raise InvalidError(
+                f"{network} of {whose} has {what} addresses, at which no member is reached",
+                hint="give it others, such as 172.16.0.0/16 or 2001:db8:10::/64",
+            )
 
 
 def _usual(version: int, longest: int) -> int:

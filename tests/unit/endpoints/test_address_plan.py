@@ -117,6 +117,25 @@ def test_lengths_are_upstreams_where_there_is_room() -> None:
 
 
 @pytest.mark.parametrize(
+    "prefix",
+    [
+        "0.0.0.0/0",
+        "127.0.0.0/8",
+        "224.1.0.0/16",
+        "255.255.255.0/24",
+        "::/0",
+        "::1/128",
+        "::ffff:172.16.0.0/112",
+        "fe80::/64",
+        "ff02::/16",
+    ],
+)
+def test_addresses_that_nobody_can_have_are_in_no_pool(prefix: str) -> None:
+    with pytest.raises(InvalidError, match="addresses, at which no member is reached"):
+        pool("orders", ["169.254.0.0/16", prefix])
+
+
+@pytest.mark.parametrize(
     ("prefixes", "ipv4", "says"),
     [
         ([], 0, "has 0 prefixes"),
