@@ -1,9 +1,13 @@
 """Routers and address plans that come, go and come back while members talk."""
 
 import signal
+from pathlib import Path
 
+from nsm.kernel import owner
 from tests.e2e.vl3.domain import Domain, Member, Pinging, joined, lost_of, routes, unreachable
-from tests.e2e.wires.nodes import Program
+from tests.e2e.wires.nodes import Program, link
+from tests.e2e.wires.sealed import SOCKETS
+from tests.support.spaces import Space
 from tests.support.wait import until
 
 
@@ -158,12 +162,12 @@ async def test_a_router_whose_node_died_is_reached_as_soon_as_it_is_back(domain:
     staying = domain.member("m1", at="r1")
     await joined(domain, "r1", "r2")
     known = routes(domain.space("r1"))
+    (way,) = domain.space("r1").ip("route", "get", "172.16.1.0")
     lost.end(signal.SIGKILL)
     for name in ("two/nsmgr", "two/forwarder"):
         domain.now[name].end(signal.SIGKILL)
-    place = domain.space("r2")
-    for device in place.links():
-        place.do("link", "del", device)
+    for device in domain.space("r2").links():
+        wipe(domain.space("r2"), device)
     for name in ("two/nsmgr", "two/forwarder"):
         domain.start(name).ready()
     domain.route("r2")
@@ -176,6 +180,17 @@ async def test_a_router_whose_node_died_is_reached_as_soon_as_it_is_back(domain:
     assert {one for one in routes(domain.space("r1")) if "/" in one} == {
         one for one in known if "/" in one
     }
+    assert way["dev"] in domain.space("r1").links(), "it stands, and nothing goes there"
+    wipe(domain.space("r1"), way["dev"])
+
+
+def wipe(space: Space, device: str) -> None:
+    """Take a device away, and what a process of wireguard-go behind it had in /run."""
+    mark = owner.Mark.parse(link(space, device).get("ifalias", ""))
+    space.do("link", "del", device)
+    if mark:
+        socket = f"{SOCKETS}/{owner.tunnel_name(mark.connection, mark.side)}.sock"
+        Path(socket).unlink(missing_ok=True)
 
 
 async def test_a_router_that_starts_while_the_address_plan_is_away_lets_be_what_stands(
