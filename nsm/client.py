@@ -367,7 +367,7 @@ class Client:
 
     async def _establish(self, wire: Wire, patience: float, *, lasting: bool) -> None:
         until = time.monotonic() + patience
-        failures = 0
+        failures, left = 0, None
         while True:
             try:
                 began = time.monotonic()
@@ -375,13 +375,15 @@ class Client:
                     wire.stages["dial"] = _ms(began)
                     self._reachable.set()
                 began = time.monotonic()
-                left = await self._left_behind(wire) if lasting else None
+                left = wire.made = await self._left_behind(wire) if lasting else None
                 wire.stages["identity"] = self.identified
                 wire.stages["look"] = _ms(began)
                 began = time.monotonic()
                 await self._ask(wire, left or self._first(wire))
                 wire.stages |= path.stages(wire.connection, _ms(began))
             except NsmError as error:
+                if wire.made is left:
+                    wire.made = None  # what an earlier life left stays: it may carry packets
                 failures += 1
                 pause = _pause(failures)
                 self._changed(Change.REFUSED, wire, error)

@@ -38,6 +38,7 @@ class Witness(EndpointRoute):
     def __init__(self, **options) -> None:
         self.asked = []
         self.refuse = None
+        self.hangs = False
         super().__init__("manager", FromPools(Pools([["10.0.0.0/24"]])), **options)
 
     async def establish(self, asked, held, caller, undo):
@@ -47,6 +48,8 @@ class Witness(EndpointRoute):
             found = os.fstat(fds.get(url))
             assert (found.st_dev, found.st_ino) == os.stat("/proc/self/ns/net")[2:0:-1]
         self.asked.append(asked)
+        if self.hangs:
+            await asyncio.Event().wait()
         if self.refuse:
             raise self.refuse
         return await super().establish(asked, held, caller, undo)
@@ -477,6 +480,29 @@ async def test_a_wire_that_was_left_stands_for_the_next_life(authority, door):
             ):
                 wire.leave()
             assert len(manager.connections) == 1
+
+
+async def test_a_wire_that_is_being_taken_over_is_closed_by_a_stop_as_well(authority, door):
+    async with managed(authority, door) as (manager, seen):
+        async with (
+            Asking(authority, door).client as client,
+            client.connect("kernel://echo", id_="app-0") as wire,
+        ):
+            wire.leave()
+
+        async def again():
+            async with (
+                Asking(authority, door).client as client,
+                client.connect("kernel://echo", id_="app-0"),
+            ):
+                pass
+
+        seen.hangs = True
+        second = asyncio.create_task(again())
+        await until(lambda: len(seen.asked) == 2, "the wire to be asked for again", bar=0.5)
+        second.cancel()
+        await asyncio.wait({second})
+        assert manager.connections == ()
 
 
 async def test_a_manager_that_was_restarted_gets_the_wire_again(authority, door):
