@@ -241,6 +241,7 @@ def refreshed(forwarder: Container) -> bool:
     return bool(re.search(r"NetworkService/Request.*OK", forwarder.said()))
 
 
+@pytest.mark.long
 async def test_a_new_registry_knows_from_its_volume_who_offered_what_to_the_old(
     fresh: Mesh,
 ) -> None:
@@ -264,6 +265,7 @@ def offered(mesh: Mesh) -> list[dict[str, Any]]:
     return [one for one in told if one["services"] == ["icmp-responder"]]
 
 
+@pytest.mark.long
 async def test_a_pod_that_is_deleted_has_closed_its_wire_before_it_is_gone(fresh: Mesh) -> None:
     start = time.monotonic()
     await asyncio.to_thread(fresh.client.stop)

@@ -182,6 +182,7 @@ async def test_a_wire_is_refreshed_through_both_domains_and_stays_what_it_is(
     assert app.end() == 0, app.words
 
 
+@pytest.mark.long
 async def test_twenty_wires_at_once_cross_the_border_and_all_carry(mesh: Domains):
     client = mesh.space("app")
     urls = [f"kernel://frames@two/w-{n}" for n in range(10)]
@@ -196,6 +197,7 @@ async def test_twenty_wires_at_once_cross_the_border_and_all_carry(mesh: Domains
     assert app.end() == 0, app.words
 
 
+@pytest.mark.long
 async def test_wires_that_came_and_went_leave_nothing_open_between_domains(mesh: Domains):
     between = [
         mesh.now[f"{node}/{name}"]
@@ -246,6 +248,7 @@ async def test_what_is_lost_in_the_other_domain_is_told_the_client_and_made_anew
     assert app.end() == 0, app.words
 
 
+@pytest.mark.long
 async def test_where_an_endpoint_is_gone_another_of_its_domain_takes_over(mesh: Domains):
     """A reselect, over two borders."""
     client, there = mesh.space("app"), mesh.space("pong")

@@ -172,6 +172,7 @@ async def test_a_network_is_made_seen_joined_and_forgotten(site: Site) -> None:
     assert (await site.nsmctl("services --json")).json == []
 
 
+@pytest.mark.long
 async def test_what_was_done_by_half_is_seen_and_completed(site: Site) -> None:
     await site.vl3(f"create orders-db {TWO}")
     await site.registry.stop(signal.SIGKILL)  # it keeps nothing: this one has no store
@@ -280,6 +281,7 @@ async def test_who_is_no_operator_changes_nothing(site: Site) -> None:
     assert (await site.nsmctl("services --json")).json == []
 
 
+@pytest.mark.long
 async def test_an_address_plan_that_hangs_is_told_and_left_by_ctrl_c(site: Site) -> None:
     assert site.plan._process
     site.plan._process.send_signal(signal.SIGSTOP)

@@ -8,6 +8,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from nsm.process import config
 from tests.support.wait import write
 
@@ -22,6 +24,7 @@ WIRES = {  # kind and nodes, of how many clients
 }
 
 
+@pytest.mark.long
 def test_thirty_clients_that_ask_at_once_all_have_their_wire_and_nothing_is_lost():
     start = time.monotonic()
     done = subprocess.run(

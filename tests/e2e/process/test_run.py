@@ -155,6 +155,7 @@ async def test_an_orderly_stop_that_takes_too_long_is_forced() -> None:
     assert one.events[1:] == ["stopping", "stopped by force"]
 
 
+@pytest.mark.long
 async def test_a_thread_that_waits_for_ever_does_not_keep_it() -> None:
     async with program("stuck-thread", NSM_STOP_GRACE="100ms") as one:
         await one.is_ready()

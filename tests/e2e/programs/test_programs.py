@@ -154,6 +154,7 @@ async def test_when_an_endpoint_goes_with_its_namespace_another_takes_its_place(
     assert here.links() == set()
 
 
+@pytest.mark.long
 async def test_an_endpoint_that_stays_dead_is_replaced_when_its_registration_ends(
     tmp_path, here, there
 ):

@@ -301,6 +301,7 @@ async def test_200_watchers_hear_of_a_change_at_once(running: Lab) -> None:
             one.cancel()
 
 
+@pytest.mark.long
 async def test_a_watcher_that_does_not_read_is_cut_and_the_others_hear_all(made: Lab) -> None:
     await made.start()
     big = {"icmp": {"labels": {f"k{n}": "v" * 4000 for n in range(5)}}}

@@ -434,6 +434,7 @@ async def test_ipv6_and_all_addresses(url: str) -> None:
                     assert (await call(link)).id
 
 
+@pytest.mark.long
 async def test_5000_calls_leave_no_descriptor_and_no_task(tmp_path: Any) -> None:
     async with (
         serve([f"unix://{tmp_path}/s.sock"], [Echo()], A.source("/s")) as server,

@@ -53,6 +53,7 @@ async def test_a_test_that_keeps_the_rules_passes() -> None:
     assert (code, "1 passed" in out) == (0, True), out
 
 
+@pytest.mark.long
 async def test_what_a_test_keeps_in_its_own_process_fails_it() -> None:
     offenders = {
         "test_keeps_a_file_descriptor": "left over: file descriptor",

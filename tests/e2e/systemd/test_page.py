@@ -159,6 +159,7 @@ def test_stock_clients_of_other_users_need_the_drop_in_of_the_page(installed):
         installed.sh("systemctl stop extra pong; systemctl reset-failed")
 
 
+@pytest.mark.long
 def test_entries_that_say_netns_need_the_drop_in_of_the_page(installed):
     (path,) = (one for one in files("What each may do") if "issuer" in one)
     place = "- {id: spiffe://example.org/inside, netns: /run/netns/named}\n"
@@ -184,6 +185,7 @@ def test_entries_that_say_netns_need_the_drop_in_of_the_page(installed):
         installed.run("ip", "netns", "del", "named")
 
 
+@pytest.mark.long
 def test_the_wheel_alone_brings_all_that_is_installed(one, tmp_path):
     source = shutil.copytree(ROOT, tmp_path / "vwire", ignore=NOT_SOURCE)
     made = build(source, "make", "-o", "setup", "wheel", f"BIN={Path(sys.executable).parent}")

@@ -155,7 +155,13 @@ def test_a_unit_is_active_when_it_serves_and_its_status_says_where(east):
     assert began == sorted(began)
 
 
-@pytest.mark.parametrize("number", [0, signal.SIGKILL], ids=["restarted", "killed"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(0, id="restarted", marks=pytest.mark.long),
+        pytest.param(signal.SIGKILL, id="killed"),
+    ],
+)
 @pytest.mark.parametrize("unit", UNITS)
 def test_a_program_goes_and_comes_back_and_no_packet_is_lost(machines, wires, unit, number):
     east, _ = machines
@@ -222,6 +228,7 @@ def test_what_the_forwarder_started_outlives_it_in_its_unit(machines, wires):
     assert east.run(*view, "wg", "show", name.removesuffix(".sock"), "listen-port").strip() != "0"
 
 
+@pytest.mark.long
 def test_systemd_itself_may_be_reloaded_and_executed_anew(machines, wires):
     east, _ = machines
     pids = {unit: east.main_pid(unit) for unit in UNITS}
@@ -299,6 +306,7 @@ def test_a_wrong_setting_is_in_the_status_and_the_unit_stays_down_until_it_is_ri
     assert east.active(unit)
 
 
+@pytest.mark.long
 def test_a_unit_that_cannot_run_stays_down_in_the_end_and_says_so(east):
     unit = "vwire-forwarder"
     with dropin(east, unit, "[Unit]", "StartLimitBurst=3"):

@@ -74,6 +74,7 @@ def island() -> Iterator[Island]:
             keeping.communicate()
 
 
+@pytest.mark.long
 def test_the_same_lab_twice_is_refused_with_since_when_and_what_to_do(island):
     island.have("lab", "up", "one-node")
     for verb in ("up", "run"):
@@ -87,6 +88,7 @@ def test_the_same_lab_twice_is_refused_with_since_when_and_what_to_do(island):
     assert island.labs() == {"one-node": "up"}
 
 
+@pytest.mark.long
 def test_two_labs_of_one_file_stay_up_side_by_side_and_one_goes_without_the_other(island):
     for name in ("ours", "theirs"):
         island.have("lab", "up", "one-node", "--name", name)
@@ -114,6 +116,7 @@ def test_a_namespace_of_somebody_elses_is_named_and_left(island):
     island.run("ip", "netns", "del", "one-node-app")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("at", "phase"), [("registries", "crashed"), ("check: ", "up")])
 async def test_a_killed_engine_is_told_of_and_all_labs_go(island, at, phase):
     island.have("lab", "up", "one-node", "--name", "whole")
@@ -144,6 +147,7 @@ def killed(island: Island, *words: str, at: str) -> None:
         engine.send_signal(signal.SIGKILL)
 
 
+@pytest.mark.long
 def test_what_a_killed_engine_left_is_cleared_by_the_next_up_which_says_so(island):
     killed(island, "lab", "up", "one-node", at="managers")
     assert island.have("lab", "list") == "one-node  its engine crashed: nsmctl lab down one-node\n"

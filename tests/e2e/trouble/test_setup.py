@@ -76,6 +76,7 @@ def test_a_lock_of_apts_is_waited_for_and_then_told_with_its_holder(offline, hel
     assert re.fullmatch(gives_up, done.stderr)
 
 
+@pytest.mark.long
 def test_once_the_lock_is_free_it_goes_on(offline, held):
     with subprocess.Popen(
         offline.command(*SETUP, PYTHON=PYTHON), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -98,6 +99,7 @@ def test_who_is_not_root_is_told_what_to_install(offline):
     assert re.fullmatch(says, done.stderr)
 
 
+@pytest.mark.long
 def test_an_index_that_cannot_be_reached_is_told(offline):
     there = (
         "sh",

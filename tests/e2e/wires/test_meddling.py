@@ -89,6 +89,7 @@ done
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_manager_of_links_that_does_not_rest_harms_nobody_and_leaves_nothing(
     nodes: Nodes, kind

@@ -187,6 +187,7 @@ async def test_two_hundred_wires_one_after_the_other_leave_nothing_and_no_memory
     assert all(more < MEGABYTE for more in grown.values()), grown
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("at_once", [16, WIRES])
 async def test_three_hundred_wires_at_once_all_answer_and_then_leave_nothing(
     nodes: Nodes, workloads: list[Space], at_once: int

@@ -607,6 +607,7 @@ async def test_a_far_node_that_proves_no_key_is_left_in_good_time(nodes: Nodes, 
 # --- many ------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 async def test_twenty_wires_one_after_the_other_all_come_up_in_about_the_same_time(
     nodes: Nodes, places
 ):
