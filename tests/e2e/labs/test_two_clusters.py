@@ -4,6 +4,7 @@ Its checks are run by the test of `make demo`.
 """
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -40,6 +41,17 @@ def lab() -> Iterator[str]:
     try:
         assert done.returncode == 0, done.stderr
         yield LAB
+        routers = [one["pid"] for one in asked("lab", "status", LAB)["on_demand"].values()]
+        assert asked("lab", "down", LAB)[LAB]["left"] == []
+        assert [pid for pid in routers if started(pid)] == []
+        assert (
+            LAB
+            not in subprocess.run(
+                ["ip", "netns"], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        assert not list(Path("/etc/netns").glob(f"{LAB}*"))
+        assert not os.path.exists(Paths(LAB).folder)
     finally:
         nsmctl("lab", "down", LAB)
 
@@ -96,14 +108,3 @@ def test_who_made_the_network_sees_what_each_router_was_lent(lab: str):
     holders = {one["name"]: len(one["prefixes"]) for one in shown["routers"] if one["prefixes"]}
     assert len(holders) == len(ROUTERS)
     assert set(holders.values()) == {2}
-
-
-def test_nothing_of_it_stays(lab: str):
-    pids = [one["pid"] for one in asked("lab", "status", lab)["on_demand"].values()]
-    assert asked("lab", "down", lab)[lab]["left"] == []
-    assert [pid for pid in pids if started(pid)] == []
-    told = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
-    assert lab not in told
-    assert [
-        p for p in ("/etc/netns", Paths(lab).folder) if lab in str(list(Path(p).glob("*")))
-    ] == []

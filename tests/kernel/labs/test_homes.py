@@ -46,22 +46,25 @@ ENTER = (
 )
 
 
-def up() -> Paths:
-    found = Paths(NAME)
+def up(name: str = NAME) -> Paths:
+    found = Paths(name)
     with state.locked(found, create=True):
-        engine.up(parse(TEXT, "x"), TEXT, "x", modules=STANDIN)
+        engine.up(parse(TEXT, "x", name=name), TEXT, "x", modules=STANDIN)
     return found
 
 
-def down() -> engine.Gone | None:
-    with state.locked(Paths(NAME), create=False) as there:
-        return engine.down(Paths(NAME)) if there else None
+def down(name: str = NAME) -> engine.Gone | None:
+    with state.locked(Paths(name), create=False) as there:
+        return engine.down(Paths(name)) if there else None
 
 
 @pytest.fixture(scope="module")
 def paths() -> Iterator[Paths]:
     try:
-        yield up()
+        made = up()
+        yield made
+        down()
+        assert not os.path.exists(os.path.dirname(made.resolv_conf("app")))
     finally:
         down()
 
@@ -135,15 +138,14 @@ def test_a_kernel_that_cannot_do_that_says_so_with_what_to_leave_out(paths: Path
         topology.slow_down(paths.namespace("n1"), "eth0", 5)
 
 
-def test_a_resolv_conf_that_is_somebody_elses_is_left_to_him_and_ours_go_with_us(paths: Paths):
-    down()
-    assert not os.path.exists(os.path.dirname(paths.resolv_conf("app")))
-    theirs = Path(NETNS, paths.namespace("app"), "hosts")
+def test_a_resolv_conf_that_is_somebody_elses_is_left_to_him():
+    name = f"{NAME}-x"
+    theirs = Path(NETNS, Paths(name).namespace("app"), "hosts")
     theirs.parent.mkdir(parents=True)
     theirs.write_text("x")
     try:
         with pytest.raises(TakenError, match=f"{theirs.parent} is there already"):
-            up()
+            up(name)
         assert theirs.read_text() == "x"
     finally:
         theirs.unlink()
