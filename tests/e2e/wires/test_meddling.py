@@ -46,11 +46,15 @@ def lab_text() -> str:
 
 
 def shape(client: Space, name: str) -> object:
-    """What a workload is promised of its interface, and whose that says it is."""
+    """What a workload is promised of its interface, and whose that says it is; None without one."""
     if name not in client.links():
         return None
-    found = link(client, name)
-    ways = [(way["dst"], way.get("gateway")) for way in client.ip("route", "show", "dev", name)]
+    try:
+        found = link(client, name)
+        routes = client.ip("route", "show", "dev", name)
+    except subprocess.CalledProcessError:  # it is being made, or put right, at this moment
+        return None
+    ways = [(way["dst"], way.get("gateway")) for way in routes]
     said = found.get("address"), found.get("ifalias"), found["group"], found["mtu"]
     return "UP" in found["flags"], *said, addresses(client, name), sorted(ways)
 
