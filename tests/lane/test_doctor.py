@@ -42,6 +42,7 @@ date -s @$(($(stat -c %Y {host.__file__}) - 9000)) >/dev/null
 """
 
 
+@pytest.mark.long
 def test_a_machine_of_its_own_without_ipv6_with_clocks_right_and_wrong_and_with_what_is_left(
     tmp_path: Path,
 ) -> None:

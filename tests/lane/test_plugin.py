@@ -108,6 +108,7 @@ def test_what_happens_in_there_is_told_as_if_it_had_happened_here() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_in_ci_a_test_skipped_in_there_has_failed_unless_it_names_a_feature() -> None:
     done = run("outcomes.py", "-v", "-k", "skipped", CI="true")
     assert done.returncode == 1
@@ -167,6 +168,7 @@ def test_a_test_that_hangs_is_ended_and_says_where(
     assert 'samples/waits.py", line 10 in test_waits' in told[-2]["failed"]
 
 
+@pytest.mark.long
 def test_only_what_needs_it_goes_there_and_is_told_after_the_hosts() -> None:
     done = run("here.py", "-v")
     assert done.returncode == 0, done.stdout
@@ -175,6 +177,7 @@ def test_only_what_needs_it_goes_there_and_is_told_after_the_hosts() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_both_run_at_the_same_time_and_no_test_of_the_host_sees_the_lane_come_or_go() -> None:
     """In CI, which judges what a test leaves whoever else there is."""
     done = run("meanwhile.py", "-v", CI="true")
@@ -200,6 +203,7 @@ def test_who_wants_no_more_than_one_failure_gets_no_more() -> None:
     assert "stopping after 1 failures" in done.stdout
 
 
+@pytest.mark.long
 async def test_the_hosts_tests_do_not_wait_for_it_to_be_built(tmp_path: Path) -> None:
     """It is, as far as the session knows, being built by somebody: us."""
     standing = kernel.standing()

@@ -115,6 +115,7 @@ def test_what_shadows_a_module_of_ours_is_refused_with_its_path(
     assert "PYTHONPATH" in hint
 
 
+@pytest.mark.long
 def test_a_package_installed_over_one_of_ours_is_named_with_the_way_back(
     installed: Installed, tmp_path
 ):
@@ -138,6 +139,7 @@ def test_a_package_installed_over_one_of_ours_is_named_with_the_way_back(
     assert installed.run("run", "forwarder", "--help").returncode == 0
 
 
+@pytest.mark.long
 def test_a_package_that_wrote_over_a_file_inside_is_named_and_so_is_what_it_took_along(
     installed: Installed, tmp_path
 ):
@@ -296,6 +298,7 @@ def test_bash_completes_verbs_and_labs(installed: Installed, tmp_path, set_up):
     assert {"registry", "registry-proxy", "responder"} <= set(programs.split())
 
 
+@pytest.mark.long
 def test_bash_completes_what_is_up_and_who_is_in_it(installed: Installed, tmp_path):
     lab = name("tab")
     up = installed.run("lab", "up", "one-node", "--name", lab)

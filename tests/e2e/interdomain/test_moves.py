@@ -78,13 +78,8 @@ def closes(mesh: Domains, service: str) -> int:
     return sum(all(word in line for word in words) for line in mesh.now["a/nsmgr-proxy"].log)
 
 
-@pytest.mark.parametrize(
-    "killed",
-    [
-        pytest.param(True, id="its-manager-is-dead"),
-        pytest.param(False, id="its-manager-lives", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("killed", [True, False], ids=["its-manager-is-dead", "its-manager-lives"])
 async def test_an_endpoint_that_moved_to_another_node_is_met_there_at_the_next_request(
     mesh: Domains, killed: bool
 ):

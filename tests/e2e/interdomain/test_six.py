@@ -36,6 +36,7 @@ async def test_a_wire_crosses_where_there_is_no_ipv4(mesh: Domains, service: str
     assert app.end() == 0, app.words
 
 
+@pytest.mark.long
 async def test_outer_addresses_are_written_over_inner_ones(mesh: Domains):
     """Each node answers at both; the tunnel is told the outer ones."""
     try:

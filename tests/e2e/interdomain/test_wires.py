@@ -219,6 +219,7 @@ async def test_wires_that_came_and_went_leave_nothing_open_between_domains(mesh:
     await nothing_more(held, before, "as many files open as before")
 
 
+@pytest.mark.long
 async def test_the_wire_of_a_client_that_is_no_more_ends_in_both_domains(mesh: Domains):
     client, there = mesh.space("app"), mesh.space("pong")
     app = mesh.client("app", "kernel://frames@two/nsm-1", **STEADY)

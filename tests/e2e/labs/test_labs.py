@@ -217,6 +217,7 @@ def test_every_process_of_a_lab_that_nsmctl_starts_is_watched_for_calls_that_blo
             assert os.environ["NSM_LOOP_GUARD"] in held, name
 
 
+@pytest.mark.long
 async def test_logs_can_be_followed_and_are_json_for_programs():
     with up("one-node") as lab:
         told = json.loads(nsmctl("lab", "logs", "node-1", "--lab", lab, "--json").stdout)
@@ -300,6 +301,7 @@ def _on_a_terminal(*words: str, hang_up_at: bytes = b"", **more: str) -> tuple[i
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), out
 
 
+@pytest.mark.long
 def test_on_a_terminal_progress_moves_and_with_no_color_nothing_but_text_comes():
     code, out = _on_a_terminal("lab", "run", "one-node", "--name", names("tty"))
     assert code == 0, out

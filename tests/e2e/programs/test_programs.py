@@ -355,6 +355,7 @@ async def write_certificates(agent: str) -> None:
     Path("bundle.pem").write_bytes(b"".join(one.public_bytes(pem) for one in bundle))
 
 
+@pytest.mark.long
 async def test_fifty_wires_of_one_client_come_and_go(node, here, there):
     await node.responder(there, NSM_CIDR_PREFIX="10.9.0.0/24")
     before = kernel_state(here, there)

@@ -162,7 +162,9 @@ def test_a_unit_is_active_when_it_serves_and_its_status_says_where(east):
         pytest.param(signal.SIGKILL, id="killed"),
     ],
 )
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize(
+    "unit", [*(pytest.param(u, marks=pytest.mark.long) for u in UNITS[:-1]), UNITS[-1]]
+)
 def test_a_program_goes_and_comes_back_and_no_packet_is_lost(machines, wires, unit, number):
     east, _ = machines
     lives, before = int(east.show(unit, "NRestarts")), east.main_pid(unit)

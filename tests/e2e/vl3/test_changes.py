@@ -3,6 +3,8 @@
 import signal
 from pathlib import Path
 
+import pytest
+
 from nsm.kernel import owner
 from tests.e2e.vl3.domain import Domain, Member, Pinging, joined, lost_of, routes, unreachable
 from tests.e2e.wires.nodes import Program, link
@@ -241,6 +243,7 @@ def taken_over(program: Program) -> bool:
     return any("wire of an earlier life is taken over" in line for line in program.log)
 
 
+@pytest.mark.long
 async def test_a_router_may_be_told_to_leave_its_wires_for_its_next_life(domain: Domain) -> None:
     domain.lend()
     domain.route("r1")

@@ -157,6 +157,7 @@ def pss(nodes: Nodes, many: Holder) -> dict[str, int]:
     return {**{name: nodes.now[name].pss for name in MESH}, "client": many.program.pss}
 
 
+@pytest.mark.long
 async def test_two_hundred_wires_one_after_the_other_leave_nothing_and_no_memory_behind(
     nodes: Nodes, workloads: list[Space]
 ):

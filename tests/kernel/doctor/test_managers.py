@@ -6,6 +6,8 @@ import pytest
 
 from tests.kernel.doctor.world import ROOT, doctor, inside
 
+pytestmark = pytest.mark.long
+
 NETWORKD = Path("/lib/systemd/systemd-networkd")
 SNIPPET = ROOT / "deploy/networkd/10-vwire.network"
 ALL = "[Match]\\nName=*\\n[Network]\\nAddress=10.7.7.7/24\\n"

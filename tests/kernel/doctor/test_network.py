@@ -7,6 +7,8 @@ import pytest
 
 from tests.kernel.doctor.world import AS_NOBODY, FENCE, HERE, NSMCTL, doctor, inside
 
+pytestmark = pytest.mark.long
+
 LEGACY = f"{sys.executable} -P {HERE}/legacy.py"
 UPLINK = (
     "ip link add eth0 type veth peer name far; ip addr add 192.0.2.1/24 dev eth0;"
