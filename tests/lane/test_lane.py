@@ -21,7 +21,7 @@ from tests.support.processes import alive, below
 from tests.support.wait import until, write
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.needs_lane
+pytestmark = [pytest.mark.needs_lane, pytest.mark.long]
 
 
 def command(*words: str) -> list[str]:

@@ -40,6 +40,8 @@ from tests.e2e.registry.two import DOOR, ENDPOINT, HERE, NAMES, Two
 from tests.support.nameserver import free_port
 from tests.support.wait import until, write
 
+pytestmark = pytest.mark.long
+
 
 async def test_a_registration_crosses_and_its_path_comes_back_whole(
     two: Two, nse: RegistryClient, there: RegistryClient

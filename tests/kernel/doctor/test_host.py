@@ -9,6 +9,8 @@ import pytest
 from nsmctl.machine import host
 from tests.kernel.doctor.world import ALL_USERS, AS_NOBODY, FENCE, ROOT, doctor, inside
 
+pytestmark = pytest.mark.long
+
 STATE = "mkdir /var/lib/vwire;"
 
 

@@ -6,8 +6,12 @@ it says where it sees everybody is judged in the lane, where nobody else is.
 
 import sys
 
+import pytest
+
 from nsm.kernel import owner
 from tests.kernel.doctor.world import AS_NOBODY, HERE, NSMCTL, Told, doctor, inside
+
+pytestmark = pytest.mark.long
 
 LAB = f"{sys.executable} -P {HERE}/lab.py"
 GROUP = owner.group("forwarder-of-yore")

@@ -19,6 +19,8 @@ from nsm.kernel import owner, topology
 from nsm.kernel.topology import Plug
 from tests.kernel.labs.test_engine import STANDIN
 
+pytestmark = pytest.mark.long
+
 TEXT = """\
 name: NAME
 topology:
