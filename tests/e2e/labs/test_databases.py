@@ -3,33 +3,21 @@
 import json
 import os
 import re
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from nsm.process import config
+from tests.e2e.labs.test_labs import names, nsmctl
 from tests.support.wait import write
 
-HERE = Path(__file__).parents[3]
 POSTGRES = "/usr/lib/postgresql/15/bin/postgres"
 # a database server is not for everybody's machine: make matrix installs it where it is not
 pytestmark = [] if os.path.exists(POSTGRES) else [pytest.mark.long]
 
 
-def nsmctl(*words: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "nsmctl", *words], capture_output=True, text=True,
-        check=False, cwd="/", timeout=150,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(HERE), **config.for_children()},
-    )  # fmt: skip
-
-
 def test_a_replica_in_another_cluster_catches_up_over_the_flat_network_and_nothing_else():
     start = time.monotonic()
-    done = nsmctl("lab", "run", "db-replication", "--json", "--name", f"db-{os.getpid() % 10000}")
+    done = nsmctl("lab", "run", "db-replication", "--json", "--name", names("db"))
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     told = json.loads(done.stdout)
     write("db-replication: the whole run", time.monotonic() - start, 30.0)
