@@ -85,14 +85,20 @@ class Machine:
 
     def journal(self, unit: str) -> str:
         """What a unit said, in all its lives."""
-        return self.run("journalctl", "--no-pager", "--output=cat", f"--unit={unit}")
+        return self._said(f"--unit={unit}")
 
     def granted(self, unit: str) -> set[str]:
         """The connections that a program of the mesh granted in its present life."""
         life = f"_SYSTEMD_INVOCATION_ID={self.show(unit, 'InvocationID')}"
-        lines = self.run("journalctl", "--no-pager", "--output=cat", life).splitlines()
+        lines = self._said(life).splitlines()
         told = [json.loads(line) for line in lines if "NetworkService/Request" in line]
         return {one["connection"] for one in told if one.get("code") == "OK"}
+
+    def _said(self, *which: str) -> str:
+        # journald reads what a program wrote when it gets to it, and that may be after the
+        # program ended: --sync waits until it has.
+        self.run("journalctl", "--sync")
+        return self.run("journalctl", "--no-pager", "--output=cat", *which)
 
     def kill(self, unit: str, number: int) -> None:
         """Send a signal to a unit's main process, from the outside of systemd's view."""
