@@ -9,27 +9,25 @@ last moments, which endpoints register again anyway.
 """
 
 import asyncio
-import os
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
-from nsm.errors import PreconditionError, UnavailableError
+from nsm import store
+from nsm.errors import InvalidError, UnavailableError
 from nsm.model import Endpoint, Service
 from nsm.proto import registry_pb2 as pb
 from nsm.registrar import Change, Gone
 from nsm.rpc import wire
 
 SCHEMA = 1
-APPLICATION = 0x76776972  # "vwir", in the file's header
 BATCH = 5000  # changes of one transaction
-BUSY = 1.0  # seconds to wait for a process that is just letting go of the file
 
-_CREATE = """
+_TABLES = """
 CREATE TABLE IF NOT EXISTS records (
     kind TEXT NOT NULL,    -- 'endpoint' or 'service'
     name TEXT NOT NULL,
@@ -37,8 +35,15 @@ CREATE TABLE IF NOT EXISTS records (
     PRIMARY KEY (kind, name)
 ) WITHOUT ROWID
 """
+KEPT = store.Kept(  # by one registry: two on one file would serve different worlds
+    whose="the registry",
+    application=0x76776972,  # "vwir"
+    schema=SCHEMA,
+    tables=_TABLES,
+    moved_away="endpoints register anew within their refresh; owners of names and hand-made"
+    " network services are lost",
+)
 _KINDS = {Endpoint: "endpoint", Service: "service"}
-_CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +63,13 @@ async def open_store(path: str) -> AsyncIterator[tuple["Store", Loaded]]:
     """
     with ThreadPoolExecutor(1, thread_name_prefix="registry-store") as thread:
         loop = asyncio.get_running_loop()
-        connection, loaded = await loop.run_in_executor(thread, _open, path)
-        store = Store(path, connection, thread)
+        opened = await loop.run_in_executor(thread, store.opened, path, KEPT, _load)
+        connection, loaded = opened
+        kept = Store(path, connection, thread)
         try:
-            yield store, loaded
+            yield kept, loaded
         finally:
-            await store.flushed()
+            await kept.flushed()
             await loop.run_in_executor(thread, connection.close)
 
 
@@ -132,62 +138,7 @@ class Store:
         )
 
 
-def _open(path: str) -> tuple[sqlite3.Connection, Loaded]:
-    """Runs in the store's thread, like all that touches the file."""
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    except OSError as error:
-        raise PreconditionError(
-            f"the registry's store {path} cannot be opened: {error.strerror}",
-            hint="NSM_STORE names a file in a directory that this user may write",
-        ) from error
-    connection = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
-    try:
-        return connection, _prepare(connection, path)
-    except sqlite3.Error as error:
-        connection.close()
-        raise _unusable(path, error) from error
-    except BaseException:
-        connection.close()
-        raise
-
-
-def _prepare(connection: sqlite3.Connection, path: str) -> Loaded:
-    # Ours alone until we end: two registries on one file would serve different worlds.
-    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-    _check(connection, path)  # before anything is written: it may be somebody else's
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute("BEGIN IMMEDIATE")
-    connection.execute(_CREATE)
-    connection.execute(f"PRAGMA user_version = {SCHEMA}")
-    connection.execute(f"PRAGMA application_id = {APPLICATION}")
-    loaded = _load(connection, path)
-    connection.execute("COMMIT")
-    return loaded
-
-
-def _check(connection: sqlite3.Connection, path: str) -> None:
-    (schema,) = connection.execute("PRAGMA user_version").fetchone()
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if tables and application != APPLICATION:
-        raise PreconditionError(
-            f"{path} is a database of some other program",
-            hint="set NSM_STORE to a file of the registry's own",
-        )
-    if schema > SCHEMA:
-        raise PreconditionError(
-            f"the registry's store {path} was written by a newer version: it has schema"
-            f" {schema}, and this one knows up to {SCHEMA}",
-            hint="start the newer version, or set NSM_STORE to another file",
-        )
-    (damage,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if damage != "ok":
-        raise _damaged(path, damage.replace("\n", " "))
-
-
-def _load(connection: sqlite3.Connection, path: str) -> Loaded:
+def _load(connection: sqlite3.Connection) -> Loaded:
     endpoints: list[Endpoint] = []
     services: list[Service] = []
     for kind, name, body in connection.execute("SELECT kind, name, body FROM records"):
@@ -197,15 +148,14 @@ def _load(connection: sqlite3.Connection, path: str) -> Loaded:
             elif kind == "service":
                 services.append(wire.service(pb.NetworkService.FromString(body)))
             else:
-                raise _damaged(path, f"a record of the unknown kind {kind!r}")
+                raise InvalidError(f"a record of the unknown kind {kind!r}")
         except DecodeError as error:
-            raise _damaged(path, f"the {kind} {name!r} cannot be read") from error
+            raise InvalidError(f"the {kind} {name!r} cannot be read") from error
     return Loaded(endpoints, services)
 
 
 def _commit(connection: sqlite3.Connection, changes: Sequence[Change]) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with store.transaction(connection):
         for change in changes:
             if isinstance(change, Gone):
                 connection.execute(
@@ -217,31 +167,3 @@ def _commit(connection: sqlite3.Connection, changes: Sequence[Change]) -> None:
                     "INSERT OR REPLACE INTO records VALUES (?, ?, ?)",
                     (_KINDS[type(change)], change.name, wire.to_pb(change).SerializeToString()),
                 )
-        connection.execute("COMMIT")
-    except BaseException:
-        with suppress(sqlite3.Error):  # some errors have ended the transaction already
-            connection.execute("ROLLBACK")
-        raise
-
-
-def _unusable(path: str, error: sqlite3.Error) -> PreconditionError:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extended part
-    if code == sqlite3.SQLITE_BUSY:
-        return PreconditionError(
-            f"the registry's store {path} is in use by another process",
-            hint="stop that registry, or set NSM_STORE to another file",
-        )
-    if code in _CORRUPT:
-        return _damaged(path, str(error))
-    return PreconditionError(
-        f"the registry's store {path} cannot be used: {error}"
-        f" ({getattr(error, 'sqlite_errorname', '')})"
-    )
-
-
-def _damaged(path: str, how: str) -> PreconditionError:
-    return PreconditionError(
-        f"the registry's store {path} is damaged: {how[:300]}",
-        hint="move it away and start again: endpoints register anew within their refresh;"
-        " owners of names and hand-made network services are lost",
-    )

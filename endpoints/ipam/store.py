@@ -1,20 +1,18 @@
 """Where pools and leases survive the address plan: one SQLite file, written by one thread."""
 
 import asyncio
-import os
 import sqlite3
 from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from endpoints.ipam.plan import Lease, Pool, parse, pool
-from nsm.errors import InvalidError, PreconditionError, UnavailableError
+from nsm import store
+from nsm.errors import UnavailableError
 
 SCHEMA = 1
-APPLICATION = 0x76776970  # "vwip", in the file's header
-BUSY = 1.0  # seconds to wait for a process that is just letting go of the file
-_CREATE = """
+_TABLES = """
 CREATE TABLE IF NOT EXISTS pools (
     name TEXT PRIMARY KEY, prefixes TEXT NOT NULL, ipv4 INTEGER NOT NULL, ipv6 INTEGER NOT NULL
 ) WITHOUT ROWID;
@@ -24,6 +22,14 @@ CREATE TABLE IF NOT EXISTS leases (
     PRIMARY KEY (pool, prefix)
 ) WITHOUT ROWID;
 """
+KEPT = store.Kept(  # by one plan: two on one file would lend the same address twice
+    whose="the address plan",
+    application=0x76776970,  # "vwip"
+    schema=SCHEMA,
+    tables=_TABLES,
+    synchronous="FULL",  # an address lent twice is worse than 2 ms
+    moved_away="what was lent, and pools made since, are not known any more",
+)
 Change = tuple[str, Sequence[object]]
 
 
@@ -89,58 +95,14 @@ async def open_store(path: str) -> AsyncIterator[tuple[Store, Loaded]]:
     """
     with ThreadPoolExecutor(1, thread_name_prefix="ipam-store") as thread:
         run = asyncio.get_running_loop().run_in_executor
-        connection, loaded = await run(thread, _open, path)
+        connection, loaded = await run(thread, store.opened, path, KEPT, _load)
         try:
             yield Store(path, connection, thread), loaded
         finally:
             await run(thread, connection.close)
 
 
-def _open(path: str) -> tuple[sqlite3.Connection, Loaded]:
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    except OSError as error:
-        raise PreconditionError(
-            f"the address plan's store {path} cannot be opened: {error.strerror}",
-            hint="NSM_STORE names a file in a directory that this user may write",
-        ) from error
-    connection = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
-    try:
-        return connection, _prepare(connection, path)
-    except (sqlite3.Error, InvalidError) as error:  # InvalidError: what is in it is no prefix
-        connection.close()
-        raise PreconditionError(
-            f"the address plan's store {path} cannot be used: {error}",
-            hint="is another address plan running on it? else move it away, or restore a copy",
-        ) from error
-    except BaseException:
-        connection.close()
-        raise
-
-
-def _prepare(connection: sqlite3.Connection, path: str) -> Loaded:
-    # Ours alone until we end: two plans on one file would lend the same address twice.
-    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-    (schema,) = connection.execute("PRAGMA user_version").fetchone()
-    (application,) = connection.execute("PRAGMA application_id").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    if tables and application != APPLICATION:
-        raise PreconditionError(
-            f"{path} is a database of some other program",
-            hint="set NSM_STORE to a file of the address plan's own",
-        )
-    if schema > SCHEMA:
-        raise PreconditionError(
-            f"the address plan's store {path} was written by a newer version: it has schema"
-            f" {schema}, and this one knows up to {SCHEMA}",
-            hint="start the newer version, or set NSM_STORE to another file",
-        )
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")  # an address lent twice is worse than 2 ms
-    connection.executescript(
-        f"BEGIN IMMEDIATE; {_CREATE} PRAGMA user_version = {SCHEMA};"
-        f" PRAGMA application_id = {APPLICATION}; COMMIT;"
-    )
+def _load(connection: sqlite3.Connection) -> Loaded:
     pools = [
         pool(name, text.split(), ipv4=ipv4, ipv6=ipv6)
         for name, text, ipv4, ipv6 in connection.execute("SELECT * FROM pools")
@@ -153,12 +115,6 @@ def _prepare(connection: sqlite3.Connection, path: str) -> Loaded:
 
 
 def _commit(connection: sqlite3.Connection, changes: Sequence[Change]) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with store.transaction(connection):
         for statement, values in changes:
             connection.execute(statement, values)
-        connection.execute("COMMIT")
-    except BaseException:
-        with suppress(sqlite3.Error):  # a full disk has ended the transaction already
-            connection.execute("ROLLBACK")
-        raise
