@@ -352,7 +352,7 @@ async def test_two_plans_on_one_file_would_lend_twice_so_the_second_does_not_sta
     second = running.realm.place("second", "ipam")
     process = await second.spawn(**SETTINGS | {"NSM_STORE": str(running.store)})
     assert await asyncio.wait_for(process.wait(), 20) == 3
-    assert "is another address plan running on it?" in second.log()
+    assert "is in use by another process" in second.log()
 
 
 # -- callers of bad will ----------------------------------------------------------------------
