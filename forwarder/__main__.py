@@ -24,6 +24,7 @@ from forwarder.tunnels import Tunnels
 from nsm.hop import Hop
 from nsm.identity.workload import workload_source
 from nsm.kernel.node import Kernel
+from nsm.limits import Places
 from nsm.model import SECOND, Endpoint
 from nsm.process.calls import log_call
 from nsm.process.config import read
@@ -74,6 +75,7 @@ async def serve(config: Config, process: Process) -> None:
             lifetime=lifetime,
             spawn=process.tasks.spawn,
             monitor=calls.monitor,
+            places=Places(config.name, config.bounds),
         )
         found = await recovery.look()
         process.tasks.spawn(

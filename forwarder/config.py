@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from nsm.process.config import Common, Port, PositiveDuration, Url
+from nsm.limits import Bounds
+from nsm.process.config import Common, Count, Port, PositiveDuration, Url
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +59,19 @@ class Config(Common):
     """Mechanisms to prefer where several are possible, best first. Each payload has one mechanism
     between nodes so far, so there is nothing to prefer yet."""
 
+    max_requests: Count = Bounds().at_once
+    """Requests worked on at once, at most a quarter of them of one client; more wait their turn."""
+
+    max_requests_per_client: Count = Bounds().in_all
+    """Requests of one client that are here at once, those that wait included; more are refused."""
+
     spiffe_endpoint_socket: Url = field(
         default="unix:///run/spire/sockets/agent.sock",
         metadata={"variable": "SPIFFE_ENDPOINT_SOCKET"},
     )
     """The SPIFFE Workload API that this process has its certificate from."""
+
+    @property
+    def bounds(self) -> Bounds:
+        """How many requests may be here."""
+        return Bounds(self.max_requests, self.max_requests_per_client)

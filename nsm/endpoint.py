@@ -48,6 +48,7 @@ from nsm.hop import Established, Hop
 from nsm.identity.background import background
 from nsm.identity.source import Source
 from nsm.ipam import Pools
+from nsm.limits import Bounds, Places
 from nsm.mechanisms import ETHERNET, INODE_URL, KERNEL, NAME, NOOP
 from nsm.model import SECOND, Connection, Context, DNSConfig, IPContext, Mechanism, PolicyRoute
 from nsm.rpc import services as hop_services
@@ -283,6 +284,7 @@ class Endpoint:
                     inside); for our own namespace that is known
     unregister      whether leaving the block takes the registration back. Wires
                     stay: they end with their clients or their namespace.
+    bounds          how many requests may be here, and of one client
 
     Entering the block raises NsmError where it cannot listen or register.
     """
@@ -311,6 +313,7 @@ class Endpoint:
         lifetime: int = LIFETIME,
         patience: float = REGISTERED_WITHIN,
         on_call: Callable[[Call], None] | None = None,
+        bounds: Bounds = Bounds(),  # noqa: B008 - frozen
     ) -> None:
         if interface:
             mechanisms.check_name(interface, whose=f"endpoint {name!r}")
@@ -327,6 +330,7 @@ class Endpoint:
         self._lifetime = lifetime
         self._patience = patience
         self._on_call = on_call
+        self._bounds = bounds
         self._busy = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -405,6 +409,7 @@ class Endpoint:
                 lifetime=self._lifetime,
                 spawn=spawn,
                 on_established=self._counted,
+                places=Places(self.name, self._bounds),
             )
             health = Health(*hop_services.HEALTHY)
             server = await stack.enter_async_context(

@@ -14,7 +14,8 @@ Each line of `request` is one concern, and each concern one module beside this.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -27,6 +28,7 @@ from nsm.connections import Connections, Held
 from nsm.errors import DeadlineError, InvalidError, NsmError
 from nsm.events import Events, Sees
 from nsm.leases import Leases
+from nsm.limits import Places, Ticket
 from nsm.model import Connection, EventType, Path, Request, State
 from nsm.undo import Undo, to_the_end
 from nsm.watches import Monitor, Spawn, Watches
@@ -71,7 +73,8 @@ class Hop(Generic[M]):
 
     name is the path segment's; lifetime the tokens', in nanoseconds; spawn runs
     what this hop starts of itself (expired leases, watches) in a task of the
-    process; monitor opens a stream to a next hop, None where the path ends.
+    process; monitor opens a stream to a next hop, None where the path ends;
+    places bounds what is worked on at once.
     """
 
     def __init__(
@@ -84,11 +87,13 @@ class Hop(Generic[M]):
         monitor: Monitor | None = None,
         observer: Sees = lambda _: False,
         on_established: Callable[[int], None] = lambda _: None,
+        places: Places | None = None,
     ) -> None:
         self.name = name
         self.route = route
         self.tokens = policy.Tokens(lifetime)
         self.connections: Connections[M] = Connections()
+        self.places = places or Places(name)
         self.events = Events(self.connections, observer)
         self.leases = Leases(self._expired)
         self.watches = Watches(name, monitor, spawn, self._changed) if monitor else None
@@ -109,7 +114,12 @@ class Hop(Generic[M]):
             )
         _named(conn)
         began = time.monotonic()
-        async with self._in_time(conn, caller), self.connections.turn(conn.id) as held:
+        async with (
+            self._in_time(conn, caller),
+            self.places.entered(policy.whose(conn, caller)) as ticket,
+            self.connections.turn(conn.id) as held,
+            self._place(held, ticket),
+        ):
             policy.same_owner(held, conn, caller)
             conn = self.tokens.vouch(conn, caller)
             self.tokens.admit(conn, caller)
@@ -142,6 +152,14 @@ class Hop(Generic[M]):
             if held.again:
                 self._asked_again(held)
             return path.leave(made, back)
+
+    @asynccontextmanager
+    async def _place(self, held: Held[M], ticket: Ticket) -> AsyncIterator[None]:
+        """A place to work on it, of which there are only so many; a Close ends the wait."""
+        async with AsyncExitStack() as stack:
+            with self.connections.interruptible(held):
+                await stack.enter_async_context(self.places.place(ticket))
+            yield
 
     async def close(self, asked: Connection, caller: Caller) -> None:
         """Take the connection down. Closing what is not there is not an error."""

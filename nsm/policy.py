@@ -84,6 +84,12 @@ def origin(conn: Connection) -> str:
         return ""
 
 
+def whose(conn: Connection, caller: Caller) -> tuple[str, str]:
+    """Who asks, and for whom: whose place a request takes among others (`nsm.limits`)."""
+    peer = str(caller.handshake.peer_id)
+    return peer, peer if conn.index < 2 else origin(conn)
+
+
 def same_owner(held: Held[Any], conn: Connection, caller: Caller) -> None:
     """Refuse somebody else's connection id.
 

@@ -10,6 +10,7 @@ from nsm.process import lean  # noqa: F401 - before all that logs
 # isort: split
 from nsm.hop import Hop
 from nsm.identity.workload import workload_source
+from nsm.limits import Places
 from nsm.model import SECOND
 from nsm.offers import Offers
 from nsm.process.calls import log_call
@@ -54,10 +55,13 @@ async def serve(config: Config, process: Process) -> None:
             spawn=process.tasks.spawn,
             monitor=calls.monitor,
             observer=lambda who: str(who) in config.observers,
+            places=Places(config.name, config.bounds),
         )
         node = NodeRegistry(domain, locals_, config.labels, spawn=process.tasks.spawn)
         health = Health(*services.HEALTHY, *registry_services.HEALTHY)
-        handlers = [*services.of(hop), *registry_services.handlers(node, lifetime=lifetime), health]
+        writes = Places(config.name, config.bounds, "registrations")
+        registry = registry_services.handlers(node, lifetime=lifetime, places=writes)
+        handlers = [*services.of(hop), *registry, health]
         try:
             async with serve_grpc(
                 config.listen_on, handlers, source, on_call=log_call, publish=False

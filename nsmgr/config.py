@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from nsm.process.config import Common, PositiveDuration, Url
+from nsm.limits import Bounds
+from nsm.process.config import Common, Count, PositiveDuration, Url
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,12 @@ class Config(Common):
     observers: tuple[str, ...] = ()
     """SPIFFE ids that may see every connection of this node, for `nsmctl connections`."""
 
+    max_requests: Count = Bounds().at_once
+    """Requests worked on at once, at most a quarter of them of one client; more wait their turn."""
+
+    max_requests_per_client: Count = Bounds().in_all
+    """Requests of one client that are here at once, those that wait included; more are refused."""
+
     spiffe_endpoint_socket: Url = field(
         default="unix:///run/spire/sockets/agent.sock",
         metadata={"variable": "SPIFFE_ENDPOINT_SOCKET"},
@@ -57,3 +64,8 @@ class Config(Common):
             "clusterName": self.cluster_name,
         }
         return {key: value for key, value in told.items() if value}
+
+    @property
+    def bounds(self) -> Bounds:
+        """How many requests may be here."""
+        return Bounds(self.max_requests, self.max_requests_per_client)

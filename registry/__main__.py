@@ -12,6 +12,7 @@ import structlog
 
 from nsm.identity.source import Source
 from nsm.identity.workload import workload_source
+from nsm.limits import Places
 from nsm.model import SECOND
 from nsm.offers import Offers
 from nsm.process.calls import log_call
@@ -67,6 +68,7 @@ async def registry(config: Config, process: Process) -> None:
             lifetime=int(config.max_token_lifetime * SECOND),
             policies=config.policies,
             record_bytes=config.max_record,
+            places=Places(config.name, config.bounds, "registrations", "NSM_MAX_WRITES"),
         )
         async with serve(
             config.listen_on, [*services, Health(*HEALTHY)], source, on_call=log_call

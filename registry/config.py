@@ -3,15 +3,13 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
 
 from nsm.errors import InvalidError
+from nsm.limits import Bounds
 from nsm.offers import Limits
-from nsm.process.config import Common, Form, PositiveDuration, Url
-from nsm.process.forms import integer
+from nsm.process.config import Common, Count, PositiveDuration, Url
 from nsm.registration import SERVER_POLICIES
 
-Count = Annotated[int, Form(integer(1, 1_000_000_000), "a whole number above zero")]
 POLICIES = (
     "etc/nsm/opa/common/.*.rego",
     "etc/nsm/opa/registry/.*.rego",
@@ -57,6 +55,13 @@ class Config(Common):
     max_token_lifetime: PositiveDuration = 600.0
     """How long a token of ours holds at most."""
 
+    max_writes: Count = Bounds().at_once
+    """Registrations worked on at once, at most a quarter of them of one client; more wait."""
+
+    max_writes_per_client: Count = Bounds().in_all
+    """Registrations of one client that are here at once, those that wait included; more are
+    refused."""
+
     max_per_owner: Count = Limits().per_owner
     """Names one SPIFFE id may hold."""
 
@@ -98,6 +103,11 @@ class Config(Common):
             watchers=self.max_watchers,
             watchers_per_id=self.max_watchers_per_id,
         )
+
+    @property
+    def bounds(self) -> Bounds:
+        """How many registrations may be under way."""
+        return Bounds(self.max_writes, self.max_writes_per_client)
 
     @property
     def policies(self) -> frozenset[str]:

@@ -10,6 +10,7 @@ import structlog
 from endpoints.responder.config import Config
 from endpoints.responder.policies import PolicyFile
 from nsm.endpoint import Endpoint
+from nsm.limits import Bounds
 from nsm.process.calls import log_call
 from nsm.process.config import read
 from nsm.process.run import Process, run
@@ -39,6 +40,7 @@ async def serve(config: Config, process: Process) -> None:
         register_service=config.register_service,
         unregister=config.unregister_itself,
         lifetime=config.lifetime,
+        bounds=Bounds(config.max_requests, config.max_requests_per_client),
         on_call=log_call,
     ) as endpoint:
         process.ready(

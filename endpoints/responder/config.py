@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 from nsm import nsurl
 from nsm.errors import InvalidError
 from nsm.ipam import Pools
+from nsm.limits import Bounds
 from nsm.model import DNSConfig
-from nsm.process.config import Duration, Form, Url
+from nsm.process.config import Count, Duration, Form, Url
 from nsm.process.workload import Surroundings
 
 Groups = tuple[tuple[str, ...], ...]
@@ -90,6 +91,12 @@ class Config(Surroundings):
 
     idle_timeout: Duration = 0.0
     """After so long without a wire the process ends; 0s is never."""
+
+    max_requests: Count = Bounds().at_once
+    """Requests worked on at once, at most a quarter of them of one client; more wait their turn."""
+
+    max_requests_per_client: Count = Bounds().in_all
+    """Requests of one client that are here at once, those that wait included; more are refused."""
 
     register_service: bool = True
     """Whether it registers its services too. Off where somebody else defines them."""

@@ -28,6 +28,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from nsm.errors import InvalidError, NsmError
 from nsm.process.forms import (
+    Count,
     DnsServer,
     Duration,
     Form,
@@ -42,6 +43,7 @@ from nsm.process.forms import (
 __all__ = [
     "Common",
     "ConfigError",
+    "Count",
     "DnsServer",
     "Duration",
     "Form",

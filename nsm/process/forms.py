@@ -136,6 +136,7 @@ PositiveDuration = Annotated[
     float, Form(positive_duration, "a duration above zero such as 750ms or 10m", show_duration)
 ]
 Url = Annotated[str, Form(url, "a URL: tcp://host:port, unix:///path or host:port")]
+Count = Annotated[int, Form(integer(1, 1_000_000_000), "a whole number above zero")]
 Port = Annotated[int, Form(integer(0, 65535), "a port: 0 to 65535")]
 Level = Annotated[LogLevel, Form(log_level, "TRACE, DEBUG, INFO, WARN or ERROR")]
 DnsServer = Annotated[

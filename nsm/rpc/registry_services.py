@@ -7,7 +7,8 @@ path stepped back. Only the store differs: one keeps, the other passes on.
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from nsm import registration
 from nsm.caller import Caller
 from nsm.errors import DeniedError, InvalidError
 from nsm.identity import tokens
+from nsm.limits import Places
 from nsm.model import Endpoint, Found, Service
 from nsm.proto import registry_pb2 as pb
 from nsm.proto.registry_grpc import (
@@ -69,19 +71,24 @@ def handlers(
     lifetime: int,
     policies: frozenset[str] = SERVER_POLICIES,
     record_bytes: int = RECORD_BYTES,
+    places: Places | None = None,
 ) -> "list[Endpoints | Services]":
     """Both services, for `nsm.rpc.server.serve`. lifetime of our tokens in ns."""
-    gate = Gate(lifetime, policies, record_bytes)
+    places = places or Places("this registry", what="registrations")
+    gate = Gate(lifetime, policies, record_bytes, places)
     return [Services(store, gate), Endpoints(store, gate)]
 
 
 class Gate:
     """Lets a registration in: onto the path, and past the policies."""
 
-    def __init__(self, lifetime: int, policies: frozenset[str], record_bytes: int) -> None:
+    def __init__(
+        self, lifetime: int, policies: frozenset[str], record_bytes: int, places: Places
+    ) -> None:
         self._lifetime = lifetime
         self._policies = policies
         self._record_bytes = record_bytes
+        self._places = places
 
     def enter(self, caller: Caller, what: str) -> Registration:
         """The registration of what as it stands here. Raises DeniedError and InvalidError."""
@@ -108,6 +115,13 @@ class Gate:
         vouched = own.expires if caller.token_expires is None else caller.token_expires
         return Registration(caller, path, ids, min(own.expires, vouched), self._policies)
 
+    @asynccontextmanager
+    async def place(self, by: Registration) -> AsyncIterator[None]:
+        """A place to write, of which there are only so many. Raises ExhaustedError."""
+        whose = (str(by.caller.id), by.owner)
+        async with self._places.entered(whose) as ticket, self._places.place(ticket):
+            yield
+
     async def received(self, stream: "Stream[Any, Any]", kind: str) -> Any:
         """The call's message, if it is one we take."""
         message = await stream.recv_message()
@@ -133,7 +147,8 @@ class Endpoints(NetworkServiceEndpointRegistryBase):
     ) -> None:
         """Offer services under a name, or refresh that."""
         asked, by = await self._entered(stream)
-        held, path = await self._store.register_endpoint(asked, by)
+        async with self._gate.place(by):
+            held, path = await self._store.register_endpoint(asked, by)
         await _answer(stream, path, wire.to_pb(held))
 
     async def Unregister(  # noqa: N802 - gRPC's name
@@ -141,7 +156,8 @@ class Endpoints(NetworkServiceEndpointRegistryBase):
     ) -> None:
         """Offer nothing under that name any more."""
         asked, by = await self._entered(stream)
-        await self._store.unregister_endpoint(asked, by)
+        async with self._gate.place(by):
+            await self._store.unregister_endpoint(asked, by)
         await _answer(stream, by.path, Empty())
 
     async def Find(  # noqa: N802 - gRPC's name
@@ -181,13 +197,15 @@ class Services(NetworkServiceRegistryBase):
     ) -> None:
         """Say what a service is."""
         asked, by = await self._entered(stream)
-        held, path = await self._store.register_service(asked, by)
+        async with self._gate.place(by):
+            held, path = await self._store.register_service(asked, by)
         await _answer(stream, path, wire.to_pb(held))
 
     async def Unregister(self, stream: "Stream[pb.NetworkService, Empty]") -> None:  # noqa: N802
         """Forget a service."""
         asked, by = await self._entered(stream)
-        await self._store.unregister_service(asked, by)
+        async with self._gate.place(by):
+            await self._store.unregister_service(asked, by)
         await _answer(stream, by.path, Empty())
 
     async def Find(  # noqa: N802 - gRPC's name

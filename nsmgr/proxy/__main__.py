@@ -6,6 +6,7 @@ from functools import partial
 
 from nsm.hop import Hop
 from nsm.identity.workload import workload_source
+from nsm.limits import Places
 from nsm.model import SECOND
 from nsm.process.calls import log_call
 from nsm.process.config import read
@@ -65,10 +66,15 @@ async def serve(config: Config, process: Process) -> None:
             spawn=process.tasks.spawn,
             monitor=calls.monitor,
             observer=lambda who: str(who) in config.observers,
+            places=Places(config.name, config.bounds),
         )
         handlers = [
             *services.of(hop),
-            *registry_services.handlers(registry, lifetime=lifetime),
+            *registry_services.handlers(
+                registry,
+                lifetime=lifetime,
+                places=Places(config.name, config.bounds, "registrations"),
+            ),
             Health(*services.HEALTHY, *registry_services.HEALTHY),
         ]
         async with serve_grpc(

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from nsm.offers import Limits
-from nsm.process.config import Common, DnsServer, PositiveDuration, Url
-from registry.config import POLICIES, Count, named_policies
+from nsm.process.config import Common, Count, DnsServer, PositiveDuration, Url
+from registry.config import POLICIES, named_policies
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,14 @@ from nsm.errors import (
     AbortedError,
     DeadlineError,
     DeniedError,
+    ExhaustedError,
     InternalError,
     InvalidError,
     NotFoundError,
     UnavailableError,
 )
 from nsm.hop import Established, Hop
+from nsm.limits import Bounds, Places
 from nsm.model import (
     SECOND,
     Connection,
@@ -462,3 +464,25 @@ async def test_a_workload_that_names_anothers_wire_through_their_manager_gets_no
     with pytest.raises(DeniedError, match="begins at spiffe://td/victim, not at spiffe://td/mal"):
         await world.hop.close(theirs, world.mesh.call("nsmgr"))
     assert world.route.log == ["establish"]
+
+
+async def test_a_close_ends_the_wait_for_a_place_and_a_full_house_takes_no_wire_down(world):
+    made = await world.request()
+    world.hop.places = Places("hop", Bounds(at_once=1, in_all=2))
+    world.route.hang = True
+    busy = asyncio.create_task(
+        world.request(replace(ASKED, id="c1", path=Path((Segment("nsc", "c1"),))))
+    )
+    await until(lambda: world.hop.places.working == 1, "somebody to have the place", bar=0.1)
+    refresh = asyncio.create_task(world.request(made))
+    await until(lambda: world.hop.places.waiting == 1, "a refresh to wait", bar=0.1)
+    with pytest.raises(ExhaustedError, match="has 2 requests under way at hop"):
+        await world.request(replace(ASKED, id="c2", path=Path((Segment("nsc", "c2"),))))
+    assert [one.made.state for one in world.hop.connections.established()] == [State.UP]
+    await world.hop.close(made, world.mesh.call("nsc"))
+    with pytest.raises(AbortedError, match="was closed by"):
+        await refresh
+    assert world.hop.places.waiting == 0
+    busy.cancel()
+    await asyncio.gather(busy, return_exceptions=True)
+    assert (world.hop.places.working, len(world.hop.connections)) == (0, 0)
