@@ -41,6 +41,7 @@ from nsm.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from nsm.heal import Cause, Trouble
 from nsm.identity.background import background
 from nsm.identity.source import Source
 from nsm.mechanisms import INODE_URL, KERNEL, NAME
@@ -173,6 +174,9 @@ class Wire:
         self.stages: dict[str, float] = {}
         """Milliseconds that setting it up took, by stage."""
         self.up = False
+        self.trouble: Trouble | None = None
+        """The last loss of it, and how it was healed; None if it was never lost. It is there
+        before `Change.DOWN` is told, and complete before the `Change.UP` that ends it."""
         self.answers = False
         """Whether the other end has answered a ping: only then can its silence mean anything."""
         self.made: Connection | None = None
@@ -406,8 +410,9 @@ class Client:
             why = await wire.news.wait(pause or _refresh_in(wire.connection), least)
             gone = gone or why == Why.DELETED
             if why >= Why.LOST:
-                self._down(wire, None)
+                self._down(wire, Cause.DELETED if gone else Cause.CONTROL, None)
             conn = wire.connection
+            began = time.monotonic()
             try:
                 await self._ask(wire, _reselecting(conn, wire.wish.endpoint) if gone else conn)
                 if gone and wire.endpoint != conn.endpoint:
@@ -423,20 +428,20 @@ class Client:
                     gone, failures = True, 1  # what is asked for now was not refused yet
                 self._refused(wire, conn, error)
             else:
+                tries = failures + 1
                 if failures:
-                    log.info("wire is refreshed again", id=wire.id, tries=failures + 1)
+                    log.info("wire is refreshed again", id=wire.id, tries=tries)
                 if gone:
                     wire.answers = await self._flows(wire)
                 failures, hurried, gone, absent, wire.news.waiting = 0, 0, False, 0.0, False
                 if not wire.up or wire.endpoint != conn.endpoint:  # or the mesh led it elsewhere
-                    wire.up = True
-                    self._changed(Change.UP, wire)
+                    self._healed(wire, conn, began, tries)
 
     def _refused(self, wire: Wire, conn: Connection, error: NsmError) -> None:
         """Nobody there to ask leaves the wire as it is, as long as its tokens last."""
-        silent = isinstance(error, UnavailableError | DeadlineError)
-        if not silent or _least_expiry(conn) < time.time_ns():
-            self._down(wire, error)
+        expired = _least_expiry(conn) < time.time_ns()
+        if expired or not isinstance(error, UnavailableError | DeadlineError):
+            self._down(wire, Cause.EXPIRED if expired else Cause.CONTROL, error)
 
     async def _dead(self, wire: Wire, absent: float) -> bool:
         """Whether another endpoint is to be asked for; absent is since when ours is not found.
@@ -653,10 +658,27 @@ class Client:
             return conn.segments[before].id
         return None
 
-    def _down(self, wire: Wire, error: NsmError | None) -> None:
+    def _down(self, wire: Wire, cause: Cause, error: NsmError | None) -> None:
         if wire.up:
             wire.up = False
+            now = time.monotonic()
+            wire.trouble = Trouble(cause=cause, began=now, noticed=now, endpoint=wire.endpoint)
             self._changed(Change.DOWN, wire, error)
+
+    def _healed(self, wire: Wire, before: Connection, asked: float, tries: int) -> None:
+        """It is up again, or leads elsewhere; asked is when the request began that did it."""
+        now, trouble = time.monotonic(), wire.trouble
+        if wire.up or trouble is None:  # the mesh led it elsewhere
+            trouble = Trouble(
+                cause=Cause.EDITED,
+                began=asked,
+                noticed=asked,
+                endpoint=before.endpoint,
+                flowed=True,
+            )
+        wire.trouble = trouble.ended(now, asked, tries, path.stages(wire.connection, _ms(asked)))
+        wire.up = True
+        self._changed(Change.UP, wire)
 
     def _changed(self, what: Change, wire: Wire, error: NsmError | None = None) -> None:
         self._settings.on_change(what, wire, error)

@@ -22,6 +22,7 @@ from nsm.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from nsm.heal import Cause
 from nsm.identity.tokens import issue
 from nsm.ipam import Pools
 from nsm.model import SECOND, DNSConfig, DNSContext, Event, EventType, IPContext, Segment, State
@@ -74,8 +75,12 @@ class Asking:
             source=authority.source("/app"),
             manager=door,
             settings=Settings(
-                on_change=lambda what, _, error: self.changes.append((what, error)),
-                **({"dial_timeout": 1, "request_timeout": 3} | settings),
+                **{
+                    "on_change": lambda what, _, error: self.changes.append((what, error)),
+                    "dial_timeout": 1,
+                    "request_timeout": 3,
+                }
+                | settings,
             ),
         )
 
@@ -360,6 +365,35 @@ async def test_a_wire_the_manager_deleted_is_asked_for_again_from_anybody(author
             assert (again.mechanism, again.endpoint) == (None, "")
             assert [s.name for s in again.segments] == ["app", "manager"]
         assert asking.kinds == [Change.UP, Change.DOWN, Change.UP, Change.CLOSED]
+
+
+async def test_every_loss_says_its_cause_when_it_began_and_what_healing_took(authority, door):
+    told = []
+    asking = Asking(
+        authority, door, on_change=lambda what, wire, _: told.append((what, wire.trouble))
+    )
+    async with (
+        managed(authority, door) as (manager, seen),
+        asking.client as client,
+        client.connect("kernel://echo/nsm-1") as wire,
+    ):
+        await watched(manager)
+        assert wire.trouble is None
+        (held,) = manager._hop.connections.established()
+        before = time.monotonic()
+        manager._hop._down(held)
+        await until(lambda: len(seen.asked) == 2 and wire.up, "a wire that was down", bar=0.5)
+        manager._hop.events.publish(EventType.DELETE, held.made, held.previous)
+        await until(lambda: len(seen.asked) == 3 and wire.up, "one that is gone", bar=0.5)
+    (_, first), (down, lost), (up, healed), (_, gone), (_, back), _ = told
+    assert first is None
+    assert (down, up) == (Change.DOWN, Change.UP)
+    assert (lost.cause, lost.endpoint, lost.healed) == (Cause.CONTROL, "manager", 0.0)
+    assert before < lost.began <= lost.noticed < healed.healed
+    assert (healed.began, healed.cause, healed.tries) == (lost.began, lost.cause, 1)
+    assert {"unnoticed", "unasked", "calling", "manager"} <= set(healed.stages)
+    assert 0 < healed.seconds < 10
+    assert gone.cause == back.cause == Cause.DELETED
 
 
 async def test_a_wire_the_manager_calls_down_is_asked_for_again_as_it_is(authority, door):
