@@ -12,6 +12,7 @@ from typing import Any, Final
 import yaml
 
 from nsm.errors import InvalidError
+from nsm.written import composed
 
 LARGEST: Final = 1 << 20  # bytes of a lab file
 MOST: Final = 50_000  # values in one, aliases counted as often as they are used
@@ -20,22 +21,6 @@ DEEPEST: Final = 30
 Where = tuple[str | int, ...]
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)$")
 _FLOAT = re.compile(r"[-+]?([0-9]*\.[0-9]+|[0-9]+\.)([eE][-+]?[0-9]+)?$")
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML calls itself for each level: a file must not have it do so until Python ends it."""
-
-    _level = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        self._level += 1
-        if self._level > DEEPEST:
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem=f"more than {DEEPEST} levels", problem_mark=mark)
-        try:
-            return super().compose_node(parent, index)
-        finally:
-            self._level -= 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +53,7 @@ def load(text: str, name: str) -> Source:
     """
     if len(text.encode()) > LARGEST:
         raise InvalidError(f"{name}:1: the file is larger than {LARGEST >> 10} KiB")
-    try:
-        # `compose` makes nodes, never objects: no tag of the file can call anything
-        root = yaml.compose(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as wrong:
-        line = wrong.problem_mark.line + 1 if wrong.problem_mark else 1
-        raise InvalidError(f"{name}:{line}: not YAML: {wrong.problem}") from None
-    except yaml.YAMLError as wrong:
-        raise InvalidError(f"{name}:1: not YAML: {wrong}") from None
+    root = composed(text, name, deepest=DEEPEST)
     if root is None:
         raise InvalidError(f"{name}:1: the file is empty", hint="see `nsmctl lab schema`")
     lines: dict[Where, int] = {}

@@ -10,10 +10,10 @@ import yaml
 
 from nsm.domains import MOST_URLS, canonical, is_name
 from nsm.errors import InvalidError
+from nsm.written import composed, line, pairs
 
 ROLES = ("registry", "nsmgr-proxy")
 MOST_DOMAINS = 10_000  # in a file
-DEEPEST = 8  # levels of a file: it has three
 EXAMPLE = "a domain has the form  cluster2: {registry: [tcp://HOST:PORT], nsmgr-proxy: [...]}"
 
 
@@ -32,61 +32,29 @@ def parse_map(text: str, where: str, check: Callable[[str], object]) -> Mapping[
     InvalidError with file, line and what is expected there.
     """
     try:
-        root = yaml.compose(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as broken:
-        line = broken.problem_mark.line + 1 if broken.problem_mark else 1
-        raise InvalidError(f"{where}:{line}: {broken.problem}", hint=EXAMPLE) from broken
-    except yaml.YAMLError as broken:
-        raise InvalidError(f"{where}: {broken}", hint=EXAMPLE) from broken
-    if root is None:
-        return {}
+        root = composed(text, where)
+        return {} if root is None else _domains(root, where, check)
+    except InvalidError as wrong:
+        raise InvalidError(wrong.message, hint=EXAMPLE) from wrong
+
+
+def _domains(root: yaml.Node, where: str, check: Callable[[str], object]) -> Mapping[str, Place]:
     found: dict[str, Place] = {}
-    for key, node in _pairs(root, where, "the file", MOST_DOMAINS):
-        name = canonical(key.value)
-        if not is_name(key.value):
-            raise _wrong(where, key, f"{key.value[:256]!r} is no domain's name")
+    for key, node, at in pairs(root, where, "the file"):
+        name = canonical(key)
+        if not is_name(key):
+            raise InvalidError(f"{at}: {key[:256]!r} is no domain's name")
         if name in found:
-            raise _wrong(where, key, f"domain {name!r} is there twice")
+            raise InvalidError(f"{at}: domain {name!r} is there twice")
+        if len(found) == MOST_DOMAINS:
+            raise InvalidError(f"{at}: more than {MOST_DOMAINS} domains")
         urls: dict[str, tuple[str, ...]] = {}
-        for role, listed in _pairs(node, where, f"domain {name!r}", len(ROLES)):
-            if role.value not in ROLES:
-                raise _wrong(where, role, f"domain {name!r} has no {role.value[:64]!r}")
-            urls[role.value] = tuple(_urls(listed, where, check))
+        for role, listed, there in pairs(node, where, f"domain {name!r}"):
+            if role not in ROLES:
+                raise InvalidError(f"{there}: domain {name!r} has no {role[:64]!r}")
+            urls[role] = tuple(_urls(listed, where, check))
         found[name] = Place(urls.get("registry", ()), urls.get("nsmgr-proxy", ()))
     return found
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML calls itself for each level: a file must not have it do so until Python ends it."""
-
-    _level = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        self._level += 1
-        if self._level > DEEPEST:
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem=f"more than {DEEPEST} levels", problem_mark=mark)
-        try:
-            return super().compose_node(parent, index)
-        finally:
-            self._level -= 1
-
-
-def _pairs(
-    node: yaml.Node, where: str, what: str, most: int
-) -> Iterable[tuple[yaml.ScalarNode, yaml.Node]]:
-    if not isinstance(node, yaml.MappingNode):
-        raise _wrong(where, node, f"{what} is no mapping")
-    if len(node.value) > most:
-        raise _wrong(where, node, f"{what} has {len(node.value)} entries, more than {most}")
-    seen: set[str] = set()
-    for key, value in node.value:
-        if not isinstance(key, yaml.ScalarNode):
-            raise _wrong(where, key, f"a key of {what} is no text")
-        if key.value in seen:
-            raise _wrong(where, key, f"{what} has {key.value[:64]!r} twice")
-        seen.add(key.value)
-        yield key, value
 
 
 def _urls(node: yaml.Node, where: str, check: Callable[[str], object]) -> Iterable[str]:
@@ -104,4 +72,4 @@ def _urls(node: yaml.Node, where: str, check: Callable[[str], object]) -> Iterab
 
 
 def _wrong(where: str, node: yaml.Node, why: str) -> InvalidError:
-    return InvalidError(f"{where}:{node.start_mark.line + 1}: {why}", hint=EXAMPLE)
+    return InvalidError(f"{where}:{line(node)}: {why}")

@@ -22,6 +22,7 @@ import yaml
 
 from nsm.errors import InvalidError
 from nsm.model import Destination, Match, Service
+from nsm.written import known
 from nsmctl import show
 from nsmctl.asking import AGENT, MANAGER, Identity, Json, Lab, Manager, Node, asked
 
@@ -97,14 +98,14 @@ def parse(text: str, where: str) -> tuple[Service, ...]:
 
 
 def _service(said: Any, where: str) -> Service:
-    whole = _fields(said, {"apiVersion", "kind", "metadata", "spec"}, where)
+    whole = known(said, {"apiVersion", "kind", "metadata", "spec"}, where)
     if whole.get("kind") != KIND:
         raise InvalidError(f"{where}: kind is {whole.get('kind')!r}, expected {KIND}")
     name = _mapping(whole, "metadata", where).get("name")
     if not isinstance(name, str) or not name:
         raise InvalidError(f"{where}: metadata.name is missing")
     where = f"{where}: {name}"
-    spec = _fields(whole.get("spec") or {}, {"name", "payload", "matches"}, f"{where}: spec")
+    spec = known(whole.get("spec") or {}, {"name", "payload", "matches"}, f"{where}: spec")
     payload = str(spec.get("payload") or PAYLOADS[0]).upper()
     if payload not in PAYLOADS:
         raise InvalidError(f"{where}: payload is {payload}, expected {' or '.join(PAYLOADS)}")
@@ -117,13 +118,13 @@ def _service(said: Any, where: str) -> Service:
 
 
 def _match(said: Any, where: str) -> Match:
-    fields = _fields(said, {"source_selector", "routes", "fallthrough", "metadata"}, where)
+    fields = known(said, {"source_selector", "routes", "fallthrough", "metadata"}, where)
     falls = fields.get("fallthrough", False)
     if not isinstance(falls, bool):
         raise InvalidError(f"{where}: fallthrough is neither true nor false")
     labels = None
     if "metadata" in fields:
-        told = _fields(fields["metadata"] or {}, {"labels"}, f"{where}: metadata")
+        told = known(fields["metadata"] or {}, {"labels"}, f"{where}: metadata")
         labels = _labels(told, "labels", f"{where}: metadata")
     return Match(
         source_selector=_labels(fields, "source_selector", where),
@@ -137,7 +138,7 @@ def _match(said: Any, where: str) -> Match:
 
 
 def _route(said: Any, where: str) -> Destination:
-    fields = _fields(said, {"destination_selector", "weight"}, where)
+    fields = known(said, {"destination_selector", "weight"}, where)
     weight = fields.get("weight", 0)
     if not isinstance(weight, int) or isinstance(weight, bool) or not 0 <= weight < 1 << 32:
         raise InvalidError(f"{where}: weight is no whole number from 0 upwards")
@@ -162,15 +163,4 @@ def _list(fields: Mapping[str, Any], key: str, where: str) -> list[Any]:
     said = fields.get(key) or []
     if not isinstance(said, list):
         raise InvalidError(f"{where}: {key} is no list")
-    return said
-
-
-def _fields(said: Any, known: set[str], where: str) -> dict[str, Any]:
-    if not isinstance(said, dict):
-        raise InvalidError(f"{where}: it is no mapping of {', '.join(sorted(known))}")
-    for key in said:
-        if key not in known:
-            raise InvalidError(
-                f"{where}: unknown key {str(key)[:64]!r}", hint=f"known: {', '.join(sorted(known))}"
-            )
     return said

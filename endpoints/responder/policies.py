@@ -22,6 +22,7 @@ import yaml
 
 from nsm.errors import InvalidError
 from nsm.model import PolicyRoute, Route
+from nsm.written import known
 
 LOOK_EVERY = 1.0  # seconds between looks at the file, at most
 LONGEST = 1024 * 1024  # bytes of the file
@@ -49,7 +50,7 @@ def parse(text: str, where: str) -> tuple[PolicyRoute, ...]:
 
 
 def _rule(said: Any, where: str) -> PolicyRoute:
-    fields = _keys(said, {"from", "proto", "dstport", "srcport", "routes"}, where)
+    fields = known(said, {"from", "proto", "dstport", "srcport", "routes"}, where)
     routes = fields.get("routes") or []
     if not isinstance(routes, list) or len(routes) > MOST:
         raise InvalidError(f"{where}: routes is no list of up to {MOST} routes")
@@ -68,23 +69,12 @@ def _rule(said: Any, where: str) -> PolicyRoute:
 
 
 def _route(said: Any, where: str) -> Route:
-    fields = _keys(said, {"prefix", "nexthop"}, where)
+    fields = known(said, {"prefix", "nexthop"}, where)
     prefix, hop = _text(fields, "prefix", where), _text(fields, "nexthop", where)
     _checked(lambda text: ipaddress.ip_network(text, strict=False), prefix, where, "a prefix")
     if hop:
         _checked(ipaddress.ip_address, hop, f"{where}: nexthop", "an address")
     return Route(prefix, hop)
-
-
-def _keys(said: Any, known: set[str], where: str) -> dict[str, Any]:
-    if not isinstance(said, dict):
-        raise InvalidError(f"{where}: it is no mapping of {', '.join(sorted(known))}")
-    for key in said:
-        if key not in known:
-            raise InvalidError(
-                f"{where}: unknown key {str(key)[:64]!r}", hint=f"known: {', '.join(sorted(known))}"
-            )
-    return said
 
 
 def _text(fields: dict[str, Any], key: str, where: str) -> str:

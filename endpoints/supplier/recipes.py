@@ -22,6 +22,7 @@ import yaml
 from nsm import domains
 from nsm.errors import InvalidError, NsmError
 from nsm.model import Endpoint
+from nsm.written import account, composed, pairs, scalar
 
 MODULE: Final = "endpoints.vl3"
 SET: Final = {  # what the supplier says itself, and which key says it to the supplier
@@ -32,7 +33,6 @@ SET: Final = {  # what the supplier says itself, and which key says it to the su
 }
 MOST: Final = 1024  # routers of one node
 _KEYS: Final = ("name", "namespace", "module", "argv", "uid", "gid", "log", "environment")
-_HIGHEST_ID: Final = 2**32 - 2
 
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
@@ -57,18 +57,12 @@ class Recipe:
 
 def parse(text: str, where: str) -> tuple[Recipe, ...]:
     """The recipes in text; raises InvalidError with where, the line and what to write."""
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as broken:
-        line = broken.problem_mark.line + 1 if broken.problem_mark else 1
-        raise InvalidError(f"{where}:{line}: {broken.problem or 'no YAML'}") from broken
-    except (yaml.YAMLError, RecursionError, ValueError) as broken:
-        raise InvalidError(f"{where}: neither YAML nor JSON: {str(broken)[:200]}") from broken
+    root = composed(text, where)
     if root is None or (isinstance(root, yaml.MappingNode) and not root.value):
         raise InvalidError(f"{where} names no router", hint="give a service, and below it a name")
     found = [
         _recipe(service, node, at, where)
-        for service, node, at in _pairs(root, where, "a service's router")
+        for service, node, at in pairs(root, where, "a service's router")
     ]
     if len(found) > MOST:
         raise InvalidError(f"{where} has {len(found)} routers; at most {MOST} are read")
@@ -79,7 +73,7 @@ def parse(text: str, where: str) -> tuple[Recipe, ...]:
 
 def _recipe(service: str, node: yaml.Node, at: str, file: str) -> Recipe:
     given: dict[str, Any] = {}
-    for key, value, line in _pairs(node, file, f"the router of {service!r}"):
+    for key, value, line in pairs(node, file, f"the router of {service!r}"):
         if key not in _KEYS:
             raise InvalidError(
                 f"{line}: {key[:64]!r} is nothing a router has", hint=f"it has {', '.join(_KEYS)}"
@@ -114,26 +108,8 @@ def _apart(found: list[Recipe], what: str) -> None:
             seen[value] = one
 
 
-def _pairs(node: yaml.Node, file: str, what: str) -> list[tuple[str, yaml.Node, str]]:
-    """Keys and values of a mapping, each with its place."""
-    if not isinstance(node, yaml.MappingNode):
-        raise InvalidError(f"{file}:{_line(node)}: {what} is written as KEY: VALUE")
-    found: dict[str, tuple[str, yaml.Node, str]] = {}
-    for key_node, value in node.value:
-        at = f"{file}:{_line(key_node)}"
-        if not isinstance(key_node, yaml.ScalarNode):
-            raise InvalidError(f"{at}: {what} has a key that is no text")
-        key = str(key_node.value)
-        if key in found:
-            raise InvalidError(f"{at}: {key[:64]!r} is there twice")
-        found[key] = (key, value, at)
-    return list(found.values())
-
-
 def _text(node: yaml.Node) -> str:
-    if not isinstance(node, yaml.ScalarNode) or node.tag.endswith(":null"):
-        raise InvalidError("one value is expected")
-    text = str(node.value)
+    text = scalar(node)
     if "\0" in text:
         raise InvalidError("it has a zero byte")
     return text
@@ -169,16 +145,9 @@ def _argv(node: yaml.Node) -> tuple[str, ...]:
     return (_path(node.value[0]), *map(_text, node.value[1:]))
 
 
-def _number(node: yaml.Node) -> int:
-    text = _text(node)
-    if not re.fullmatch(r"\d{1,10}", text, re.ASCII) or int(text) > _HIGHEST_ID:
-        raise InvalidError(f"{text[:64]!r} is no user's or group's number")
-    return int(text)
-
-
 def _environment(node: yaml.Node) -> dict[str, str]:
     found = {}
-    for key, value, _ in _pairs(node, "", "environment"):
+    for key, value, _ in pairs(node, "", "environment"):
         if not _VARIABLE.fullmatch(key):
             raise InvalidError(f"{key[:64]!r} is no variable's name")
         if key in SET:
@@ -195,13 +164,8 @@ _READ: Final[Mapping[str, Callable[[yaml.Node], Any]]] = {
     "namespace": _path,
     "module": _module,
     "argv": _argv,
-    "uid": _number,
-    "gid": _number,
+    "uid": account,
+    "gid": account,
     "log": _path,
     "environment": _environment,
 }
-
-
-def _line(node: yaml.Node) -> int:
-    line: int = node.start_mark.line + 1
-    return line

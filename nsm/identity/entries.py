@@ -29,6 +29,7 @@ from nsm.identity.authority import check_dns
 from nsm.identity.changes import read
 from nsm.identity.spiffe import SpiffeId
 from nsm.model import SECOND
+from nsm.written import account, composed, line, pairs, scalar
 
 MAX_FILE = 4 * 1024 * 1024  # bytes
 MAX_ENTRIES = 10_000
@@ -39,7 +40,6 @@ SHORTEST_RENEW = SECOND
 
 _SELECTORS = ("uid", "gid", "netns", "cgroup", "exe-sha256")
 _KEYS = ("id", *_SELECTORS, "dns", "ttl", "renew")
-_MAX_ID_NUMBER = 2**32 - 2
 _NETNS = re.compile(r"net:\[(\d{1,20})\]", re.ASCII)
 _DURATION = re.compile(r"(\d{1,9})(s|m|h|d)", re.ASCII)
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -83,18 +83,12 @@ def parse(text: str, trust_domain: str, where: str) -> tuple[Entry, ...]:
     """The entries in text; where names it in errors. Raises InvalidError with the line."""
     if text.lstrip()[:1] in ("[", "{"):
         text = text.replace("\t", " ")  # JSON may have them between its values, YAML may not
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as broken:
-        line = broken.problem_mark.line + 1 if broken.problem_mark else 1
-        raise InvalidError(f"{where}:{line}: {broken.problem or 'no YAML'}") from broken
-    except (yaml.YAMLError, RecursionError, ValueError) as broken:
-        raise InvalidError(f"{where}: neither YAML nor JSON: {str(broken)[:200]}") from broken
+    root = composed(text, where)
     if root is None:
         return ()
     if not isinstance(root, yaml.SequenceNode):
         raise InvalidError(
-            f"{where}:{_line(root)}: a list of entries is expected", hint="each begins with '- id:'"
+            f"{where}:{line(root)}: a list of entries is expected", hint="each begins with '- id:'"
         )
     if len(root.value) > MAX_ENTRIES:
         raise InvalidError(f"{where} has {len(root.value)} entries; at most {MAX_ENTRIES} are read")
@@ -102,25 +96,18 @@ def parse(text: str, trust_domain: str, where: str) -> tuple[Entry, ...]:
 
 
 def _entry(node: yaml.Node, trust_domain: str, where: str) -> Entry:
-    at = f"{where}:{_line(node)}"
-    if not isinstance(node, yaml.MappingNode):
-        raise InvalidError(f"{at}: an entry is a mapping", hint="it begins with '- id:'")
     given: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        key = key_node.value if isinstance(key_node, yaml.ScalarNode) else ""
-        at = f"{where}:{_line(key_node)}"
+    for key, value_node, at in pairs(node, where, "an entry"):
         if key not in _KEYS:
             raise InvalidError(
-                f"{at}: {str(key)[:64]!r} is nothing an entry has",
+                f"{at}: {key[:64]!r} is nothing an entry has",
                 hint=f"it has {', '.join(_KEYS)}",
             )
-        if key in given:
-            raise InvalidError(f"{at}: the entry has {key!r} twice")
         try:
             given[key] = _READ[key](value_node)
         except NsmError as wrong:
             raise InvalidError(f"{at}: {key}: {wrong.message}", hint=wrong.hint) from wrong
-    return _checked(given, trust_domain, f"{where}:{_line(node)}")
+    return _checked(given, trust_domain, f"{where}:{line(node)}")
 
 
 def _checked(given: dict[str, Any], trust_domain: str, at: str) -> Entry:
@@ -149,21 +136,8 @@ def _checked(given: dict[str, Any], trust_domain: str, at: str) -> Entry:
     return Entry(**{key.replace("-", "_"): value for key, value in given.items()})
 
 
-def _scalar(node: yaml.Node) -> str:
-    if not isinstance(node, yaml.ScalarNode) or node.tag.endswith(":null"):
-        raise InvalidError("one value is expected")
-    return str(node.value)
-
-
-def _number(node: yaml.Node) -> int:
-    text = _scalar(node)
-    if not re.fullmatch(r"\d{1,10}", text, re.ASCII) or int(text) > _MAX_ID_NUMBER:
-        raise InvalidError(f"{text[:64]!r} is no user's or group's number")
-    return int(text)
-
-
 def _netns(node: yaml.Node) -> str:
-    text = _scalar(node)
+    text = scalar(node)
     if not _NETNS.fullmatch(text) and not (text.startswith("/") and "\0" not in text):
         raise InvalidError(
             f"{text[:256]!r} is no network namespace",
@@ -173,7 +147,7 @@ def _netns(node: yaml.Node) -> str:
 
 
 def _cgroup(node: yaml.Node) -> str:
-    text = _scalar(node)
+    text = scalar(node)
     if not text.startswith("/") or ".." in text.split("/") or text == "/":
         raise InvalidError(
             f"{text[:256]!r} is no cgroup's path",
@@ -184,7 +158,7 @@ def _cgroup(node: yaml.Node) -> str:
 
 
 def _sha256(node: yaml.Node) -> str:
-    text = _scalar(node).lower()
+    text = scalar(node).lower()
     if not re.fullmatch(r"[0-9a-f]{64}", text):
         raise InvalidError("a sha256 has 64 hexadecimal digits", hint="sha256sum <program>")
     return text
@@ -195,12 +169,12 @@ def _dns(node: yaml.Node) -> tuple[str, ...]:
         raise InvalidError("a list of DNS names is expected")
     if len(node.value) > MAX_DNS:
         raise InvalidError(f"at most {MAX_DNS} DNS names fit")
-    return tuple(check_dns(_scalar(name)) for name in node.value)
+    return tuple(check_dns(scalar(name)) for name in node.value)
 
 
 def _duration(shortest: int, longest: int) -> Callable[[yaml.Node], int]:
     def read_one(node: yaml.Node) -> int:
-        text = _scalar(node)
+        text = scalar(node)
         found = _DURATION.fullmatch(text)
         duration = int(found[1]) * _UNITS[found[2]] * SECOND if found else -1
         if not shortest <= duration <= longest:
@@ -215,9 +189,9 @@ def _duration(shortest: int, longest: int) -> Callable[[yaml.Node], int]:
 
 
 _READ: dict[str, Callable[[yaml.Node], Any]] = {
-    "id": lambda node: SpiffeId.parse(_scalar(node)),
-    "uid": _number,
-    "gid": _number,
+    "id": lambda node: SpiffeId.parse(scalar(node)),
+    "uid": account,
+    "gid": account,
     "netns": _netns,
     "cgroup": _cgroup,
     "exe-sha256": _sha256,
@@ -225,11 +199,6 @@ _READ: dict[str, Callable[[yaml.Node], Any]] = {
     "ttl": _duration(SHORTEST_TTL, LONGEST_TTL),
     "renew": _duration(SHORTEST_RENEW, LONGEST_TTL),
 }
-
-
-def _line(node: yaml.Node) -> int:
-    line: int = node.start_mark.line + 1
-    return line
 
 
 def _within(prefix: str, paths: Sequence[str]) -> bool:

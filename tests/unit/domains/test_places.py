@@ -36,7 +36,7 @@ def test_a_file_says_where_domains_are() -> None:
         ("a:\n- registry\n", "f:2: domain 'a' is no mapping"),
         ("a:\nb:\n", "f:1: domain 'a' is no mapping"),
         ("a: {}\nA.: {}\n", "f:2: domain 'a' is there twice"),
-        ("a: {}\na: {}\n", "f:2: the file has 'a' twice"),
+        ("a: {}\na: {}\n", "f:2: 'a' is there twice in the file"),
         ("a: {}\na b: {}\n", "f:2: 'a b' is no domain's name"),
         ("? [a]\n: {}\n", "f:1: a key of the file is no text"),
         ("a:\n  Registry: []\n", "f:2: domain 'a' has no 'Registry'"),

@@ -107,7 +107,7 @@ def test_an_empty_file_registers_nobody() -> None:
             1,
             "after it has expired",
         ),
-        ("- id: spiffe://td.example/a\n  uid: 1\n- x", 3, "an entry is a mapping"),
+        ("- id: spiffe://td.example/a\n  uid: 1\n- x", 3, "an entry is no mapping"),
         ("id: spiffe://td.example/a", 1, "a list of entries"),
         ("- id: spiffe://td.example/a\n  uid: 1\n - x", 3, ""),
         ("- id: [", 1, ""),

@@ -90,7 +90,7 @@ def wrong(old: str, new: str) -> str:
             "name: x", "name: x\nname: z", "labs/x.yaml:2: name: is there twice, first in line 1",
             id="a key twice",
         ),
-        pytest.param("clients:", "clients: [", "not YAML:", id="no YAML"),
+        pytest.param("clients:", "clients: [", "no YAML:", id="no YAML"),
         pytest.param(
             "expect: {lost: 0}", "expect: {exit: 0}",
             "labs/x.yaml:17: checks[0].expect.exit: means nothing for ping; known: lost",

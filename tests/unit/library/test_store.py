@@ -22,6 +22,12 @@ def rows(connection: sqlite3.Connection) -> list[int]:
     return [x for (x,) in connection.execute("SELECT x FROM kept")]
 
 
+def insert(connection: sqlite3.Connection, *tables: str) -> None:
+    with transaction(connection):
+        for table in tables:
+            connection.execute(f"INSERT INTO {table} VALUES (3)")
+
+
 def test_others_read_what_is_there_while_its_program_writes_and_after(tmp_path: Path) -> None:
     path = str(tmp_path / "a 50% file?.sqlite")
     connection, before = opened(path, KEPT, rows)
@@ -33,9 +39,8 @@ def test_others_read_what_is_there_while_its_program_writes_and_after(tmp_path: 
             assert rows(look) == [1]
             with pytest.raises(sqlite3.OperationalError, match="readonly database"):
                 look.execute("INSERT INTO kept VALUES (2)")
-        with pytest.raises(sqlite3.OperationalError, match="no such"), transaction(connection):
-            for table in ("kept", "nowhere"):
-                connection.execute(f"INSERT INTO {table} VALUES (3)")
+        with pytest.raises(sqlite3.OperationalError, match="no such"):
+            insert(connection, "kept", "nowhere")
     with looked_into(path, KEPT) as look:
         assert rows(look) == [1]
 

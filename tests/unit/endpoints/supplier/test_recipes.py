@@ -48,8 +48,8 @@ def test_json_will_do() -> None:
     [
         ("", "f names no router"),
         ("{}", "f names no router"),
-        ("- net", "f:1: a service's router is written as KEY: VALUE"),
-        ("net: r", "f:1: the router of 'net' is written as KEY"),
+        ("- net", "f:1: a service's router is no mapping, KEY: VALUE"),
+        ("net: r", "f:1: the router of 'net' is no mapping, KEY"),
         ("net:\n  nam: r", "f:2: 'nam' is nothing a router has; it has name"),
         ("net:\n  gid: 1", "f:1: the router of 'net' has no name"),
         ("net: {name: r}\nnet: {name: s}", "f:2: 'net' is there twice"),
