@@ -1,4 +1,4 @@
-"""Orders to probes: one process in each namespace that is asked, kept for the next time."""
+"""Orders to probes and couriers: one process in each namespace that is asked, kept for later."""
 
 import contextlib
 import json
@@ -13,9 +13,13 @@ from nsm.errors import InternalError
 
 
 class Hands:
-    """The probes of one run. Asks many namespaces at once and waits for all answers."""
+    """The probes of one run. Asks many namespaces at once and waits for all answers.
 
-    def __init__(self) -> None:
+    module is the program that obeys there: one order a line, one answer a line.
+    """
+
+    def __init__(self, module: str = "labs.probe") -> None:
+        self._module = module
         self._probes: dict[str, subprocess.Popen[str]] = {}
 
     def __enter__(self) -> Self:
@@ -56,7 +60,10 @@ class Hands:
         line = probe.stdout.readline()
         if not line:
             del self._probes[namespace]
-            raise InternalError(f"the probe in {namespace} ended with status {probe.wait()}")
+            with contextlib.suppress(BrokenPipeError):  # of the order that it did not read
+                probe.communicate()
+            status = probe.returncode
+            raise EndedError(f"{self._module} in {namespace} ended with status {status}")
         told = json.loads(line)
         if "failure" in told:
             raise FailedError(f"{namespace}: {told['failure']}")
@@ -72,11 +79,15 @@ class Hands:
         if namespace not in self._probes:
             here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
             self._probes[namespace] = subprocess.Popen(
-                [sys.executable, "-P", "-m", "labs.probe", namespace],
+                [sys.executable, "-P", "-m", self._module, namespace],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/", text=True,
                 start_new_session=True, env={"PATH": processes.PATH, "PYTHONPATH": here},
             )  # fmt: skip
         return self._probes[namespace]
+
+
+class EndedError(InternalError):
+    """Whoever was asked is no more: its namespace was ended, or somebody killed it."""
 
 
 class FailedError(Exception):
