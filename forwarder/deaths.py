@@ -80,8 +80,6 @@ def in_namespace(nsid: int) -> Lost:
 
     async def has_end(held: Held[Crossing]) -> bool:
         crossing = held.memory
-        return crossing is not None and any(
-            interface.namespace.nsid == nsid for _, interface in crossing.wire.sides
-        )
+        return crossing is not None and any(one.nsid == nsid for one in crossing.namespaces)
 
     return has_end

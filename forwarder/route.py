@@ -65,15 +65,24 @@ class Crossing:
     """What is remembered of a connection: where it goes, by what, and what stands in the kernel.
 
     wire is where its devices are and by what tunnel; what they are configured with is not read
-    from here (`_slim`).
+    from here (`_slim`). Of what an earlier life made it is None until it is asked for again, and
+    seats are the namespaces its ends were in; url is then empty if it was a socket.
     """
 
     endpoint: str
     payload: str
     url: str
     outgoing: Mechanism
-    wire: Wire
+    wire: Wire | None
     chosen: bool = False  # by the service's rules, and not by who asks
+    seats: tuple[Namespace, ...] = ()
+
+    @property
+    def namespaces(self) -> tuple[Namespace, ...]:
+        """Where the wire's ends are that are on this node."""
+        if self.wire is None:
+            return self.seats
+        return tuple(interface.namespace for _, interface in self.wire.sides)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +155,9 @@ class ForwarderRoute:
                     return await self._find(anew, near, held, caller, fds, undo, [])
                 except NsmError as reason:
                     log.warning("the rules' new choice fails; the old one stays", why=str(reason))
-            if known and conn.endpoint in ("", known.endpoint):
+            if known and not known.url and conn.endpoint == "":
+                conn = replace(conn, endpoint=known.endpoint)  # its socket is found by that
+            if known and known.url and conn.endpoint in ("", known.endpoint):
                 target = Target(known.endpoint, known.payload, known.url, known, True, known.chosen)
                 try:
                     return await self._join(target, conn, near, held, caller, fds, undo)
@@ -528,7 +539,7 @@ class ForwarderRoute:
         None if it does not stand, or could stand otherwise tomorrow: a wireguard-go's device is
         in the workload either way, and what comes after it may be the kernel's.
         """
-        if known is None:
+        if known is None or known.wire is None:
             return self._recovery.hop(id_, where, encrypted=remote.type == mechanisms.WIREGUARD)
         wire = known.wire
         if not isinstance(wire, RemoteWire) or wire.end.namespace != where:
@@ -545,7 +556,7 @@ class ForwarderRoute:
         attempt: Undo,
     ) -> float:
         """Make the wire stand; how many seconds the kernel and the way to it took."""
-        if known and _seats(known.wire) != _seats(wire):
+        if known and known.wire and _seats(known.wire) != _seats(wire):
             await self._kernel.remove(wire.connection)  # it moved: nothing may stay where it was
         began = time.monotonic()
         await self._kernel.ensure(wire, attempt, fds=_ways(entries))
@@ -605,15 +616,17 @@ class ForwarderRoute:
     async def _close_far(self, conn: Connection, memory: Crossing | None) -> None:
         if memory:
             told = replace(conn, endpoint=memory.endpoint, mechanism=memory.outgoing)
-            await self._close(memory.url, replace(told, payload=memory.payload))
-            return
+            conn = replace(told, payload=memory.payload)
+            if memory.url:
+                await self._close(memory.url, conn)
+                return
         if not conn.endpoint:
             return
         with Descriptors() as fds:
             for offer in await self._discovery.offers(conn, fds):
                 url = self._url(offer, fds)
                 try:
-                    await self._close(url, replace(conn, mechanism=None))
+                    await self._close(url, conn if memory else replace(conn, mechanism=None))
                 finally:
                     self._sockets.release(url)
 

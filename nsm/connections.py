@@ -100,6 +100,10 @@ class Connections(Generic[M]):
             if held.made is None and not held.waiting:
                 self._held.pop(id_, None)
 
+    def adopt(self, held: Held[M]) -> None:
+        """Hold what an earlier life of this process made; before anybody is served."""
+        self._held[held.id] = held
+
     @contextmanager
     def interruptible(self, held: Held[M]) -> Iterator[None]:
         """Let `interrupt` end the block with AbortedError."""

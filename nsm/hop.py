@@ -68,6 +68,16 @@ class Route(Protocol[M]):
         """
 
 
+class Keeper(Protocol[M]):
+    """Remembers connections for the next life of the process. Neither call may block."""
+
+    def keep(self, held: Held[M], ends: int) -> None:
+        """What is held now, of which the lease ends then: ns since 1970."""
+
+    def drop(self, id_: str) -> None:
+        """It is held no more."""
+
+
 class Hop(Generic[M]):
     """One process's handling of Request and Close.
 
@@ -88,6 +98,7 @@ class Hop(Generic[M]):
         observer: Sees = lambda _: False,
         on_established: Callable[[int], None] = lambda _: None,
         places: Places | None = None,
+        keeper: Keeper[M] | None = None,
     ) -> None:
         self.name = name
         self.route = route
@@ -98,6 +109,7 @@ class Hop(Generic[M]):
         self.leases = Leases(self._expired)
         self.watches = Watches(name, monitor, spawn, self._changed) if monitor else None
         self._spawn = spawn
+        self._keeper = keeper
         self._on_established = on_established  # how many connections there are now
 
     async def request(self, asked: Request, caller: Caller) -> Connection:
@@ -149,6 +161,7 @@ class Hop(Generic[M]):
                 self.watches.follow(made.id, done.next_url)
             self.events.publish(EventType.UPDATE, made, held.previous)
             self._count()
+            self._keep(held)
             if held.again:
                 self._asked_again(held)
             return path.leave(made, back)
@@ -213,6 +226,14 @@ class Hop(Generic[M]):
             if held.made and held.made.state == State.UP and which(held.made):
                 self._asked_again(held)
 
+    def adopt(self, held: Held[M], ends: int, next_url: str = "") -> None:
+        """Hold again what an earlier life made: its lease ends then, and it is followed there."""
+        self.connections.adopt(held)
+        self.leases.until(held.id, ends)
+        if self.watches and next_url:
+            self.watches.follow(held.id, next_url)
+        self._count()
+
     def stop(self) -> None:
         """Forget timers and streams; the kernel keeps every wire."""
         self.leases.stop()
@@ -233,6 +254,8 @@ class Hop(Generic[M]):
                 self.leases.again(held.id, AGAIN)
             raise
         held.forget()
+        if self._keeper:
+            self._keeper.drop(held.id)
         if known:
             self.events.publish(EventType.DELETE, conn, previous)
             self._count()
@@ -303,6 +326,7 @@ class Hop(Generic[M]):
             context=conn.context,
             path=Path(segments, made.index, made.path.unknown if made.path else b""),
         )
+        self._keep(held)
         self.events.publish(EventType.UPDATE, held.made, held.previous)
 
     def _asked_again(self, held: Held[M]) -> None:
@@ -324,6 +348,10 @@ class Hop(Generic[M]):
         if caller.deadline is None:
             return 0.0
         return max(0.001, caller.deadline - asyncio.get_running_loop().time())
+
+    def _keep(self, held: Held[M]) -> None:
+        if self._keeper:
+            self._keeper.keep(held, self.leases.ends(held.id))
 
     def _count(self) -> None:
         self._on_established(len(self.connections.established()))

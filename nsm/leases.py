@@ -24,6 +24,7 @@ class Leases:
     def __init__(self, on_expiry: Callable[[str], None]) -> None:
         self._on_expiry = on_expiry
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._ends: dict[str, int] = {}
 
     def renew(self, conn: Connection, remaining: float) -> None:
         """Keep conn until its left segments expire, less remaining seconds."""
@@ -33,11 +34,20 @@ class Leases:
 
     def again(self, id_: str, seconds: float) -> None:
         """Let the lease of id_ end once more, seconds from now."""
+        self.until(id_, time.time_ns() + int(seconds * SECOND))
+
+    def until(self, id_: str, ends: int) -> None:
+        """Keep id_ until then, ns since 1970."""
         self.release(id_)
-        self._arm(id_, time.time_ns() + int(seconds * SECOND))
+        self._arm(id_, ends)
+
+    def ends(self, id_: str) -> int:
+        """When the lease of id_ ends, ns since 1970; 0 if it has none."""
+        return self._ends.get(id_, 0)
 
     def release(self, id_: str) -> None:
         """Forget the lease of id_, if there is one."""
+        self._ends.pop(id_, None)
         if timer := self._timers.pop(id_, None):
             timer.cancel()
 
@@ -53,6 +63,7 @@ class Leases:
         return len(self._timers)
 
     def _arm(self, id_: str, until: int) -> None:
+        self._ends[id_] = until
         delay = max(0.0, (until - time.time_ns()) / SECOND)
         loop = asyncio.get_running_loop()
         # with a context of its own, because a lease outlives the request whose it would copy
@@ -64,7 +75,7 @@ class Leases:
         if until - time.time_ns() > SECOND // 100:  # the wall clock was set back
             self._arm(id_, until)
             return
-        self._timers.pop(id_, None)
+        self.release(id_)
         self._on_expiry(id_)
 
 

@@ -20,6 +20,10 @@ _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 T = TypeVar("T")
 
 
+class UnusableError(PreconditionError):
+    """The file is damaged, or cannot be read or written: whose it is was not the question."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
     """What is kept in a file, and how it is told from anybody else's."""
@@ -51,7 +55,7 @@ def opened(
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
-        raise PreconditionError(
+        raise UnusableError(
             f"{kept.whose}'s store {path} cannot be opened: {error.strerror}",
             hint="NSM_STORE names a file in a directory that this user may write",
         ) from error
@@ -139,14 +143,14 @@ def _said(path: str, kept: Kept) -> Iterator[None]:
             ) from error
         if code in _CORRUPT:
             raise _damaged(path, kept, str(error)) from error
-        raise PreconditionError(
+        raise UnusableError(
             f"{kept.whose}'s store {path} cannot be used: {error}"
             f" ({getattr(error, 'sqlite_errorname', '')})"
         ) from error
 
 
-def _damaged(path: str, kept: Kept, how: str) -> PreconditionError:
-    return PreconditionError(
+def _damaged(path: str, kept: Kept, how: str) -> UnusableError:
+    return UnusableError(
         f"{kept.whose}'s store {path} is damaged: {how[:300]}",
         hint=f"move it away and start again: {kept.moved_away}; or restore a copy",
     )

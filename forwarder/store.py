@@ -1,0 +1,273 @@
+"""What a forwarder's next life needs of each connection and the kernel does not hold.
+
+One SQLite file (NSM_STORE), one table, a row for each connection held here:
+
+    leases(
+      id          TEXT     the connection's, as this forwarder calls it: what devices' aliases say
+      previous    TEXT     SPIFFE id of who asked for it
+      origin      TEXT     whom its first segment's token names
+      connection  BLOB     the Connection as made here, with its path: protobuf, as it travels
+      next_url    TEXT     where it goes on; "" for a socket of this node, found again by endpoint
+      endpoint    TEXT     who serves it
+      payload     TEXT     IP or ETHERNET
+      outgoing    BLOB     the Mechanism agreed on with the next hop: protobuf
+      chosen      INTEGER  1: chosen by the service's rules, and not by who asked
+      spaces      TEXT     JSON: [[side, nsid, inode, interface], …] of the wire's ends here
+      ends        INTEGER  when its lease ends, ns since 1970
+    )
+
+The answer to a request does not wait for it: what is made is written a moment later, in one
+thread, all that waits in one transaction. A wire that was made in that moment before a kill
+is adopted when it is refreshed, as without a store. A file that cannot be written is said so
+once, and again when it can; wires do not depend on it. The path holds tokens, which are of use
+to nobody without the key of the hop that sent them; the file is its owner's alone nevertheless.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+from google.protobuf.message import DecodeError
+
+from nsm import store
+from nsm.errors import InvalidError, PreconditionError
+from nsm.identity.spiffe import SpiffeId
+from nsm.model import Connection, Mechanism
+from nsm.proto import connection_pb2 as pb
+from nsm.rpc import wire
+
+SCHEMA = 1
+BATCH = 1000  # changes of one transaction
+AGAIN = 2.0  # seconds until what could not be written is tried again
+_TABLES = """
+CREATE TABLE IF NOT EXISTS leases (
+    id TEXT PRIMARY KEY, previous TEXT NOT NULL, origin TEXT NOT NULL,
+    connection BLOB NOT NULL, next_url TEXT NOT NULL, endpoint TEXT NOT NULL,
+    payload TEXT NOT NULL, outgoing BLOB NOT NULL, chosen INTEGER NOT NULL,
+    spaces TEXT NOT NULL, ends INTEGER NOT NULL
+) WITHOUT ROWID
+"""
+KEPT = store.Kept(
+    whose="the forwarder",
+    application=0x76776966,  # "vwif"
+    schema=SCHEMA,
+    tables=_TABLES,
+    alone=False,  # `nsmctl` reads it meanwhile; of forwarders there is one, see `_alone`
+    moved_away="wires are adopted when they are refreshed",
+)
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Where one end of a wire is: the namespace's numbers, and the interface's name."""
+
+    side: str
+    nsid: int
+    inode: int
+    interface: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One connection as it is kept; see the module."""
+
+    id: str
+    previous: SpiffeId
+    origin: str
+    connection: Connection
+    next_url: str
+    endpoint: str
+    payload: str
+    outgoing: Mechanism
+    chosen: bool
+    spaces: tuple[Space, ...]
+    ends: int
+
+
+class Store:
+    """Keeps leases in the order they change; with no file (`""`) it keeps nothing."""
+
+    def __init__(
+        self, path: str, connection: sqlite3.Connection | None, thread: ThreadPoolExecutor
+    ) -> None:
+        self.transactions = 0
+        self.trouble = ""
+        """Why what is kept is not written now; empty if it is."""
+        self._path = path
+        self._connection = connection
+        self._thread = thread
+        self._waiting: dict[str, Lease | None] = {}
+        self._writing = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._later: asyncio.TimerHandle | None = None
+
+    def keep(self, lease: Lease) -> None:
+        """Have it written, instead of what was kept of that connection."""
+        self._change(lease.id, lease)
+
+    def drop(self, id_: str) -> None:
+        """Have it forgotten."""
+        self._change(id_, None)
+
+    async def flushed(self) -> None:
+        """Wait until all is written, or cannot be."""
+        await self._idle.wait()
+
+    def close(self) -> None:
+        """Try nothing again any more."""
+        if self._later:
+            self._later.cancel()
+
+    def _change(self, id_: str, lease: Lease | None) -> None:
+        if self._connection is None:
+            return
+        self._waiting.pop(id_, None)  # the newest of each, in the order of the newest
+        self._waiting[id_] = lease
+        if self._later is None:
+            self._write()
+
+    def _write(self) -> None:
+        self._later = None
+        if self._writing or not self._waiting or self._connection is None:
+            return
+        self._writing = True
+        self._idle.clear()
+        batch = {id_: self._waiting.pop(id_) for id_ in list(self._waiting)[:BATCH]}
+        loop = asyncio.get_running_loop()
+        self._thread.submit(_commit, self._connection, batch).add_done_callback(
+            lambda result: loop.call_soon_threadsafe(self._written, batch, result)
+        )
+
+    def _written(self, batch: dict[str, Lease | None], result: "Future[None]") -> None:
+        self._writing = False
+        error = result.exception()
+        if error is None:
+            self.transactions += 1
+            self._said("")
+            self._write()
+        elif isinstance(error, sqlite3.Error):
+            self._waiting = batch | self._waiting  # what changed meanwhile is newer
+            self._said(f"{error} ({getattr(error, 'sqlite_errorname', '')})")
+            self._later = asyncio.get_running_loop().call_later(AGAIN, self._write)
+        else:
+            raise error
+        if not self._writing:
+            self._idle.set()
+
+    def _said(self, trouble: str) -> None:
+        if trouble and not self.trouble:
+            log.error(
+                "leases are not kept now: a restart adopts wires when they are refreshed",
+                store=self._path,
+                why=trouble,
+                hint="is there space, and may it be written?",
+            )
+        elif self.trouble and not trouble:
+            log.warning("leases are kept again", store=self._path)
+        self.trouble = trouble
+
+
+@asynccontextmanager
+async def open_store(path: str) -> AsyncIterator[tuple[Store, Sequence[Lease]]]:
+    """The store in the file path ("": none), and what an earlier life left in it.
+
+    Raises PreconditionError for a file of a newer version, of another program or of a forwarder
+    that runs. One that is damaged or cannot be written is said so, and done without: a node
+    whose disk is full still needs its wires.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="forwarder-store") as thread:
+        run = asyncio.get_running_loop().run_in_executor
+        opened = await run(thread, _opened, path) if path else None
+        if isinstance(opened, PreconditionError):
+            log.error(
+                "there is no store: a restart adopts wires when they are refreshed",
+                why=str(opened),
+            )
+        connection, lock, leases = opened if isinstance(opened, tuple) else (None, -1, ())
+        kept = Store(path, connection, thread)
+        try:
+            yield kept, leases
+        finally:
+            kept.close()
+            await kept.flushed()
+            if connection is not None:
+                await run(thread, connection.close)
+                os.close(lock)
+
+
+def _opened(
+    path: str,
+) -> tuple[sqlite3.Connection, int, Sequence[Lease]] | PreconditionError:
+    try:
+        connection, leases = store.opened(path, KEPT, load)
+    except store.UnusableError as damaged:
+        return damaged
+    lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        connection.close()
+        os.close(lock)
+        raise PreconditionError(
+            f"the forwarder's store {path} is in use by another forwarder",
+            hint="stop that one, or set NSM_STORE to another file",
+        ) from None
+    return connection, lock, leases
+
+
+def load(connection: sqlite3.Connection) -> Sequence[Lease]:
+    """Every lease that is kept. Raises InvalidError for one that cannot be read."""
+    found = []
+    for row in connection.execute("SELECT * FROM leases"):
+        try:
+            found.append(
+                Lease(
+                    id=row[0],
+                    previous=SpiffeId.parse(row[1]),
+                    origin=row[2],
+                    connection=wire.connection(pb.Connection.FromString(row[3])),
+                    next_url=row[4],
+                    endpoint=row[5],
+                    payload=row[6],
+                    outgoing=wire.mechanism(pb.Mechanism.FromString(row[7])),
+                    chosen=bool(row[8]),
+                    spaces=tuple(Space(*one) for one in json.loads(row[9])),
+                    ends=row[10],
+                )
+            )
+        except (DecodeError, ValueError, TypeError) as error:
+            raise InvalidError(f"the lease of {row[0]!r} cannot be read") from error
+    return found
+
+
+def _commit(connection: sqlite3.Connection, changes: dict[str, Lease | None]) -> None:
+    with store.transaction(connection):
+        for id_, lease in changes.items():
+            if lease is None:
+                connection.execute("DELETE FROM leases WHERE id = ?", (id_,))
+                continue
+            spaces = [[one.side, one.nsid, one.inode, one.interface] for one in lease.spaces]
+            row = (
+                lease.id,
+                str(lease.previous),
+                lease.origin,
+                wire.to_pb(lease.connection).SerializeToString(),
+                lease.next_url,
+                lease.endpoint,
+                lease.payload,
+                wire.to_pb(lease.outgoing).SerializeToString(),
+                int(lease.chosen),
+                json.dumps(spaces),
+                lease.ends,
+            )
+            connection.execute(f"INSERT OR REPLACE INTO leases VALUES ({', '.join('?' * 11)})", row)  # noqa: S608
