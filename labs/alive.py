@@ -33,6 +33,7 @@ def stop(marks: Sequence[Mark], patience: float) -> int:
     """Ask processes to end, wait up to patience seconds, then kill. How many had to be killed."""
     with held(marks) as fds:
         _send(fds.values(), signal.SIGTERM)
+        _send(fds.values(), signal.SIGCONT)  # who is stopped hears of nothing else
         stubborn = _wait(fds.values(), patience)
         _send(stubborn, signal.SIGKILL)
         _wait(stubborn, 5.0)

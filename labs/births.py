@@ -49,13 +49,16 @@ class Births:
         # must not write into the journal of the next lab of that name
         with open(self._log, "ab") as log, open(self._paths.processes, "ab") as journal:
             number = journal.fileno()
+            # open for writing too, or its end would be read whenever nobody else has it open
+            later = os.open(self._paths.orders, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "labs.nursery", self._paths.lab,
-                 f"/proc/self/fd/{number}", *self._modules],
+                 f"/proc/self/fd/{number}", str(later), *self._modules],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd="/",
-                start_new_session=True, pass_fds=[number],
+                start_new_session=True, pass_fds=[number, later],
                 env={"PATH": processes.PATH, "PYTHONPATH": here},
             )  # fmt: skip
+            os.close(later)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -131,7 +134,7 @@ class Births:
         """Programs say nothing: those with a port are ready when something listens there."""
         end = time.monotonic() + READY
         for process in waiting.values():
-            while process.tcp and not _listens(process.namespace, process.tcp):
+            while process.tcp and not listens(process.namespace, process.tcp):
                 if time.monotonic() > end:
                     raise DeadlineError(
                         f"{process.name}: nothing listens on TCP port {process.tcp} after"
@@ -172,7 +175,7 @@ class Births:
             self._heard += data
 
 
-def _listens(namespace: str, port: int) -> bool:
+def listens(namespace: str, port: int) -> bool:
     """Whether something listens on a TCP port, as the kernel's table says."""
     inode = topology.inode_named(namespace)
     for mark in alive.inside([inode]):

@@ -23,7 +23,7 @@ import yaml
 from labs import alive, nameserver, processes, state
 from labs.alive import Mark
 from labs.births import Births
-from labs.lab import BRIDGE, Lab, matching, parse
+from labs.lab import BRIDGE, Lab, Link, Node, matching, parse
 from labs.paths import ROOT, Paths
 from labs.processes import Stage
 from labs.state import State
@@ -209,6 +209,7 @@ def _made(
         os.makedirs(folder, exist_ok=True)
     for place in (*lab.endpoints, *lab.clients):
         os.makedirs(paths.home(place))
+    os.mkfifo(paths.orders, 0o600)
     needed = {stage: modules[stage] for stage in Stage if plan.of(stage) and stage in modules}
     also = ("nsm.names.resolver",) if any(map(lab.is_named, lab.clients.values())) else ()
     with _clock(seconds, "imports"), Births(paths, (*needed.values(), *also)) as births:
@@ -304,24 +305,35 @@ def _network(lab: Lab, paths: Paths) -> dict[str, int]:
         create_named(paths.namespace(place))
         cookies[paths.namespace(place)] = topology.cookie_named(paths.namespace(place))
     for link in lab.links:
-        a, b = (Plug(paths.namespace(end.node), end.interface) for end in link.ends)
-        topology.cable(a, b, link.mtu)
-        for end in (a, b) if link.rate else ():
-            topology.slow_down(end.namespace, end.interface, link.rate)
+        cable(paths, link)
     for client in lab.clients:
-        _at_home(paths.namespace(client))
+        at_home(paths.namespace(client))
     ends = [end for link in lab.links for end in link.ends]
     for node in lab.nodes.values():
-        here = [end.interface for end in ends if end.node == node.name]
         if node.kind == "switch":
-            topology.bridge(paths.namespace(node.name), BRIDGE, here)
-        able = [a for a in node.addresses if ":" not in a or os.path.exists(IPV6)]
-        for interface in here if node.kind == "node" else ():
-            topology.configure(paths.namespace(node.name), interface, able)
+            ports = [end.interface for end in ends if end.node == node.name]
+            topology.bridge(paths.namespace(node.name), BRIDGE, ports)
+        else:
+            address(lab, paths, node)
     return cookies
 
 
-def _at_home(namespace: str) -> None:
+def cable(paths: Paths, link: Link) -> None:
+    """Make one of a lab's cables between two namespaces that are there."""
+    a, b = (Plug(paths.namespace(end.node), end.interface) for end in link.ends)
+    topology.cable(a, b, link.mtu)
+    for end in (a, b) if link.rate else ():
+        topology.slow_down(end.namespace, end.interface, link.rate)
+
+
+def address(lab: Lab, paths: Paths, node: Node) -> None:
+    """Give a node's interfaces their addresses, those that this kernel can."""
+    able = [a for a in node.addresses if ":" not in a or os.path.exists(IPV6)]
+    for end in (end for link in lab.links for end in link.ends if end.node == node.name):
+        topology.configure(paths.namespace(node.name), end.interface, able)
+
+
+def at_home(namespace: str) -> None:
     """What a workload has of its own: a resolv.conf, and ports below 1024, as in a container.
 
     The file names no server, because none of the machine's is reached from there.

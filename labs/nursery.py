@@ -1,12 +1,14 @@
 """The parent of a lab's processes: imports once, forks each in milliseconds.
 
-    python -P -m labs.nursery LAB JOURNAL MODULE...
+    python -P -m labs.nursery LAB JOURNAL ORDERS MODULE...
 
 It reads orders (one JSON object a line) from its standard input and tells what
 happens on its standard output: born, ready, ended. At a fork it holds no thread, no
 loop and no socket, only imports, so that a child is what `python -P -m MODULE` would
 have been. It stays as long as it has children, because somebody must reap them and
-keep their logs within bounds; it needs nobody who gives orders for that.
+keep their logs within bounds, and as long as the lab's folder is there, because
+whoever was killed may be started again: `{"again": NAME}`, through the named pipe of
+which ORDERS is the fd (-1: none), by anybody, bears it by the order it was first born by.
 
 A child is written to the journal before it is let go: whoever finds a lab whose
 engine was killed finds every process of it by pid and start time.
@@ -55,37 +57,57 @@ class Child:
 class Nursery:
     """Bears, listens and reaps, until there is nobody left."""
 
-    def __init__(self, journal: int) -> None:
+    def __init__(self, journal: int, later: int = -1) -> None:
         self._journal = journal
+        self._later = later
         self._children: dict[int, Child] = {}
-        self._orders = b""
+        self._given: dict[str, dict[str, Any]] = {}  # orders, by whose they are
+        self._heard = {fd: b"" for fd in (0, later) if fd >= 0}
         self._listening = True
         self._poll = select.poll()
 
     def run(self) -> None:
-        """Until standard input is closed and the last child has ended."""
+        """Until nobody can give orders any more, and the last child has ended."""
         self._note(event="born", name="nursery", pid=os.getpid(), start=started(os.getpid()))
-        self._poll.register(0, select.POLLIN)
-        while self._listening or self._children:
-            patience = LOOK_AT_LOGS * 1000 if self._children else None
-            for fd, _ in self._poll.poll(patience):
-                if fd == 0:
-                    self._read_orders()
+        for fd in self._heard:
+            self._poll.register(fd, select.POLLIN)
+        while self._listening or self._children or self._has_a_folder():
+            for fd, _ in self._poll.poll(LOOK_AT_LOGS * 1000):
+                if fd in self._heard:
+                    self._read_orders(fd)
                 else:
                     self._look_at(fd)
             self._bound_logs()
 
+    def _has_a_folder(self) -> bool:
+        """Whether the pipe for later orders has a name still: it goes with the lab's folder."""
+        return self._later >= 0 and os.fstat(self._later).st_nlink > 0
+
     # -- orders -----------------------------------------------------------------------------
 
-    def _read_orders(self) -> None:
-        data = os.read(0, 1 << 16)
+    def _read_orders(self, fd: int) -> None:
+        data = os.read(fd, 1 << 16)
         if not data:
-            self._poll.unregister(0)
+            self._poll.unregister(fd)
             self._listening = False
             return
-        *lines, self._orders = (self._orders + data).split(b"\n")
+        *lines, self._heard[fd] = (self._heard[fd] + data).split(b"\n")
         for line in lines:
-            self._bear(json.loads(line))
+            order = json.loads(line)
+            if again := order.get("again"):
+                self._bear_again(again)
+            else:
+                self._given[order["name"]] = order
+                self._bear(order)
+
+    def _bear_again(self, name: str) -> None:
+        """Never beside one that lives: two would fight for one socket and one identity."""
+        if name not in self._given:
+            self._note(event="refused", name=name, because="it was never started here")
+        elif any(child.name == name for child in self._children.values()):
+            self._note(event="refused", name=name, because="it has not ended yet")
+        else:
+            self._bear(self._given[name])
 
     def _bear(self, order: dict[str, Any]) -> None:
         check_clean()
@@ -228,13 +250,13 @@ def warm(modules: list[str]) -> None:
 
 def main() -> int:
     """Warm up, say so, and bear whom one is told to."""
-    lab, journal, *modules = sys.argv[1:]
+    lab, journal, later, *modules = sys.argv[1:]
     become.titled("labs.nursery", lab)
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the engine's matter
     warm(modules)
     fd = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    nursery = Nursery(fd)
+    nursery = Nursery(fd, int(later))
     nursery.run()
     return 0
 

@@ -56,6 +56,16 @@ class Paths:
         """One JSON line for each birth, readiness and end of a process."""
         return os.path.join(self.folder, "processes.jsonl")
 
+    @property
+    def orders(self) -> str:
+        """The named pipe through which whoever was killed is started again."""
+        return os.path.join(self.folder, "orders")
+
+    @property
+    def faults(self) -> str:
+        """What somebody has broken on purpose and not mended yet."""
+        return os.path.join(self.folder, "faults.json")
+
     def log(self, process: str) -> str:
         """The log of process NODE/PROC."""
         return os.path.join(self.folder, "log", process.replace("/", "."))

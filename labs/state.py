@@ -114,7 +114,7 @@ def born(paths: Paths) -> dict[str, Born]:
                     found[name] = replace(
                         found[name], ready=event["says"], seconds=event["seconds"]
                     )
-                case "ended":
+                case "ended" if found[name].mark.pid == event["pid"]:
                     found[name] = replace(found[name], ended=event["status"])
     return found
 

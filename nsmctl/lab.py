@@ -267,6 +267,7 @@ def status(
     """A lab's processes and wires. Exit code 1 if something of it is not well."""
     show.need_root()
     from labs import engine, processes, state
+    from labs.faults import standing
     from labs.wires import wires
 
     lab, paths = engine.running(_which(name))
@@ -275,6 +276,7 @@ def status(
     alive = {n: n in children and _is_well(p, children[n]) for n, p in planned.items()}
     there = wires(lab, paths)
     later = engine.on_demand(lab, paths)
+    broken = standing(paths)
     if json_:
         rows = {
             n: {
@@ -292,11 +294,14 @@ def status(
             for n, mark in later.items()
         }
         whole = {
-            "processes": rows, "on_demand": started, "networks": _networks(lab), "wires": there
+            "processes": rows, "on_demand": started, "networks": _networks(lab), "wires": there,
+            "faults": broken,
         }  # fmt: skip
         show.as_json({**_summary(lab.name), **whole})
     else:
         show.line(_in_words(_summary(lab.name)))
+        for line in broken.lines():
+            show.line(f"fault: {line}")
         show.table(
             "",
             ("process", ">pid", "state", ">after ms"),
@@ -356,6 +361,10 @@ def _took(child: "Born") -> str:
 
 
 def _state(process: "Process", child: "Born") -> str:
+    from labs.faults import stands_still
+
+    if stands_still(child.mark):
+        return "stands still"
     if child.mark.alive:
         return "ready" if child.ready is not None else "runs"
     if process.is_errand and child.ended == 0:

@@ -15,11 +15,11 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import Final
 
 from nsm.errors import NotFoundError, UnsupportedError
-from nsm.kernel import messages, netlink
+from nsm.kernel import messages, netlink, nftables
 from nsm.kernel.messages import Device
 from nsm.kernel.namespaces import NAMED, Home, cookie_here
 from nsm.kernel.netlink import Refusal, Socket, attr, message, nested, text, u32
@@ -34,9 +34,10 @@ _NODAD, _PERMANENT = 0x02, 0x80
 _LINK_BODY: Final = struct.Struct("=BBHiII")
 _UP = 1
 _ENODEV = 19
-_NEWQDISC, _ROOT, _TCA_KIND, _TCA_OPTIONS = 36, 0xFFFFFFFF, 1, 2
+_NEWQDISC, _DELQDISC, _ROOT, _TCA_KIND, _TCA_OPTIONS = 36, 37, 0xFFFFFFFF, 1, 2
 _TBF_PARMS, _TBF_BURST, _ETHERNET = 1, 6, 1
 _KIND = "tbf"
+_CUT: Final = "vwire-lab-cut"  # a table of nf_tables in a lab's node
 _LEAST_BURST: Final = 16_384  # bytes; some packets
 _FAMILY: Final = {4: 2, 6: 10}
 _CLONE_NEWNET = 0x4000_0000
@@ -101,7 +102,7 @@ def cable(a: Plug, b: Plug, mtu: int) -> None:
 def slow_down(namespace: str, interface: str, rate: int) -> None:
     """Let no more leave by an interface than rate bits a second, by a token bucket.
 
-    Raises UnsupportedError where this kernel has none.
+    In place of the one that is there. Raises UnsupportedError where this kernel has none.
     """
     octets = rate // 8
     burst = max(octets // 100, _LEAST_BURST)  # what passes at once: 10 ms
@@ -113,15 +114,65 @@ def slow_down(namespace: str, interface: str, rate: int) -> None:
         params = struct.pack("=12s12sIII", speed, bytes(12), limit, burst, 0)
         body = struct.pack("=BxxxiIII", 0, index, 0, _ROOT, 0) + text(_TCA_KIND, _KIND)
         body += nested(_TCA_OPTIONS, attr(_TBF_PARMS, params), u32(_TBF_BURST, burst))
-        made = message(_NEWQDISC, netlink.CREATE | netlink.EXCL, body)
+        made = message(_NEWQDISC, netlink.CREATE | netlink.REPLACE, body)
         (refusal,) = sock.do([made])
     if refusal and refusal.errno == errno.ENOENT:
         raise UnsupportedError(
             f"this kernel cannot hold {interface} to {rate} bits a second",
             hint="modprobe sch_tbf, or leave out the link's rate",
         )
-    command = f"tc qdisc add dev {interface} root tbf rate {rate}bit burst {burst} limit {limit}"
+    command = (
+        f"tc qdisc replace dev {interface} root tbf rate {rate}bit burst {burst} limit {limit}"
+    )
     _all_done([refusal], [command], namespace)
+
+
+def speed_up(namespace: str, interface: str) -> None:
+    """Take back what `slow_down` did; nothing where it did nothing."""
+    with _inside(namespace) as sock:
+        index = _index(sock, namespace, interface)
+        gone = message(_DELQDISC, 0, struct.pack("=BxxxiIII", 0, index, 0, _ROOT, 0))
+        (refusal,) = sock.do([gone])
+    if refusal and refusal.errno not in (errno.ENOENT, errno.EINVAL):  # it has none of its own
+        raise netlink.explain(refusal, f"tc qdisc del dev {interface} root", namespace)
+
+
+def switch(namespace: str, interface: str, *, up: bool) -> None:
+    """Set an interface up or down. Raises NotFoundError."""
+    with _inside(namespace) as sock:
+        flags = _UP if up else 0
+        index = _index(sock, namespace, interface)
+        change = message(netlink.NEWLINK, 0, _LINK_BODY.pack(0, 0, 0, index, flags, _UP))
+        command = f"ip link set {interface} {'up' if up else 'down'}"
+        _all_done(sock.do([change]), [command], namespace)
+
+
+def unplug(plug: Plug) -> None:
+    """Take a cable away by one of its ends; no error if it has gone with its other end."""
+    with _inside(plug.namespace) as sock:
+        body = _LINK_BODY.pack(0, 0, 0, 0, 0, 0) + text(_IFNAME, plug.interface)
+        (refusal,) = sock.do([message(netlink.DELLINK, 0, body)])
+    if refusal and refusal.errno != _ENODEV:
+        raise netlink.explain(refusal, f"ip link del {plug.interface}", plug.namespace)
+
+
+def cut_off(namespace: str, addresses: Sequence[str]) -> None:
+    """Lose silently whatever comes from addresses, and nothing else; of nobody: as before.
+
+    What comes and not what leaves, because who sends into a broken network is not told.
+    """
+    changes = [nftables.new_table(_CUT), nftables.delete_table(_CUT)]
+    if addresses:
+        changes += [nftables.new_table(_CUT), nftables.new_chain(_CUT, "in", nftables.INPUT)]
+    for address in addresses:
+        drop = nftables.verdict(nftables.DROP)
+        changes.append(
+            nftables.new_rule(_CUT, "in", nftables.comes_from(ip_network(address)), drop)
+        )
+    with Home() as home, _door(home, Plug(namespace, "")) as fd, home.inside(fd):
+        refusal = nftables.transact(changes)
+    if refusal:
+        raise netlink.explain(refusal, f"nft add rule inet {_CUT} in ip saddr … drop", namespace)
 
 
 def configure(namespace: str, interface: str, addresses: Sequence[str]) -> None:
@@ -174,6 +225,15 @@ def bridge(namespace: str, name: str, ports: Sequence[str]) -> None:
             batch.append(message(netlink.NEWLINK, 0, flags + u32(_MASTER, master)))
             commands.append(f"ip link set {port} master {name} up")
         _all_done(sock.do(batch), commands, namespace)
+
+
+def plug_in(namespace: str, name: str, port: str) -> None:
+    """One more port of a bridge that is there, and up."""
+    with _inside(namespace) as sock:
+        master = _index(sock, namespace, name)
+        flags = _LINK_BODY.pack(0, 0, 0, _index(sock, namespace, port), _UP, _UP)
+        change = message(netlink.NEWLINK, 0, flags + u32(_MASTER, master))
+        _all_done(sock.do([change]), [f"ip link set {port} master {name} up"], namespace)
 
 
 def device(namespace: str, interface: str) -> Device | None:

@@ -163,7 +163,8 @@ class Nodes:
         """All of the mesh and its endpoints, no client."""
         for folder in self.paths.folders(tuple(self.lab.nodes), tuple(self.lab.clusters)):
             os.makedirs(folder, exist_ok=True)
-        command = [sys.executable, "-P", "-m", "labs.nursery", self.lab.name, self.paths.processes]
+        command = [sys.executable, "-P", "-m", "labs.nursery", self.lab.name, self.paths.processes,
+                   "-1"]  # fmt: skip
         modules = (*MODULES.values(), *self.MORE_MODULES)
         with contextlib.ExitStack() as stack:
             self._nursery = subprocess.Popen(
