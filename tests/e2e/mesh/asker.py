@@ -144,6 +144,8 @@ class Asker:
         self._gates: dict[str, asyncio.Event] = {}
         self._asked: dict[str, int] = {}
         self._far: dict[str, Far] = {}
+        self._flood: asyncio.Task[None] | None = None
+        self._refused: list[dict[str, str]] = []
 
     async def obey(self, orders: socket.socket) -> None:
         reader, writer = await asyncio.open_connection(sock=orders, limit=64 << 20)
@@ -223,6 +225,41 @@ class Asker:
         ended.set()
         if error := await task:
             raise error
+
+    async def flood(self, url: str, count: int) -> None:
+        """Ask for so many wires at once, over one connection, until `calm`."""
+        self._refused.clear()
+
+        async def ask(client: Client) -> None:
+            try:
+                async with client.connect(url):
+                    await asyncio.Event().wait()
+            except NsmError as error:
+                self._refused.append({"code": Code(error.code).name, "text": str(error)})
+
+        async def all_of_them() -> None:
+            async with (
+                Client(
+                    self._seat["name"],
+                    source=self._source,
+                    manager=self._seat["manager"],
+                    settings=Settings(request_timeout=60.0),
+                ) as client,
+                asyncio.TaskGroup() as tasks,
+            ):
+                for _ in range(count):
+                    tasks.create_task(ask(client))
+
+        self._flood = self._tasks.create_task(all_of_them(), name="flood")
+
+    async def refused(self) -> dict[str, Any]:
+        return {"refused": self._refused}
+
+    async def calm(self) -> None:
+        """Take the flood back, and return when it is."""
+        assert self._flood
+        self._flood.cancel()
+        await asyncio.wait({self._flood})
 
     async def refresh(self, wire: str) -> None:
         """Ask for the wire again now, as its client does by itself in some minutes."""
