@@ -19,6 +19,7 @@ CHECKS = """
 
 
 @pytest.mark.needs_kernel("wireguard")
+@pytest.mark.long
 def test_two_nodes_has_its_wires_encrypted_by_the_kernel(tmp_path: Path) -> None:
     lab = tmp_path / "two-nodes.yaml"
     lab.write_text((ROOT / "labs" / "two-nodes.yaml").read_text() + CHECKS.lstrip("\n"))

@@ -214,6 +214,7 @@ async def test_a_program_that_hangs_is_told_by_its_liveness_probe(mesh: Mesh) ->
         await until(partial(one.probe, "livenessProbe"), f"{one.name}'s loop turns", bar=UP)
 
 
+@pytest.mark.long
 async def test_an_update_of_every_program_loses_no_packet(fresh: Mesh) -> None:
     (before,) = fresh.workload.ip("link", "show", "dev", "nsm-1")
     pings = pinging(fresh, "-i", "0.05")

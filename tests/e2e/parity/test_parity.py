@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.examples import SHOWN, parity
 
-SAMPLE = ("change-nse-dynamically", "policy-based-routing", "vl3-ipv6")  # quick, like no other lab
+SAMPLE = ("change-nse-dynamically", "policy-based-routing")  # quick, like no other lab
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,7 @@ async def without_loss(here):
     assert " 0% packet loss" in said, said
 
 
+@pytest.mark.long  # tests/e2e/test_kill_matrix.py has them each time
 @pytest.mark.parametrize("victim", ["nsmgr", "forwarder"])
 async def test_a_killed_process_of_the_mesh_costs_no_packet_and_the_wire_is_kept(
     node, here, there, victim

@@ -22,7 +22,7 @@ SIOCETHTOOL, GRO = 0x8946, 0x2C  # ETHTOOL_SGRO
     [
         "veth",
         "vxlan",
-        pytest.param("wireguard", marks=pytest.mark.needs_kernel("wireguard")),
+        pytest.param("wireguard", marks=[pytest.mark.needs_kernel("wireguard"), pytest.mark.long]),
         "wireguard-go",
     ],
 )

@@ -30,7 +30,7 @@ def messages(outside: Capture) -> list[tuple[int, str, int]]:
     ]
 
 
-@pytest.mark.parametrize("six", [False, True], ids=["over-ipv4", "over-ipv6"])
+@pytest.mark.parametrize("six", [False, pytest.param(True, marks=pytest.mark.long)])
 async def test_packets_flow_both_ways_and_a_full_one_fits_in_one_piece(
     encrypting: Kernel, encrypted: Nodes, six: bool
 ) -> None:

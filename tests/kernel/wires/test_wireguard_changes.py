@@ -229,7 +229,13 @@ def hold(port: int, family: socket.AddressFamily = socket.AF_INET) -> socket.soc
     return held
 
 
-@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(socket.AF_INET, id="ipv4", marks=pytest.mark.long),
+        pytest.param(socket.AF_INET6, id="ipv6"),  # it takes both
+    ],
+)
 async def test_a_port_that_is_taken_is_told_with_its_holder_and_another_one_does(
     encrypting: Kernel, encrypted: Nodes, family: socket.AddressFamily
 ) -> None:

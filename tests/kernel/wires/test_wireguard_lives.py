@@ -164,7 +164,7 @@ def _held(port: int) -> socket.socket:
     return held
 
 
-@pytest.mark.parametrize("how", ["refused", "failed"])
+@pytest.mark.parametrize("how", [pytest.param("refused", marks=pytest.mark.long), "failed"])
 async def test_a_failure_at_any_step_leaves_nothing(
     encrypting: Kernel, encrypted: Nodes, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,7 @@ def test_a_line_is_folded_where_it_does_not_fit_and_commands_stay_whole(
 def test_a_machine_that_did_not_answer_in_time_is_not_told_to_have_everything(capsys, monkeypatch):
     asked = (Question("a", "Quick", fine), Question("b", "Slow", hangs, needed=True))
     monkeypatch.setattr(questions, "ALL", asked)
+    monkeypatch.setattr(asking, "ask", partial(asking.ask, patience=1.0))
     with pytest.raises(typer.Exit) as ended:
         doctor.doctor()
     assert ended.value.exit_code == show.OK
