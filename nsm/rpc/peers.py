@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 DIAL_TIMEOUT = 0.75  # seconds, as upstream's manager and forwarder have it
 _ATTEMPT_DELAY = 0.1  # seconds before the next address of a name is tried beside the first
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25  # seconds until a peer that left at once is dialled anew
 _REMEMBERED = 4096  # places whose peer keeps descriptors
 _OWN_FD = re.compile(r"/proc/self/fd/([0-9]+)", re.ASCII)
 _SHORTEST = 1.0  # seconds a connection is used at least, however soon its peer's certificate ends
@@ -249,6 +250,7 @@ class Peers:
 
     async def _get(self, where: "_Where", private: str, patience: float) -> _Connection:
         unix = isinstance(where.target, addresses.Unix)
+        pause = _FIRST_PAUSE
         async with bounded(patience, where.url):
             while True:
                 key = (where.place, private if unix and where.place in self._keeping else "")
@@ -259,6 +261,9 @@ class Peers:
                         raise result
                     if private and unix and result.usable and not result.protocol.frees_fds:
                         found = self._take_private(result, where.place, private)
+                    if found is None and result.outdated.is_set():
+                        await asyncio.sleep(pause)  # who sends everybody away is not to be stormed
+                        pause = min(pause * 2, _LONGEST_PAUSE)
                 if found is not None:
                     found.links += 1
                     if found.idle:

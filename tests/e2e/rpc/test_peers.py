@@ -19,6 +19,7 @@ from nsm.identity import tokens
 from nsm.identity.source import Identity
 from nsm.proto.connection_grpc import MonitorConnectionStub
 from nsm.proto.networkservice_grpc import NetworkServiceStub
+from nsm.rpc import peers as rpc_peers
 from nsm.rpc.grpclib_private import Limits
 from nsm.rpc.peers import Link, Peers
 from nsm.rpc.server import serve
@@ -334,6 +335,29 @@ async def test_a_dial_nobody_answers_ends_in_time_and_its_waiters_share_it(tmp_p
                 group.create_task(one())
         assert time.monotonic() - start < 3
     silent.close()
+
+
+async def test_a_peer_that_sends_everybody_away_is_not_stormed(
+    listen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dials, dial = 0, rpc_peers.dial
+
+    async def sent_away(*how: Any) -> Any:
+        nonlocal dials
+        dials += 1
+        protocol = await dial(*how)
+        asyncio.get_running_loop().call_soon(lambda: protocol.goaway_came())  # before it is used
+        return protocol
+
+    monkeypatch.setattr(rpc_peers, "dial", sent_away)
+    async with (
+        serve([listen], [Echo()], A.source("/s")) as server,
+        Peers(A.source("/c"), dial_timeout=0.5) as peers,
+    ):
+        with pytest.raises(UnavailableError, match=r"no answer within 0\.5 s"):
+            async with peers.link(server.urls[0]):
+                pass
+    assert 1 < dials < 10, "each dial waits longer than the one before"
 
 
 async def test_a_caller_that_gives_up_dialling_does_not_take_the_others_along(
