@@ -37,7 +37,8 @@ topology:
 services:
   y: {endpoints: {resp: {on: n2, prefixes: [172.16.1.0/24]}}}
 clients:
-  app: {on: n1, connect: ["kernel://y/nsm-1"], run: [{name: serve, exec: SERVE, ready: {tcp: 8080}}]}
+  app:
+    {on: n1, connect: ["kernel://y/nsm-1"], run: [{name: serve, exec: SERVE, ready: {tcp: 8080}}]}
 """
 SERVE = f"{sys.executable} -P -m http.server 8080"
 
@@ -95,7 +96,7 @@ def test_who_is_killed_stays_dead_until_started_by_the_same_order(paths, broken)
     old = broken.kill("forwarder@n1")
     assert not os.path.exists(f"/proc/{old}")
     assert "ended (-9)" in table(paths, "status")
-    with pytest.raises(PreconditionError, match="n1/forwarder of lab .* does not run"):
+    with pytest.raises(PreconditionError, match=r"n1/forwarder of lab .* does not run"):
         broken.kill("forwarder@n1")
     new = broken.start("forwarder@n1")
     assert new != old
@@ -141,7 +142,7 @@ def test_a_workloads_namespace_ends_with_all_in_it_and_is_made_anew(paths, broke
     assert name not in list_named()
     assert not os.path.exists(f"/proc/{client}")
     assert "app has ended" in table(paths, "status")
-    with pytest.raises(PreconditionError, match="app of lab .* has ended already"):
+    with pytest.raises(PreconditionError, match=r"app of lab .* has ended already"):
         broken.end_namespace("app")
     broken.renew("app")
     assert topology.cookie_named(name) not in (0, old)
@@ -211,5 +212,5 @@ def test_a_node_goes_with_all_it_has_and_comes_back_with_cables_and_processes(pa
     assert reaches(paths, "n1", "198.18.0.2", "fd00:18::2") == [2, 2]
     assert all(broken.pids(who) != pid for who, pid in old.items())
     assert engine.node_health(*engine.running(paths.lab)) == dict.fromkeys(("n1", "n2", "n3"), True)
-    with pytest.raises(PreconditionError, match="n2 of lab .* is there: it has not ended"):
+    with pytest.raises(PreconditionError, match=r"n2 of lab .* is there: it has not ended"):
         broken.start_node("n2")
