@@ -11,7 +11,7 @@ from nsm.process import lean  # noqa: F401 - before all that logs
 # isort: split
 import structlog
 
-from forwarder import rights
+from forwarder import adoption, rights
 from forwarder.config import Config
 from forwarder.deaths import Deaths
 from forwarder.discovery import Discovery
@@ -20,6 +20,7 @@ from forwarder.recovery import Recovery
 from forwarder.remote import Vxlan, Wireguard
 from forwarder.route import Crossing, ForwarderRoute
 from forwarder.sockets import Sockets
+from forwarder.store import open_store
 from forwarder.tunnels import Tunnels
 from nsm.hop import Hop
 from nsm.identity.workload import workload_source
@@ -45,6 +46,7 @@ async def serve(config: Config, process: Process) -> None:
     await asyncio.to_thread(rights.check, config.name, config.isolation)
     lifetime = int(config.max_token_lifetime * SECOND)
     async with (
+        open_store(config.store) as (store, leases),
         Kernel(config.name) as kernel,
         workload_source(config.spiffe_endpoint_socket, patience=IDENTITY_PATIENCE) as source,
         Peers(source, dial_timeout=config.dial_timeout) as peers,
@@ -76,8 +78,12 @@ async def serve(config: Config, process: Process) -> None:
             spawn=process.tasks.spawn,
             monitor=calls.monitor,
             places=Places(config.name, config.bounds),
+            keeper=adoption.Keeper(store),
         )
         found = await recovery.look()
+        for held in adoption.adopt(leases, hop):
+            again = adoption.follow_again(held, hop, route)
+            process.tasks.spawn(again, f"return of {held.id}")
         process.tasks.spawn(
             recovery.forget(config.max_token_lifetime, hop.connections),
             "removal of wires nobody refreshed",

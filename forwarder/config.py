@@ -27,6 +27,11 @@ class Config(Common):
     listen_on: Url = "unix:///listen.on.socket"
     """Where the manager reaches this forwarder: a unix socket, or its name in a directory."""
 
+    store: str = ""
+    """A file that keeps, over a restart, what of its connections the kernel does not hold: with it
+    a wire that dies, is closed or expires before anybody has refreshed it is told of as ever.
+    Empty keeps it in memory only."""
+
     dial_timeout: PositiveDuration = 0.75
     """How long connecting to an endpoint or to another node's manager may take."""
 

@@ -1,6 +1,7 @@
 """What an earlier life of this forwarder left in the kernel, and what becomes of it.
 
-Wires outlive the forwarder. Each is adopted when it is refreshed, found by its
+Wires outlive the forwarder. Those that its store knows are held again at once
+(`forwarder.adoption`). Any other is adopted when it is refreshed, found by its
 mark; one that nobody refreshed for as long as a token can live belongs to
 nobody any more and is removed. A device whose maker died before it was marked
 never was a wire.

@@ -212,6 +212,16 @@ class ForwarderRoute:
                 raise _none_took(conn, refused)
             await asyncio.sleep(pause)
 
+    async def reach(self, conn: Connection, endpoint: str) -> str:
+        """The URL of an endpoint of this node, to be let go of with `forget`."""
+        with Descriptors() as fds:
+            (offer,) = await self._discovery.offers(replace(conn, endpoint=endpoint), fds)
+            return self._url(offer, fds)
+
+    def forget(self, url: str) -> None:
+        """Where an endpoint is reached is of use to one connection less."""
+        self._sockets.release(url)
+
     async def withdraw(
         self, conn: Connection, memory: Crossing | None, caller: Caller | None
     ) -> None:

@@ -14,6 +14,8 @@ One SQLite file (NSM_STORE), one table, a row for each connection held here:
       chosen      INTEGER  1: chosen by the service's rules, and not by who asked
       spaces      TEXT     JSON: [[side, nsid, inode, interface], …] of the wire's ends here
       ends        INTEGER  when its lease ends, ns since 1970
+      leg         TEXT     which of the connection's wires it is; "" for the first
+      left_endpoint  TEXT  the endpoint it was led to before; "" for none
     )
 
 The answer to a request does not wait for it: what is made is written a moment later, in one
@@ -24,7 +26,6 @@ to nobody without the key of the hop that sent them; the file is its owner's alo
 """
 
 import asyncio
-import contextlib
 import fcntl
 import json
 import os
@@ -52,7 +53,8 @@ CREATE TABLE IF NOT EXISTS leases (
     id TEXT PRIMARY KEY, previous TEXT NOT NULL, origin TEXT NOT NULL,
     connection BLOB NOT NULL, next_url TEXT NOT NULL, endpoint TEXT NOT NULL,
     payload TEXT NOT NULL, outgoing BLOB NOT NULL, chosen INTEGER NOT NULL,
-    spaces TEXT NOT NULL, ends INTEGER NOT NULL
+    spaces TEXT NOT NULL, ends INTEGER NOT NULL,
+    leg TEXT NOT NULL, left_endpoint TEXT NOT NULL
 ) WITHOUT ROWID
 """
 KEPT = store.Kept(
@@ -91,6 +93,8 @@ class Lease:
     chosen: bool
     spaces: tuple[Space, ...]
     ends: int
+    leg: str = ""
+    left_endpoint: str = ""
 
 
 class Store:
@@ -243,6 +247,8 @@ def load(connection: sqlite3.Connection) -> Sequence[Lease]:
                     chosen=bool(row[8]),
                     spaces=tuple(Space(*one) for one in json.loads(row[9])),
                     ends=row[10],
+                    leg=row[11],
+                    left_endpoint=row[12],
                 )
             )
         except (DecodeError, ValueError, TypeError) as error:
@@ -269,5 +275,7 @@ def _commit(connection: sqlite3.Connection, changes: dict[str, Lease | None]) ->
                 int(lease.chosen),
                 json.dumps(spaces),
                 lease.ends,
+                lease.leg,
+                lease.left_endpoint,
             )
-            connection.execute(f"INSERT OR REPLACE INTO leases VALUES ({', '.join('?' * 11)})", row)  # noqa: S608
+            connection.execute(f"INSERT OR REPLACE INTO leases VALUES ({', '.join('?' * 13)})", row)  # noqa: S608

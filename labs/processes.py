@@ -445,6 +445,7 @@ class _Planner:
             "NSM_CONNECT_TO": self._door(node.name),
             "NSM_LISTEN_ON": f"unix://{self._paths.node(node.name, f'{name}.sock')}",
             "NSM_TUNNEL_IP": node.address(self._lab.clusters[node.cluster].underlay),
+            "NSM_STORE": self._paths.node(node.name, f"{name}.sqlite"),
         }
         if labels:
             settings["NSM_LABELS"] = ",".join(f"{k}:{v}" for k, v in labels.items())
