@@ -90,3 +90,23 @@ async def test_a_client_whose_endpoints_namespace_dies_is_told_and_gets_another(
         assert app.end() == 0
         assert heir.end() == 0
     assert kernel_state(client, nodes.space("pong")) == before
+
+
+@pytest.mark.parametrize("place", ["app", "near"], ids=["vxlan", "veth"])
+async def test_a_wire_that_nobody_refreshed_since_the_forwarders_were_killed_ends_as_any_other(
+    nodes: Nodes, place: str
+):
+    single = nodes.space("single")
+    before = kernel_state(single)
+    with nodes.alone(place, "mortal", NSM_NETWORK_SERVICES="kernel://pair/nsm-1") as app:
+        app.send(signal.SIGSTOP)
+        for victim in ("one/forwarder", "two/forwarder"):
+            nodes.now[victim].end(signal.SIGKILL)
+            nodes.start(victim).ready()
+        assert len(single.links()) == 1
+        app.end(signal.SIGKILL)
+        await until(lambda: not single.links(), f"the far end's death over {place}", bar=0.5)
+    assert kernel_state(single) == before
+    again = nodes.client(place, "kernel://pair/nsm-1")
+    assert addresses(nodes.space(place), "nsm-1") == ["172.16.2.1"]
+    assert again.end() == 0
