@@ -26,7 +26,7 @@ from uuid import uuid4
 
 import structlog
 
-from nsm import exclusions, liveness, mechanisms, nsurl, path, policy
+from nsm import exclusions, mechanisms, nsurl, path, policy
 from nsm.caller import inode_url
 from nsm.descriptors import Descriptors, opened
 from nsm.errors import (
@@ -44,6 +44,7 @@ from nsm.errors import (
 from nsm.heal import Cause, Trouble
 from nsm.identity.background import background
 from nsm.identity.source import Source
+from nsm.liveness import Liveness, Pulse, Rhythm
 from nsm.mechanisms import INODE_URL, KERNEL, NAME
 from nsm.model import (
     SECOND,
@@ -63,6 +64,7 @@ from nsm.model import (
 )
 from nsm.nsurl import NSURL
 from nsm.path import earliest_expiry
+from nsm.race import unless
 from nsm.rpc.calls import Calls
 from nsm.rpc.peers import Peers
 from nsm.undo import Undo
@@ -76,7 +78,6 @@ CLOSE_WITHIN = 5.0  # seconds all tries to close a wire may take; then its lease
 PAUSES = (0.2, 0.3, 0.5, 0.8, 1.3, 2.0, 3.0, 5.0)  # seconds between tries; the last repeats
 LEAST_REFRESH = 0.2  # seconds, whatever expiries a path claims
 RESELECT_AFTER = 10.0  # seconds of "not found" after which another endpoint is asked for
-LIVENESS_WITHIN = 0.5  # seconds an answer to a ping may take
 SETTLE = 0.05  # seconds in which a deletion may turn out to be a replacement
 
 Address = ipaddress.IPv4Interface | ipaddress.IPv6Interface
@@ -99,6 +100,7 @@ class Why(enum.IntEnum):
     UNSURE = 2  # the monitor stream broke: nobody can say how it is
     LOST = 3  # the manager says it is down, or does not know it
     DELETED = 4
+    SILENT = 5  # the far end does not answer pings any more; nobody else says so
 
 
 class News:
@@ -111,6 +113,7 @@ class News:
         self._why = Why.NOTHING
         self._ours = False
         self._heard = asyncio.Event()
+        self._silence = asyncio.Event()
 
     def add(self, why: Why) -> None:
         """Remember the gravest reason to ask again."""
@@ -122,10 +125,25 @@ class News:
         self._ours = True
         self._heard.set()
 
+    def fell_silent(self) -> None:
+        """The far end does not answer pings any more, whatever the manager says."""
+        self._silence.set()
+        self._heard.set()
+
+    async def silence(self) -> None:
+        """Wait until the far end falls silent."""
+        await self._silence.wait()
+
+    def heed_silence(self) -> None:
+        """It is acted upon."""
+        self._silence.clear()
+        if not self._why and not self._ours:
+            self._heard.clear()
+
     def clear(self) -> None:
         """All is well, as the manager says."""
         self._why = Why.NOTHING
-        if not self._ours:
+        if not self._ours and not self._silence.is_set():
             self._heard.clear()
 
     async def wait(self, seconds: float, least: float = 0.0) -> Why:
@@ -138,12 +156,14 @@ class News:
             async with asyncio.timeout(seconds):
                 await self._heard.wait()
         self.hurried = self._heard.is_set()
-        if (early := began + least - time.monotonic()) > 0:
-            await asyncio.sleep(early)
+        with contextlib.suppress(TimeoutError):  # unless it falls silent, which is no echo of ours
+            async with asyncio.timeout(began + least - time.monotonic()):
+                await self._silence.wait()
         if self._why == Why.DELETED:
             await asyncio.sleep(SETTLE)  # a manager that replaces it says UPDATE next
-        why = self._why or Why.REFRESH
+        why = Why.SILENT if self._silence.is_set() else self._why or Why.REFRESH
         self._ours = False
+        self._silence.clear()
         self.clear()
         return why
 
@@ -177,11 +197,16 @@ class Wire:
         self.trouble: Trouble | None = None
         """The last loss of it, and how it was healed; None if it was never lost. It is there
         before `Change.DOWN` is told, and complete before the `Change.UP` that ends it."""
-        self.answers = False
-        """Whether the other end has answered a ping: only then can its silence mean anything."""
+        self.pulse: Pulse | None = None
+        """Whether packets flow, by pings; None where nobody can tell."""
         self.made: Connection | None = None
         """The last answer; None before the first and after the end."""
         self.news = News()
+
+    @property
+    def silent(self) -> bool:
+        """Whether the far end answered pings before and does so no more."""
+        return self.pulse is not None and self.pulse.silent
 
     @property
     def connection(self) -> Connection:
@@ -252,6 +277,7 @@ class Settings:
     namespace: str = OWN_NAMESPACE  # where the interfaces shall be
     labels: Mapping[str, str] = field(default_factory=dict)  # for requests that lack them
     awareness: Sequence[Sequence[NSURL]] = ()  # see nsm.exclusions
+    liveness: Rhythm | None = field(default_factory=Rhythm)  # of pings; None: none are sent
     on_change: OnChange = lambda *_: None  # told of every change; must not block
 
 
@@ -290,6 +316,7 @@ class Client:
         self._reachable = asyncio.Event()  # the manager answered a dial: open the stream now
         self._stack = contextlib.AsyncExitStack()
         self._unreachable = -CLOSE_WITHIN  # when a close last failed for good
+        self._liveness: Liveness | None = None
         self.identified = 0.0
         """Milliseconds that getting an identity took."""
 
@@ -310,6 +337,10 @@ class Client:
             self._calls = Calls(self._peers, self._settings.lifetime)
             tasks = await stack.enter_async_context(background())
             tasks.create_task(self._follow(), name=f"monitor of {self.manager}")
+            ours = await asyncio.to_thread(_is_own, self._settings.namespace)
+            if ours and self._settings.liveness:
+                self._liveness = Liveness(self._settings.liveness)
+                tasks.create_task(self._liveness.run(), name="pings through wires")
             self._stack = stack.pop_all()
         return self
 
@@ -354,6 +385,7 @@ class Client:
                     yield wire
                 await self._close(wire)
         finally:
+            self._unwatch(wire)
             self._wires.pop(wire.id, None)
 
     def _new(self, url: NSURL, id_: str, wish: Wish | None) -> Wire:
@@ -402,21 +434,22 @@ class Client:
     async def _keep(self, wire: Wire) -> None:
         """Refresh in time, and ask again for what is lost; never ends by itself."""
         failures, hurried, gone, absent = 0, 0, False, 0.0
-        wire.answers = await self._flows(wire)
+        self._watch(wire)
         while True:
-            pause = _again_in(failures, 0.0 if gone else absent)
+            pause = _again_in(failures, 0.0 if gone or wire.silent else absent)
             # Because a try that fails makes news itself: it went well as far as it went.
             least = min(pause, _pause(hurried)) if hurried else 0.0
             why = await wire.news.wait(pause or _refresh_in(wire.connection), least)
             gone = gone or why == Why.DELETED
             if why >= Why.LOST:
-                self._down(wire, Cause.DELETED if gone else Cause.CONTROL, None)
+                await self._lost(wire, why)
             conn = wire.connection
-            began = time.monotonic()
+            if elsewhere := gone or wire.silent:
+                wire.news.heed_silence()
+            began, tries = time.monotonic(), failures + 1
             try:
-                await self._ask(wire, _reselecting(conn, wire.wish.endpoint) if gone else conn)
-                if gone and wire.endpoint != conn.endpoint:
-                    await self._ask(wire, _without(wire.connection, conn.ip))
+                if not await self._ask_again(wire, conn, elsewhere=elsewhere):
+                    continue  # it fell silent meanwhile
             except NsmError as error:
                 log.warning("wire is not refreshed", id=wire.id, why=str(error))
                 failures += 1
@@ -424,42 +457,60 @@ class Client:
                 wire.news.waiting = True
                 missing = isinstance(error, NotFoundError)
                 absent = (absent or time.monotonic()) if missing else 0.0
-                if not gone and await self._dead(wire, absent):
-                    gone, failures = True, 1  # what is asked for now was not refused yet
+                if not elsewhere and (wire.silent or _long_absent(absent)):
+                    gone, failures = not wire.silent, 1  # what is asked for now is not refused yet
                 self._refused(wire, conn, error)
             else:
-                tries = failures + 1
                 if failures:
                     log.info("wire is refreshed again", id=wire.id, tries=tries)
-                if gone:
-                    wire.answers = await self._flows(wire)
                 failures, hurried, gone, absent, wire.news.waiting = 0, 0, False, 0.0, False
+                self._watch(wire, anew=elsewhere)
                 if not wire.up or wire.endpoint != conn.endpoint:  # or the mesh led it elsewhere
                     self._healed(wire, conn, began, tries)
+
+    async def _ask_again(self, wire: Wire, conn: Connection, *, elsewhere: bool) -> bool:
+        """Ask for the wire as it is, or for another endpoint; False if that became needless."""
+        if not elsewhere:
+            asking = self._ask(wire, conn)
+            # A request may take long, and what it asks for can be over long before.
+            return await unless(asking, wire.news.silence()) is not None
+        await self._ask(wire, _reselecting(conn, wire.wish.endpoint))
+        if wire.endpoint != conn.endpoint and _has_of(wire.connection.ip, conn.ip):
+            await self._ask(wire, _without(wire.connection, conn.ip))
+        return True
+
+    async def _lost(self, wire: Wire, why: Why) -> None:
+        """Say that it is lost. Whether packets flow all the same decides what is asked for."""
+        noticed = time.monotonic()
+        if why == Why.LOST and wire.up and wire.pulse:
+            await wire.pulse.flows()
+        causes = {Why.DELETED: Cause.DELETED, Why.SILENT: Cause.DATA}
+        self._down(wire, causes.get(why, Cause.CONTROL), None, noticed)
 
     def _refused(self, wire: Wire, conn: Connection, error: NsmError) -> None:
         """Nobody there to ask leaves the wire as it is, as long as its tokens last."""
         expired = _least_expiry(conn) < time.time_ns()
         if expired or not isinstance(error, UnavailableError | DeadlineError):
-            self._down(wire, Cause.EXPIRED if expired else Cause.CONTROL, error)
+            cause = Cause.EXPIRED if expired else Cause.CONTROL
+            self._down(wire, cause, error, time.monotonic())
 
-    async def _dead(self, wire: Wire, absent: float) -> bool:
-        """Whether another endpoint is to be asked for; absent is since when ours is not found.
+    # --- whether packets flow -----------------------------------------------------
 
-        While the mesh restarts nobody is found either, and to choose anew closes a
-        wire that may carry packets: so time decides. Where the far end answered pings
-        before, its silence says so at once.
-        """
-        if absent > 0 and time.monotonic() - absent >= RESELECT_AFTER:
-            return True
-        return wire.answers and not await self._flows(wire)
+    def _watch(self, wire: Wire, *, anew: bool = False) -> None:
+        """Watch the wire as it is now; anew: from the beginning, it leads elsewhere."""
+        if self._liveness is None:
+            return
+        addresses = (wire.addresses, wire.peer_addresses)
+        if wire.pulse and not anew and wire.pulse.addresses == addresses:
+            wire.pulse.anew()
+            return
+        self._unwatch(wire)
+        wire.pulse = self._liveness.watch(*addresses, wire.news.fell_silent)
 
-    async def _flows(self, wire: Wire) -> bool:
-        """Whether the other end answers pings from ours."""
-        if self._settings.namespace != OWN_NAMESPACE:
-            return False
-        own, other = wire.addresses, wire.peer_addresses
-        return bool(await liveness.alive(own, other, LIVENESS_WITHIN))
+    def _unwatch(self, wire: Wire) -> None:
+        if self._liveness and wire.pulse:
+            self._liveness.forget(wire.pulse)
+        wire.pulse = None
 
     def _first(self, wire: Wire) -> Connection:
         return Connection(
@@ -471,7 +522,7 @@ class Client:
             path=Path((Segment(self.name, wire.id),)),
         )
 
-    async def _ask(self, wire: Wire, conn: Connection) -> None:
+    async def _ask(self, wire: Wire, conn: Connection) -> Connection:
         """One Request; its answer is the wire's from now on.
 
         The descriptor of our namespace goes with each, because the manager may
@@ -513,6 +564,7 @@ class Client:
         context = replace(context, ip=replace(made.ip, excluded_prefixes=own))
         wire.made = replace(made, context=context, state=State.UP)
         wire.wish.on_answer(wire)
+        return wire.made
 
     def _checked(self, wire: Wire, made: Connection) -> Mechanism:
         if made.id != wire.id or made.index != 0:
@@ -658,11 +710,17 @@ class Client:
             return conn.segments[before].id
         return None
 
-    def _down(self, wire: Wire, cause: Cause, error: NsmError | None) -> None:
+    def _down(self, wire: Wire, cause: Cause, error: NsmError | None, noticed: float) -> None:
         if wire.up:
             wire.up = False
-            now = time.monotonic()
-            wire.trouble = Trouble(cause=cause, began=now, noticed=now, endpoint=wire.endpoint)
+            pulse = wire.pulse if wire.pulse and wire.pulse.answered else None
+            wire.trouble = Trouble(
+                cause=cause,
+                began=min(noticed, pulse.heard) if pulse and pulse.silent else noticed,
+                noticed=noticed,
+                endpoint=wire.endpoint,
+                flowed=not pulse.silent if pulse else None,
+            )
             self._changed(Change.DOWN, wire, error)
 
     def _healed(self, wire: Wire, before: Connection, asked: float, tries: int) -> None:
@@ -705,6 +763,11 @@ def _without(conn: Connection, old: IPContext) -> Connection:
     return replace(conn, context=context)
 
 
+def _has_of(ip: IPContext, old: IPContext) -> bool:
+    """Whether another endpoint left in what the one before had said of itself."""
+    return not set(old.dst_ip_addrs).isdisjoint(ip.dst_ip_addrs)
+
+
 def _judge(news: News, event: Event, conn: Connection) -> None:
     """What an event of a wire's connection means for it."""
     if event.type == EventType.DELETE:
@@ -732,15 +795,32 @@ def _least_expiry(conn: Connection) -> int:
 def _again_in(failures: int, absent: float) -> float:
     """Seconds until what was refused is tried again, 0 for nothing.
 
-    Not past the moment at which another endpoint is asked for (see `_dead`).
+    Not past the moment at which another endpoint is asked for (see `_long_absent`).
     """
     pause = _jittered(_pause(failures)) if failures else 0.0
     left = absent + RESELECT_AFTER - time.monotonic() if absent else pause
     return min(pause, max(PAUSES[0], left))
 
 
+def _long_absent(absent: float) -> bool:
+    """Whether another endpoint is to be asked for, as ours is not found since absent.
+
+    While the mesh restarts nobody is found either, and to choose anew may close a wire
+    that carries packets: so time decides, where silence does not.
+    """
+    return absent > 0 and time.monotonic() - absent >= RESELECT_AFTER
+
+
 def _pause(failures: int) -> float:
     return PAUSES[min(failures, len(PAUSES)) - 1]
+
+
+def _is_own(namespace: str) -> bool:
+    """Whether wires end in the namespace this process is in: others' hold no socket of ours."""
+    try:
+        return os.path.samefile(namespace, OWN_NAMESPACE)
+    except OSError:
+        return False  # whoever asks for a wire is told
 
 
 def _open(namespace: str) -> int:

@@ -21,16 +21,18 @@ import structlog
 from nsm import nsurl
 from nsm.client import Change, Client, Settings, Wire, Wish
 from nsm.errors import InvalidError, NsmError, PreconditionError
+from nsm.heal import Trouble
 from nsm.identity.background import background
 from nsm.names import resolvconf
 from nsm.nsurl import NSURL
 from nsm.process.config import DnsServer, Duration, Form, read
 from nsm.process.naming import Naming
 from nsm.process.run import Process, run
-from nsm.process.workload import Surroundings
+from nsm.process.workload import Asking
 
 IDENTITY_PATIENCE = 30.0  # seconds for the first certificate
 DNS_PORT = 53
+TROUBLE = ("cause", "flowed", "was", "outage_ms")  # what the log says of a loss
 
 log = structlog.get_logger(__name__)
 
@@ -48,7 +50,7 @@ def _show_groups(groups: tuple[tuple[NSURL, ...], ...]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Surroundings):
+class Config(Asking):
     """nsc: holds a workload's wires. Ctrl-C or SIGTERM closes them."""
 
     name: str = "nsc"
@@ -120,6 +122,7 @@ async def serve(config: Config, process: Process) -> None:
         def changed(what: Change, wire: Wire, error: NsmError | None) -> None:
             line = _line(what, wire, error)
             facts = {key: line[key] for key in ("id", "service", "endpoint", "interface")}
+            facts |= {key: line[key] for key in TROUBLE if key in line}
             if error is None:
                 log.info("wire", state=what.value, **facts, ms=line["ms"])
             else:
@@ -134,6 +137,7 @@ async def serve(config: Config, process: Process) -> None:
             lifetime=config.lifetime,
             labels=config.told,
             awareness=config.awareness_groups,
+            liveness=config.liveness,
             on_change=changed,
         )
         asking = Client(
@@ -180,7 +184,24 @@ def _line(what: Change, wire: Wire, error: NsmError | None) -> dict[str, Any]:
         "ms": round(sum(wire.stages.values()), 3),
         "stages": wire.stages,
         "error": str(error) if error else "",
+        **_trouble(what, wire.trouble),
     }
+
+
+def _trouble(what: Change, trouble: Trouble | None) -> dict[str, Any]:
+    """What is known of the loss that a line tells of, or of the one that it ends."""
+    if trouble is None or what not in (Change.DOWN, Change.UP):
+        return {}
+    found = {
+        "cause": trouble.cause.value,
+        "flowed": trouble.flowed,
+        "was": trouble.endpoint,
+        "unnoticed_ms": round((trouble.noticed - trouble.began) * 1000, 3),
+    }
+    if what is Change.UP:
+        healed = {"outage_ms": round(trouble.seconds * 1000, 3), "tries": trouble.tries}
+        return {**found, **healed, "stages": trouble.stages}
+    return found
 
 
 class _Lines:

@@ -12,6 +12,7 @@ from typing import Any
 from nsm import client, endpoint
 from nsm.identity.source import Source
 from nsm.identity.workload import workload_source
+from nsm.liveness import Rhythm
 from nsm.nsurl import NSURL
 from nsm.process.config import Common, PositiveDuration, Url, parse
 
@@ -72,6 +73,28 @@ class Surroundings(Common):
         return workload_source(self.spiffe_endpoint_socket, patience=patience)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asking(Surroundings):
+    """What everybody can be told who asks for wires."""
+
+    liveness_check_enabled: bool = True
+    """Whether pings go through each wire, to know that packets flow. Off: only the mesh says so."""
+
+    liveness_check_interval: PositiveDuration = 0.2
+    """How often each address of the far end is asked; four times as often where there is doubt."""
+
+    liveness_check_timeout: PositiveDuration = 1.0
+    """Within how long of its end a wire is known to be dead and led elsewhere; later where the
+    interval is more than a fifth of it. An end that never answered is never called dead."""
+
+    @property
+    def liveness(self) -> Rhythm | None:
+        """Of pings through wires; None: none are sent."""
+        if not self.liveness_check_enabled:
+            return None
+        return Rhythm(self.liveness_check_interval, self.liveness_check_timeout)
+
+
 @asynccontextmanager
 async def connect(
     url: str | NSURL,
@@ -92,12 +115,13 @@ async def connect(
     SPIFFE_ENDPOINT_SOCKET. patience: for how many seconds a refusal that may
     pass is tried again. Raises NsmError. Several wires: `nsm.Client`.
     """
-    around = parse(Surroundings)
+    around = parse(Asking)
     settings = client.Settings(
         dial_timeout=around.dial_timeout,
         request_timeout=around.request_timeout,
         lifetime=around.lifetime,
         labels={**around.told, **(labels or {})},
+        liveness=around.liveness,
         on_change=on_change,
     )
     async with (
