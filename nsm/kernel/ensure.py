@@ -271,7 +271,7 @@ def _is_ours(found: Device, connection: str, side: str, last: int) -> bool:
     mark = owner.Mark.parse(found.alias)
     if mark is None:  # somebody wrote over it; or an attempt of ours died before it wrote
         return found.index == last or not found.alias
-    return (mark.connection, mark.side) == (connection, side)
+    return (mark.connection, mark.side) == (connection, side)  # whichever leg: it is replaced
 
 
 def _ours(found: Device, connection: str, side: str, where: Namespace, last: int) -> None:
@@ -534,6 +534,13 @@ class _Waiting:
             return True
         if refusal.errno == errno.EAFNOSUPPORT and isinstance(item, Vxlan | Wireguard | Splice):
             return True  # nothing to silence: this kernel has no IPv6, or this device none
+        if refusal.errno == errno.EINVAL and step.verb == "add" and isinstance(item, Route):
+            # its gateway is reached over another wire's device until what is before it in this
+            # batch, and had to stand beside that, is there
+            (again,) = self._reach.socket(where).do([message])
+            if again is None or again.errno == errno.EINVAL:
+                return again is None
+            refusal = again
         if refusal.errno != errno.EEXIST or step.verb != "add":
             return False
         if splice.is_place(message):
@@ -751,7 +758,7 @@ def _process(item: Link) -> str:
         return item.called
     if isinstance(item, Stub) and tunnels.KINDS.get(item.kind) == "userspace":
         mark = owner.Mark.parse(item.end.alias)
-        return owner.tunnel_name(mark.connection, mark.side) if mark else ""
+        return owner.tunnel_name(mark.wire, mark.side) if mark else ""
     return ""
 
 

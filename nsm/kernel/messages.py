@@ -158,6 +158,12 @@ def rename_link(index: int, name: str) -> bytearray:
     return message(netlink.NEWLINK, 0, _LINK_BODY.pack(0, 0, 0, index, 0, 0) + text(_IFNAME, name))
 
 
+def renamed(index: int, name: str, alias: str) -> bytearray:
+    """As `rename_link`, with another alias, both or neither."""
+    body = _LINK_BODY.pack(0, 0, 0, index, 0, 0) + text(_IFNAME, name) + text(_IFALIAS, alias)
+    return message(netlink.NEWLINK, 0, body)
+
+
 def set_up(index: int) -> bytearray:
     """Bring a device up."""
     return message(netlink.NEWLINK, 0, _LINK_BODY.pack(0, 0, 0, index, _UP, _UP))
@@ -346,7 +352,14 @@ _FRA_SRC, _FRA_PRIORITY, _FRA_TABLE, _FRA_PROTOCOL, _FRA_IP_PROTO, _FRA_SPORT, _
     *(21, 22, 23, 24),
 )
 _TO_TABLE = 1
-_MAIN = 254
+_MAIN, _LOCAL = 254, 255
+_KERNEL = 2  # RTPROT_KERNEL
+_LINK_LOCAL = (b"\xfe\x80", b"\xff\x00")
+_RTA_SRC, _RTA_METRICS, _RTA_PREF = 2, 8, 20
+_COPIED = (
+    *(_RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC),
+    *(_RTA_METRICS, _RTA_TABLE, _RTA_PREF),
+)
 
 
 def address(verb: Verb, item: Address, index: int) -> bytearray:
@@ -449,6 +462,58 @@ def seen_routes(
                     netlink.number(have[_RTA_PRIORITY]) if _RTA_PRIORITY in have else 0,
                     netlink.number(have[_RTA_TABLE]) if _RTA_TABLE in have else table,
                 )
+
+
+@dataclass(frozen=True, slots=True)
+class OthersRoute:
+    """A route over a device that is not ours; connected: the kernel made it with an address."""
+
+    header: bytes
+    attributes: tuple[tuple[int, bytes], ...]
+    connected: bool
+
+    def over(self, index: int) -> bytearray:
+        """The same over that device, behind those that are there."""
+        return message(netlink.NEWROUTE, netlink.CREATE | netlink.APPEND, self._body(index))
+
+    @property
+    def deleted(self) -> bytearray:
+        return message(netlink.DELROUTE, 0, self._body(0))
+
+    def _body(self, index: int) -> bytes:
+        return self.header + b"".join(
+            netlink.attr(kind, struct.pack("=I", index) if kind == _RTA_OIF and index else value)
+            for kind, value in self.attributes
+        )
+
+
+def others_routes(bodies: Iterable[tuple[int, memoryview]], index: int) -> list[OthersRoute]:
+    """Other people's unicast routes over that device, and the kernel's to its networks.
+
+    Not those to its own addresses, nor the link-local ones: they belong to the device.
+    """
+    found = []
+    for kind, body in bodies:
+        if kind != netlink.NEWROUTE:
+            continue
+        family, _length, _, _, table, protocol, _, type_, flags = _ROUTE_BODY.unpack_from(body)
+        have = netlink.table(body, 12)
+        number = netlink.number(have[_RTA_TABLE]) if _RTA_TABLE in have else table
+        if (
+            family not in _VERSION
+            or protocol == owner.PROTOCOL
+            or type_ != _UNICAST
+            or number == _LOCAL
+            or flags & _CLONED
+            or _RTA_OIF not in have
+            or netlink.number(have[_RTA_OIF]) != index
+            or (family == _FAMILY[6] and bytes(have.get(_RTA_DST, b""))[:2] in _LINK_LOCAL)
+        ):
+            continue
+        header = _ROUTE_BODY.pack(*_ROUTE_BODY.unpack_from(body)[:8], flags & _RTNH_ONLINK)
+        attributes = tuple((one, bytes(have[one])) for one in _COPIED if one in have)
+        found.append(OthersRoute(header, attributes, protocol == _KERNEL))
+    return found
 
 
 def _next_hops(have: dict[int, memoryview]) -> Iterable[tuple[int, IPAddress | None]]:

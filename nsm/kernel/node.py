@@ -32,6 +32,7 @@ from nsm.kernel import (
     namespaces,
     owner,
     ports,
+    swap,
     sweep,
     tunnels,
     wireguard_go,
@@ -58,7 +59,7 @@ from nsm.kernel.wireguard_go import Processes, Running
 from nsm.undo import Undo
 
 log = logging.getLogger(__name__)
-Role = tuple[str, str]  # a side of a wire, and which of its devices: see `owner.Mark.role`
+Role = tuple[str, str, str]  # a side of a wire, which of its devices (`owner.Mark.role`), its leg
 P = ParamSpec("P")
 T = TypeVar("T")
 _LOOPBACK = 1  # the number of every namespace's
@@ -221,24 +222,78 @@ class Kernel:
 
             def work() -> tuple[tuple[Step, ...], dict[Role, tuple[Namespace, Place]]]:
                 with Reach(self._home, kept.fds, self._processes) as reach:
-                    seats = {(side, ""): (end.namespace, end.name) for side, end in wire.sides}
-                    if isinstance(wire, RemoteWire) and wire.apart:
-                        seats |= {(wire.side, "hop"): wire.below, (wire.side, "lead"): wire.lead}
-                    for key, seat in seats.items():
-                        if key in last and last[key][1].nsid == seat[0].nsid:
-                            reach.last[seat] = last[key][1].index
-                    steps = ensuring.ensure(reach, wire, self.group, journal)
-                    return steps, {
-                        key: (seat[0], Place(seat[0].nsid, reach.index[seat]))
-                        for key, seat in seats.items()
-                        if seat in reach.index
-                    }
+                    return self._ensured(reach, wire, last, journal)
 
             running = self._submit(self._creating, kept, work)
             undo.add(f"take back wire {wire.connection}", self._take_back, wire, running, journal)
             steps, found = await asyncio.wrap_future(running)
         self._hints.setdefault(wire.connection, {}).update(found)
-        return Ensured(steps, {side: found[side, ""][1] for side, _ in wire.sides})
+        return Ensured(steps, {side: found[side, "", wire.leg][1] for side, _ in wire.sides})
+
+    def _ensured(
+        self,
+        reach: Reach,
+        wire: Wire,
+        last: Mapping[Role, tuple[Namespace, Place]],
+        journal: Journal,
+    ) -> tuple[tuple[Step, ...], dict[Role, tuple[Namespace, Place]]]:
+        """What it took, and where the wire's devices are."""
+        leg = wire.leg
+        seats: dict[Role, tuple[Namespace, str]] = {
+            (side, "", leg): (end.namespace, end.name) for side, end in wire.sides
+        }
+        if isinstance(wire, RemoteWire) and wire.apart:
+            seats |= {(wire.side, "hop", leg): wire.below, (wire.side, "lead", leg): wire.lead}
+        for key, seat in seats.items():
+            if key in last and last[key][1].nsid == seat[0].nsid:
+                reach.last[seat] = last[key][1].index
+        steps = ensuring.ensure(reach, wire, self.group, journal)
+        return steps, {
+            key: (seat[0], Place(seat[0].nsid, reach.index[seat]))
+            for key, seat in seats.items()
+            if seat in reach.index
+        }
+
+    async def replace(
+        self, old: Wire, new: Wire, undo: Undo, *, fds: Mapping[Namespace, int] | None = None
+    ) -> Ensured:
+        """Have new, which stands beside (`swap.beside`), take old's place, and no packet lost.
+
+        Both are of one connection, by different legs, and here is the client's end. old stays
+        where it is, out of use, until it is removed: what was sent over it may yet be answered.
+        fds and undo as in `ensure`. Raises as `ensure` does, with all as before.
+        """
+        done, journal = swap.Swap(), Journal()
+        last = dict(self._hints.get(new.connection, {}))
+        with _Borrowed(fds or {}) as kept:
+
+            def work() -> tuple[tuple[Step, ...], dict[Role, tuple[Namespace, Place]]]:
+                with Reach(self._home, kept.fds, self._processes) as reach:
+                    swap.swap(reach, old, new, done)
+                    try:
+                        return self._ensured(reach, new, last, journal)
+                    except BaseException:
+                        swap.undo(reach, done)
+                        raise
+
+            running = self._submit(self._creating, kept, work)
+            undo.add(f"put wire {old.id} back", self._swap_back, running, new, done, journal)
+            steps, found = await asyncio.wrap_future(running)
+        self._hints.setdefault(new.connection, {}).update(found)
+        return Ensured(steps, {side: found[side, "", new.leg][1] for side, _ in new.sides})
+
+    async def _swap_back(
+        self, running: "Future[T]", new: Wire, done: swap.Swap, journal: Journal
+    ) -> None:
+        await self._take_back(new, running, journal)
+        if done.where is None:
+            return
+
+        def work() -> None:
+            with Reach(self._home, {}, self._processes) as reach:
+                swap.undo(reach, done)
+
+        await self._run(self._deleting, None, work)
 
     async def _take_back(self, wire: Wire, running: "Future[T]", journal: Journal) -> None:
         # cancelling a coroutine does not stop its thread: let it come to its end first
@@ -266,7 +321,7 @@ class Kernel:
         for item in found:
             if item.mark:
                 hints = self._hints.setdefault(item.mark.connection, {})
-                key = (item.mark.side, item.mark.role)
+                key = (item.mark.side, item.mark.role, item.mark.leg)
                 known = hints.get(key)
                 space = known[0] if known else Namespace(0, item.place.nsid)
                 hints[key] = (space, item.place)
@@ -290,16 +345,27 @@ class Kernel:
 
         return await self._run(self._creating, None, work)
 
-    async def remove(self, connection: str) -> int:
+    async def remove(self, connection: str, *, leg: str | None = None) -> int:
         """Take a wire away, all of it that is on this node; how many devices that were.
+
+        With leg only that one of the connection's wires.
 
         Answers when the devices are gone; closing what is not there is no error. Works
         without any fd: devices are deleted by number, from here. A wireguard-go, and with it
         its UDP port, may be there for some 30 ms more; `ensure` of the same wire waits for that.
         """
-        hints = self._hints.pop(connection, {})
+        known = self._hints.get(connection, {})
+        hints = {key: known.pop(key) for key in list(known) if leg in (None, key[2])}
+        if not known:
+            self._hints.pop(connection, None)
+        if leg and not hints:
+            return 0
+        legs = {key[2] for key in hints} | ({""} if leg is None else {leg})
         found = await self._run(
-            self._deleting, None, self._located, connection, list(hints.values())
+            self._deleting, None, self._located, connection, list(hints.values()), legs
+        )
+        found = tuple(
+            one for one in found if leg is None or one.mark is None or one.mark.leg == leg
         )
         await self.remove_found(found, spaces=[space for space, _ in hints.values()])
         return len(found)
@@ -319,9 +385,15 @@ class Kernel:
         for nsid in {item.place.nsid for item in wanted if item.mark and item.mark.rules}:
             await self._run(self._deleting, None, self._sweep_rules, nsid, known.get(nsid))
 
-    def _located(self, connection: str, hints: list[tuple[Namespace, Place]]) -> tuple[Found, ...]:
+    def _located(
+        self, connection: str, hints: list[tuple[Namespace, Place]], legs: Iterable[str]
+    ) -> tuple[Found, ...]:
         found = sweep.located(self.group, connection, hints)
-        names = [owner.tunnel_name(connection, side) for side in owner.SIDES]
+        names = [
+            owner.tunnel_name(owner.wire_id(connection, leg), side)
+            for leg in legs
+            for side in owner.SIDES
+        ]
         self._kill(name for name in names if self._processes.present(name))
         return found
 
@@ -413,6 +485,7 @@ class Kernel:
         side: owner.SideName,
         seat: tuple[Namespace, str],
         *,
+        leg: str = "",
         hop: bool = False,
         underlay: Namespace | None = None,
         fds: Mapping[Namespace, int] | None = None,
@@ -428,7 +501,8 @@ class Kernel:
         hints = dict(self._hints.get(connection, {}))
         if not hints:
             return None
-        below = underlay or self.own, owner.tunnel_name(connection, side)
+        wire = owner.wire_id(connection, leg)
+        below = underlay or self.own, owner.tunnel_name(wire, side)
         with _Borrowed(fds or {}) as kept:
 
             def work() -> StandingWireguard | None:
@@ -438,7 +512,7 @@ class Kernel:
                         device is not None
                         and device.group == self.group
                         and mark is not None
-                        and (mark.connection, mark.side, mark.role) == (connection, side, role)
+                        and (mark.wire, mark.side, mark.role) == (wire, side, role)
                     )
 
                 with Reach(self._home, kept.fds, self._processes) as reach:
@@ -446,7 +520,7 @@ class Kernel:
                         device = reach.device(below[0], name=below[1])
                         if device and ours(device, "hop") and device.kind == "wireguard":
                             return _standing(reach, device.end(below[0]), "kernel")
-                    _, place = hints.get((side, ""), (None, None))
+                    _, place = hints.get((side, "", leg), (None, None))
                     if place is None or place.nsid != seat[0].nsid:
                         return None
                     question = messages.get_link(index=place.index, nsid=place.nsid)
@@ -555,7 +629,7 @@ class Kernel:
 
     def has_engine(self, mark: owner.Mark) -> bool:
         """Whether a wireguard-go process runs for that side of that connection."""
-        return self._processes.present(owner.tunnel_name(mark.connection, mark.side))
+        return self._processes.present(owner.tunnel_name(mark.wire, mark.side))
 
     # --- the underlay ------------------------------------------------------------------------
 
@@ -663,7 +737,7 @@ def _standing(reach: Reach, end: End, engine: EngineName) -> StandingWireguard |
 def _names(found: Iterable[Found]) -> set[str]:
     """What wireguard-go calls those of them that are its."""
     return {
-        owner.tunnel_name(item.mark.connection, item.mark.side)
+        owner.tunnel_name(item.mark.wire, item.mark.side)
         for item in found
         if item.mark and tunnels.KINDS.get(item.device.kind) == "userspace"
     }

@@ -26,6 +26,7 @@ RULES = range(7800, 8800)
 _GROUPS = 0x4E53_0000  # "NS": the upper half says vwire, the lower half which instance
 _LONGEST = 255  # IFALIASZ - 1, in bytes
 _DECIMAL = re.compile(r"[0-9]{1,20}", re.ASCII)  # 64 bits
+_LEG = re.compile(r"[0-9a-f]{8}", re.ASCII)
 
 SideName = Literal["src", "dst"]
 """src is the client's side of a wire and dst the endpoint's, as in `nsm.model`."""
@@ -59,6 +60,10 @@ class Mark:
     A WireGuard device does not show where its socket is, nor where its far end said it
     is once packets came from elsewhere. So that is written here: the cookie of the
     underlay (0: not said), and the far end as ADDRESS:PORT.
+
+    leg tells the wires of one connection apart: while it goes over to another endpoint there
+    are two, the old and the new one. beside says which of them is not the one in use: it is
+    either not that yet, or not that any more, so whoever finds it after a crash takes it away.
     """
 
     connection: str
@@ -68,6 +73,8 @@ class Mark:
     underlay: int = 0
     far: str = ""
     lead: bool = False
+    leg: str = ""
+    beside: bool = False
 
     def __str__(self) -> str:
         return (
@@ -77,6 +84,8 @@ class Mark:
             + (":lead" if self.lead else "")
             + (f":on={self.underlay}" if self.underlay else "")
             + (f":to={quote(self.far, safe='')}" if self.far else "")
+            + (f":leg={self.leg}" if self.leg else "")
+            + (":beside" if self.beside else "")
         )
 
     @classmethod
@@ -87,7 +96,7 @@ class Mark:
             return None
         side, more = cast("SideName", parts[2]), parts[3:]
         said = dict(part.split("=", 1) for part in more if "=" in part)
-        on = said.get("on", "")
+        on, leg = said.get("on", ""), said.get("leg", "")
         return cls(
             unquote(parts[1]),
             side,
@@ -96,7 +105,14 @@ class Mark:
             int(on) if _DECIMAL.fullmatch(on) else 0,
             unquote(said.get("to", "")),
             "lead" in more,
+            leg if _LEG.fullmatch(leg) else "",
+            "beside" in more,
         )
+
+    @property
+    def wire(self) -> str:
+        """Which wire of its connection's: what names on the machine are made from."""
+        return wire_id(self.connection, self.leg)
 
     @property
     def role(self) -> str:
@@ -113,9 +129,11 @@ def mark(
     underlay: int = 0,
     far: str = "",
     lead: bool = False,
+    leg: str = "",
+    beside: bool = False,
 ) -> Mark:
     """The mark of one end; InvalidError where the id does not fit into an alias."""
-    made = Mark(connection, side, rules, hop, underlay, far, lead)
+    made = Mark(connection, side, rules, hop, underlay, far, lead, leg, beside)
     if not connection or len(str(made).encode()) > _LONGEST:
         raise InvalidError(
             f"connection id {connection[:40]!r}… does not fit into a link alias of {_LONGEST} bytes"
@@ -136,15 +154,25 @@ def mac(connection: str, side: SideName) -> str:
     return ":".join(f"{byte:02x}" for byte in b"\x02" + digest[:5])
 
 
-def tunnel_name(connection: str, side: SideName) -> str:
+def wire_id(connection: str, leg: str) -> str:
+    """What tells a wire from all others, those of the same connection too; leg "" is the first."""
+    return f"{connection} {leg}" if leg else connection
+
+
+def tunnel_name(wire: str, side: SideName) -> str:
     """What a tunnel is called while it is in the underlay: 15 bytes, one on the whole machine."""
-    return "nsm" + hashlib.sha256(f"{side} {connection}".encode()).hexdigest()[:12]
+    return "nsm" + hashlib.sha256(f"{side} {wire}".encode()).hexdigest()[:12]
 
 
-def lead_name(connection: str, side: SideName) -> str:
+def beside_name(wire: str, side: SideName) -> str:
+    """What a workload's device is called while it stands beside the one in use."""
+    return "nsmb" + tunnel_name(wire, side)[3:-1]
+
+
+def lead_name(wire: str, side: SideName) -> str:
     """What is called, in the underlay, what leads from a workload to its tunnel there.
 
     It begins with nsm, because managers of links are told to leave that alone; no tunnel has
     that name, because an l is no hexadecimal digit.
     """
-    return "nsml" + tunnel_name(connection, side)[3:-1]
+    return "nsml" + tunnel_name(wire, side)[3:-1]

@@ -187,7 +187,7 @@ class Wireguard:
         mark = owner.Mark.parse(self.end.alias)
         if self.engine == "kernel" or mark is None:
             return self.end.name
-        return owner.tunnel_name(mark.connection, mark.side)
+        return owner.tunnel_name(mark.wire, mark.side)
 
     def __str__(self) -> str:
         return f"link {self.end} netns {self.end.namespace} type wireguard"
@@ -438,11 +438,18 @@ class Interface:
 
 @dataclass(frozen=True, slots=True)
 class LocalWire:
-    """Two workloads on one node, joined by a veth pair."""
+    """Two workloads on one node, joined by a veth pair; leg and beside as in `owner.Mark`."""
 
     connection: str
     src: Interface
     dst: Interface
+    leg: str = ""
+    beside: bool = False
+
+    @property
+    def id(self) -> str:
+        """What tells it from all others, those of the same connection too."""
+        return owner.wire_id(self.connection, self.leg)
 
     @property
     def sides(self) -> tuple[tuple[owner.SideName, Interface], ...]:
@@ -487,7 +494,8 @@ class RemoteWire:
     hop: the tunnel device stands in the underlay and the workload gets one on top of it,
     because whoever may configure a tunnel can lead it elsewhere, send from the node's
     address under other identifiers, or read its key. A wireguard-go's device is none of that:
-    socket and key are the process's, so it is in the workload either way.
+    socket and key are the process's, so it is in the workload either way. leg and beside as
+    in `owner.Mark`.
     """
 
     connection: str
@@ -495,6 +503,13 @@ class RemoteWire:
     end: Interface
     tunnel: VxlanTunnel | WireguardTunnel
     hop: bool = False
+    leg: str = ""
+    beside: bool = False
+
+    @property
+    def id(self) -> str:
+        """What tells it from all others, those of the same connection too."""
+        return owner.wire_id(self.connection, self.leg)
 
     @property
     def sides(self) -> tuple[tuple[owner.SideName, Interface], ...]:
@@ -511,12 +526,12 @@ class RemoteWire:
     @property
     def below(self) -> tuple[Namespace, str]:
         """Where the tunnel stands if it is not in the workload."""
-        return (self.tunnel.underlay, owner.tunnel_name(self.connection, self.side))
+        return (self.tunnel.underlay, owner.tunnel_name(self.id, self.side))
 
     @property
     def lead(self) -> tuple[Namespace, str]:
         """Where what leads to an encrypted tunnel that is not in the workload has its end."""
-        return (self.tunnel.underlay, owner.lead_name(self.connection, self.side))
+        return (self.tunnel.underlay, owner.lead_name(self.id, self.side))
 
 
 Wire = LocalWire | RemoteWire
@@ -541,7 +556,7 @@ def items(wire: Wire, group: int) -> State:
         found.update(_encrypted(wire, wire.tunnel, ends[0]))
     elif wire.apart:
         where, name = wire.below
-        alias = str(owner.mark(wire.connection, wire.side, hop=True))
+        alias = str(owner.mark(wire.connection, wire.side, hop=True, leg=wire.leg))
         end = replace(ends[0], namespace=where, name=name, alias=alias)
         tunnel = _vxlan(wire, wire.tunnel, end)
         found |= {tunnel, Macvlan(ends[0], wire.below, tunnel.core)}
@@ -565,7 +580,13 @@ def _end(wire: Wire, side: owner.SideName, interface: Interface, group: int) -> 
             hint="IPv6 needs 1280 at least; check the underlay's MTU" if interface.v6 else "",
         )
     mac = check_mac(interface.mac) if interface.mac else owner.mac(wire.connection, side)
-    mark = owner.mark(wire.connection, side, rules=bool(interface.policies))
+    mark = owner.mark(
+        wire.connection,
+        side,
+        rules=bool(interface.policies),
+        leg=wire.leg,
+        beside=wire.beside and side == "src",
+    )
     return End(interface.namespace, interface.name, mac, interface.mtu, group, str(mark))
 
 
@@ -583,11 +604,11 @@ def _encrypted(wire: RemoteWire, tunnel: WireguardTunnel, end: End) -> Iterator[
         yield _wireguard(wire, tunnel, end, mark)
         return
     where, name = wire.below
-    mark = owner.mark(wire.connection, wire.side, hop=True)
+    mark = owner.mark(wire.connection, wire.side, hop=True, leg=wire.leg)
     below = _wireguard(wire, tunnel, replace(end, namespace=where, name=name), mark)
     yield below
     where, name = wire.lead
-    alias = str(owner.mark(wire.connection, wire.side, hop=True, lead=True))
+    alias = str(owner.mark(wire.connection, wire.side, hop=True, lead=True, leg=wire.leg))
     near = replace(end, namespace=where, name=name, alias=alias)
     yield Splice(replace(end, quiet=True), near, wire.below, below.core)
 
@@ -610,6 +631,8 @@ def _wireguard(wire: RemoteWire, tunnel: WireguardTunnel, end: End, mark: owner.
         hop=mark.hop,
         underlay=tunnel.underlay.cookie,
         far=far,
+        leg=wire.leg,
+        beside=mark.beside,
     )
     return Wireguard(
         replace(end, mac="", alias=str(mark), quiet=True),

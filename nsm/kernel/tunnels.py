@@ -72,7 +72,7 @@ def settings(reach: Reach, end: End, engine: EngineName) -> Settings | None:
     if engine == "userspace":
         mark = owner.Mark.parse(end.alias)
         assert mark is not None
-        return reach.processes.settings(owner.tunnel_name(mark.connection, mark.side))
+        return reach.processes.settings(owner.tunnel_name(mark.wire, mark.side))
     index = reach.index_of(end.namespace, end.name)
     try:
         return wireguard_netlink.settings(reach.generic(end.namespace), index)
@@ -204,7 +204,7 @@ def _of(wire: RemoteWire) -> tuple[WireguardTunnel, Wireguard]:
     tunnel = wire.tunnel
     if not isinstance(tunnel, WireguardTunnel):
         raise InvalidError(f"wire {wire.connection} has no WireGuard tunnel")
-    mark = owner.mark(wire.connection, wire.side)
+    mark = owner.mark(wire.connection, wire.side, leg=wire.leg)
     where, name = wire.below if wire.apart else (wire.end.namespace, wire.end.name)
     end = End(where, name, "", wire.end.mtu, 0, str(mark))
     far = endpoint(tunnel.remote, tunnel.remote_port)

@@ -67,7 +67,7 @@ class Running:
 
     @property
     def name(self) -> str:
-        return owner.tunnel_name(self.mark.connection, self.mark.side)
+        return owner.tunnel_name(self.mark.wire, self.mark.side)
 
 
 class Processes:
@@ -94,7 +94,7 @@ class Processes:
         `settled` or `stop` comes next. Raises PreconditionError with its own words,
         TakenError; nothing is left then.
         """
-        name = owner.tunnel_name(mark.connection, mark.side)
+        name = owner.tunnel_name(mark.wire, mark.side)
         program = find_program()
         self.stop(name)
         try:
@@ -137,7 +137,7 @@ class Processes:
     def _spawn(
         self, program: str, mark: owner.Mark, inside: AbstractContextManager[None]
     ) -> Running:
-        name, whose = owner.tunnel_name(mark.connection, mark.side), f"{self._owner}{mark}"
+        name, whose = owner.tunnel_name(mark.wire, mark.side), f"{self._owner}{mark}"
         with self._lock, _listening(name, whose) as listening, ExitStack() as failing:
             log = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             failing.callback(os.close, log)
