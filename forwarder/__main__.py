@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from collections.abc import Mapping
 
 from forwarder import origin  # noqa: F401 - first, because what stands in for `nsm` would be run
 
@@ -29,6 +30,7 @@ from nsm.limits import Places
 from nsm.model import SECOND, Endpoint
 from nsm.process.calls import log_call
 from nsm.process.config import read
+from nsm.process.metrics import carried, figures
 from nsm.process.run import Process, run
 from nsm.rpc import services
 from nsm.rpc.calls import Calls
@@ -80,6 +82,7 @@ async def serve(config: Config, process: Process) -> None:
             places=Places(config.name, config.bounds),
             keeper=adoption.Keeper(store),
         )
+        figures.shows("wires", lambda: _carried(hop))
         found = await recovery.look()
         for held in adoption.adopt(leases, hop):
             again = adoption.follow_again(held, hop, route)
@@ -90,6 +93,7 @@ async def serve(config: Config, process: Process) -> None:
         )
         deaths = Deaths(hop, kernel, process.tasks.spawn)
         process.tasks.spawn(deaths.follow(), "deaths of namespaces", vital=True)
+        process.tasks.spawn(deaths.look_around(), "deserted namespaces", forever=True)
         edits = Edits(hop, route, registry, process.tasks.spawn)
         process.tasks.spawn(edits.follow(), "new rules of services", forever=True)
         handlers = [*services.of(hop), Health(*services.HEALTHY)]
@@ -117,6 +121,12 @@ async def serve(config: Config, process: Process) -> None:
                 hop.stop()
         finally:
             sockets.close()
+
+
+def _carried(hop: Hop[Crossing]) -> Mapping[str, int]:
+    held = hop.connections.established()
+    onward = (one.memory.outgoing.type if one.memory else "" for one in held)
+    return carried((one.made for one in held), onward)
 
 
 def _once_ready(process: Process, urls: tuple[str, ...], config: Config, found: int) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 
 import pytest
 
@@ -110,3 +111,36 @@ async def test_a_wire_that_nobody_refreshed_since_the_forwarders_were_killed_end
     again = nodes.client(place, "kernel://pair/nsm-1")
     assert addresses(nodes.space(place), "nsm-1") == ["172.16.2.1"]
     assert again.end() == 0
+
+
+@pytest.mark.parametrize("place", ["app", "near"], ids=["vxlan", "veth"])
+async def test_who_keeps_a_workloads_namespace_by_a_descriptor_keeps_no_wire(
+    nodes: Nodes, place: str
+):
+    """And whose process ends while the namespace has a name keeps it, for the next one."""
+    single, client = nodes.space("single"), nodes.space(place)
+    before = kernel_state(single)
+    named = nodes.client(place, "kernel://echo/stays", name="stays")
+    named.end(signal.SIGKILL)
+    with nodes.alone(place, "mortal", NSM_NETWORK_SERVICES="kernel://pair/nsm-1") as app:
+        pin = os.open(f"/proc/{app.pid}/ns/net", os.O_RDONLY)
+        try:
+            assert len(single.links()) == 1
+            app.end(signal.SIGKILL)
+            await until(lambda: not single.links(), f"the far end's end over {place}", bar=5)
+            inside = f"/proc/self/fd/{pin}"
+            shown = subprocess.run(
+                ["nsenter", f"--net={inside}", "ip", "-br", "link"],
+                pass_fds=[pin], check=True, capture_output=True, text=True,
+            )  # fmt: skip
+            assert "nsm-1" not in shown.stdout
+        finally:
+            os.close(pin)
+    assert kernel_state(single) == before
+    again = nodes.client(place, "kernel://pair/nsm-1")
+    assert addresses(client, "nsm-1") == ["172.16.2.1"]
+    assert again.end() == 0
+    assert client.links() == {"stays"}
+    heir = nodes.client(place, "kernel://echo/stays", name="stays")
+    assert heir.end() == 0
+    assert client.links() == set()
