@@ -11,14 +11,19 @@ from typing import Any, Final
 
 from labs import alive, seats, state, units
 from labs import lab as labfile
+from labs.breaking import carry_out, touched
+from labs.faults import Faults
+from labs.flows import MOST, Flows, Pair, pairs
 from labs.hands import FailedError, Hands
 from labs.lab import Capture, Check, Lab, Port, matching
 from labs.paths import Paths
 from labs.processes import Stage
 from labs.wires import Way, of_family, outside, ways, wires
+from nsm.errors import NsmError
 
 PATIENCE: Final = 1.0  # seconds for the last echo
 TRANSFER_PATIENCE: Final = 10.0  # seconds without progress
+HEALING: Final = 20.0  # seconds until packets flow again, whatever is expected
 LOOK_EVERY: Final = 0.1  # seconds between looks at a wire that may take its time
 MARK: Final = "vwire lab payload "
 _TOLD: Final = 5  # faults named in one row
@@ -115,6 +120,8 @@ class Checks:
                 return self._wire_in_time(check.what)
             case labfile.Stop():
                 return self._stop(check.what)
+            case labfile.Faulty():
+                return self._fault(check.what)
 
     # -- who with whom ----------------------------------------------------------------------
 
@@ -422,6 +429,43 @@ class Checks:
             return Verdict([f"{name} does not run"], "")
         killed = alive.stop([born.mark], TRANSFER_PATIENCE)
         return Verdict([f"{name} had to be killed"] if killed else [], f"{name} has ended")
+
+    # -- fault ------------------------------------------------------------------------------
+
+    def _fault(self, asked: labfile.Faulty) -> Verdict:
+        """Break, while packets flow along wires, and see that they do in the end."""
+        over, breaking = asked.over, Faults(self._lab, self._paths)
+        between = self._between(over, touched(breaking, asked.broken)) if over else []
+        if over and not between:
+            return Verdict([f"no wire joins {over.source} and {over.target}"], "")
+        try:
+            with Flows(self._paths, between[:MOST]) as flows:
+                done = carry_out(breaking, asked.broken)
+                flows.flow(max(HEALING, 2 * (asked.healed or 0.0)), "after it")
+                toll = flows.toll()
+        except NsmError as refusal:
+            return Verdict([refusal.message], "")
+        says = "; ".join(map(str, done))
+        if not over:
+            return Verdict([], says)
+        faults = []
+        if asked.lost is not None and toll.lost > asked.lost:
+            faults.append(f"{says}; {toll}, expected at most {asked.lost} lost")
+        if asked.lost == 0 and toll.twice:
+            faults.append(f"{toll.twice} datagrams came twice")
+        if asked.healed is not None and toll.seconds > asked.healed:
+            faults.append(f"{says}; {toll}, expected {asked.healed:g} s at most")
+        faults += toll.says if faults else ()
+        return Verdict(faults, f"{says}; {toll}", toll.figures)
+
+    def _between(self, over: labfile.Over, gone: set[str]) -> list[Pair]:
+        """Along which wires; those that an earlier fault took may take their time."""
+        end = time.monotonic() + HEALING
+        while True:
+            found = pairs(self._lab, self._paths, over.source, over.target, over.service)
+            if found or time.monotonic() > end:
+                return [pair for pair in found if not {pair.a, pair.b} & gone]
+            time.sleep(LOOK_EVERY)
 
 
 def _lost(who: str, row: Mapping[str, Any], allowed: int | str) -> list[str]:

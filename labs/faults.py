@@ -42,11 +42,6 @@ from nsm.process.words import last_words
 
 GONE: Final = 5.0  # seconds a signal may take to end somebody
 LOOK: Final = 0.01  # seconds between looks at what a lab's journal says
-_KINDS: Final = {Stage.CLIENT: "client", Stage.ENDPOINT: "endpoint", Stage.ROUTER: "router"}
-_OF_CLUSTERS: Final = (
-    Stage.ISSUER, Stage.REGISTRY, Stage.ADDRESS_PLAN, Stage.NAMESERVER, Stage.REGISTRY_PROXY,
-    Stage.MANAGER_PROXY,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +97,19 @@ class Faults:
         plan = processes.plan(lab, paths)
         self._processes = {p.name: p for p in plan.processes if not p.is_errand}
         self._on_demand = {p.name: p for p in plan.on_demand}
-        self._called = _called(lab, (*self._processes.values(), *plan.on_demand))
+        self._called = processes.called(lab, plan)
 
     # -- who --------------------------------------------------------------------------------
+
+    @property
+    def lab(self) -> Lab:
+        """Whose they are."""
+        return self._lab
+
+    @property
+    def paths(self) -> Paths:
+        """Where that lab has its files."""
+        return self._paths
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -139,12 +144,22 @@ class Faults:
         born = state.born(self._paths).get(name)
         return born.mark if born else None
 
-    def _known_node(self, node: str) -> str:
+    def node(self, node: str) -> str:
+        """A node's name, as it is. Raises NotFoundError with the nearest."""
         nodes = [name for name, one in self._lab.nodes.items() if one.kind == "node"]
         if node not in nodes:
             near = schema.nearest(node, nodes) or f"; there is {', '.join(nodes)}"
             raise NotFoundError(f"lab {self._lab.name} has no node {node!r}{near}")
         return node
+
+    def place(self, place: str) -> str:
+        """The name of an endpoint, router or client, as it is. Raises NotFoundError."""
+        lab = self._lab
+        places = [*lab.clients, *lab.endpoints, *lab.routers]
+        if place not in places:
+            near = schema.nearest(place, places) or f"; there is {', '.join(places)}"
+            raise NotFoundError(f"lab {lab.name} has no client, endpoint or router {place!r}{near}")
+        return place
 
     # -- processes --------------------------------------------------------------------------
 
@@ -167,11 +182,19 @@ class Faults:
         born = state.born(self._paths)[name]
         return born.mark != mark or born.ended is not None
 
+    def stop(self, who: str) -> int:
+        """Ask a process to end, and see that it does; its pid."""
+        return self.kill(who, signal.SIGTERM)
+
     def start(self, who: str) -> int:
         """Start a process again by its order; its pid, once it is ready."""
-        name = self.process(who)
-        self._start([name])
-        return self._mark(name).pid
+        return self.start_together([who])[0]
+
+    def start_together(self, whom: Sequence[str]) -> list[int]:
+        """Start several at once; their pids, once all of them are ready."""
+        names = [self.process(who) for who in whom]
+        self._start(names)
+        return [self._mark(name).pid for name in names]
 
     def _start(self, names: Sequence[str]) -> None:
         """Start processes together, and wait until all of them are ready."""
@@ -260,9 +283,7 @@ class Faults:
 
     def end_namespace(self, place: str) -> None:
         """A workload's namespace dies with all that is in it."""
-        self._lab.node_of(place)
-        if place in self._lab.nodes:
-            raise InvalidError(f"{place} is a node", hint=f"nsmctl lab fault stop … {place}")
+        self.place(place)
         with self._noting() as now:
             self._refuse_ended(now, place)
             self._end([place])
@@ -330,7 +351,7 @@ class Faults:
 
         And what a machine keeps in memory only: sockets, temporary files.
         """
-        self._known_node(node)
+        self.node(node)
         with self._noting() as now:
             self._refuse_ended(now, node)
             places = [p for p in self._lab.places if self._lab.node_of(p).name == node]
@@ -349,7 +370,7 @@ class Faults:
 
     def start_node(self, node: str) -> None:
         """The machine comes back: its namespaces, cables and addresses, then its processes."""
-        self._known_node(node)
+        self.node(node)
         with self._noting() as now:
             self._need_ended(now, node)
             places = [p for p in self._lab.places if self._lab.node_of(p).name == node]
@@ -373,7 +394,7 @@ class Faults:
 
     def link(self, node: str, up: bool) -> None:
         """Pull a node's cable out at its far end, or plug it in again: it loses its carrier."""
-        self._known_node(node)
+        self.node(node)
         with self._noting() as now:
             for link in self._links(node):
                 far = next(end for end in link.ends if end.node != node)
@@ -385,9 +406,14 @@ class Faults:
         if up:
             self._await_carrier(node)
 
+    def interface(self, place: str, name: str, *, up: bool) -> None:
+        """Set a workload's own interface down, or up: as somebody in there may do."""
+        self.place(place)
+        topology.switch(self._paths.namespace(place), name, up=up)
+
     def partition(self, *groups: Collection[str]) -> None:
         """Nodes of different groups lose what the others send; those of none reach all."""
-        named = tuple(tuple(self._known_node(node) for node in group) for group in groups)
+        named = tuple(tuple(self.node(node) for node in group) for group in groups)
         twice = [n for i, g in enumerate(named) for n in g if any(n in h for h in named[:i])]
         if len(named) < 2 or twice:
             why = f"{twice[0]} is in two" if twice else "say two at least"
@@ -417,7 +443,7 @@ class Faults:
 
     def rate(self, node: str, bits_per_second: int | None) -> None:
         """Let a node send no more than that; None: as the lab's file has it."""
-        self._known_node(node)
+        self.node(node)
         with self._noting() as now:
             for link in self._links(node):
                 own = next(end for end in link.ends if end.node == node)
@@ -493,33 +519,10 @@ class _Told:
         return [json.loads(line) for line in whole.splitlines()]
 
 
-def _called(lab: Lab, all_: Sequence[Process]) -> dict[str, str]:
-    """NODE/PROC by every name that somebody may call it; the one for people first."""
-    found: dict[str, str] = {}
-    for process in all_:
-        node, _, own = process.name.partition("/")
-        kind = _KINDS.get(process.stage)
-        if kind:
-            found |= {f"{kind}:{own}": process.name, own: process.name}
-        elif process.stage == Stage.PROGRAM:
-            found |= {f"program:{own}": process.name, own: process.name}
-        else:
-            if process.stage in _OF_CLUSTERS:
-                found[f"{own}@{lab.nodes[node].cluster}"] = process.name
-            found[f"{own}@{node}"] = process.name
-        found[process.name] = process.name
-    for stage, kind in ((Stage.ROUTER, "router"), (Stage.FORWARDER, "forwarder")):
-        for node in lab.nodes:
-            there = [p.name for p in all_ if p.stage == stage and p.name.startswith(f"{node}/")]
-            if len(there) == 1:
-                found.setdefault(f"{kind}@{node}", there[0])
-    return found
-
-
 def _place(process: Process) -> str:
     """Where a process is: the node, or the workload whose namespace it is in."""
     node, _, own = process.name.partition("/")
-    if process.stage in (*_KINDS, Stage.PROGRAM):
+    if process.stage in (*processes.WORKLOADS, Stage.PROGRAM):
         return own.partition(".")[0]
     return node
 

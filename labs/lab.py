@@ -259,11 +259,41 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Broken:
+    """What is broken on purpose, of whom, and for how long; see labs/faults.py."""
+
+    what: str  # kill, stop, start, freeze, thaw, end, reboot, link-down, link-up, rate, …
+    who: tuple[str, ...] = ()
+    groups: tuple[tuple[str, ...], ...] = ()  # of nodes, of a partition
+    seconds: float | None = None  # until it is taken back; None: it stays
+    rate: int = 0  # bits a second
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """The wires along which packets flow meanwhile."""
+
+    source: str
+    target: str
+    service: str
+
+
+@dataclass(frozen=True, slots=True)
+class Faulty:
+    """A fault, the traffic meanwhile, and what it may cost that; None: whatever it costs."""
+
+    broken: Broken
+    over: Over | None = None
+    lost: int | None = None  # datagrams, of all flows, both ways
+    healed: float | None = None  # seconds without packets, at most
+
+
+@dataclass(frozen=True, slots=True)
 class Check:
     """One row of the table."""
 
     name: str
-    what: Ping | Datagrams | Transfer | Exec | Capture | WireFacts | Stop
+    what: Ping | Datagrams | Transfer | Exec | Capture | WireFacts | Stop | Faulty
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,7 +411,10 @@ def parse(text: str, file: str, *, name: str = "") -> Lab:
     if name:
         source.data["name"] = name
         schema.check(source)
-    return _Reader(source).lab()
+    reader = _Reader(source)
+    lab = reader.lab()
+    reader.whom(lab)
+    return lab
 
 
 class _Reader:
@@ -1012,6 +1045,32 @@ class _Reader:
 
     # -- checks -----------------------------------------------------------------------------
 
+    def whom(self, lab: Lab) -> None:
+        """Hold whom faults mean against the processes that the lab comes to."""
+        faulty = {c.name: c.what.broken for c in lab.checks if isinstance(c.what, Faulty)}
+        if not faulty:
+            return
+        from labs import processes  # which are made of a whole lab
+        from labs.paths import Paths
+
+        known = processes.called(lab, processes.plan(lab, Paths(lab.name)))
+        nodes = {name: node for name, node in lab.nodes.items() if node.kind == "node"}
+        places = {**lab.clients, **lab.endpoints, **lab.routers}
+        for i, item in enumerate(self._data["checks"]):
+            if item["name"] not in faulty:
+                continue
+            where: Where = ("checks", i, "fault", (one := faulty[item["name"]]).what)
+            for who in (*one.who, *(node for group in one.groups for node in group)):
+                place = who.partition(":")[0] if one.what in _CABLES else ""
+                if one.what in _OF_NODES or place == who:
+                    self._known(where, who, nodes, "node")
+                elif one.what == "end" or place:
+                    self._known(where, place or who, places, "client or endpoint")
+                elif one.what == "start":
+                    self._known(where, who, {**known, **nodes, **places}, "process or place")
+                else:
+                    self._known(where, who, known, "process")
+
     def _checks(
         self,
         nodes: Mapping[str, Node],
@@ -1031,7 +1090,7 @@ class _Reader:
             asked, expect = item[kind], item.get("expect", {})
             self._expects(where, kind, expect)
             self._named((*where, "name"), item["name"], checks)
-            for key in ("from", "to", "client"):
+            for key in ("from", "to", "client") if kind != "fault" else ():
                 if key == "to" and is_name(asked.get(key, "")):
                     self._by_name((*where, kind, key), asked, networks)
                 elif key in asked and not matching(
@@ -1070,10 +1129,33 @@ class _Reader:
             case "wire" if "endpoint" in expect:
                 spot = (*where, "expect", "endpoint")
                 self._known(spot, expect["endpoint"], far, "endpoint or router")
+            case "fault":
+                self._breakable(where, item, ends)
             case "capture":
                 self._known((*where, kind, "on"), asked["on"], ports, "port")
                 known = dict.fromkeys((UP, *above))
                 self._known((*where, kind, "during"), asked["during"], known, "check above")
+
+    def _breakable(self, where: Where, item: Mapping[str, Any], ends: Mapping[str, Any]) -> None:
+        """Refuse a fault that says too little or too much."""
+        asked, expect = item["fault"], item.get("expect", {})
+        if expect and "over" not in asked:
+            raise self._wrong(
+                (*where, "expect"),
+                "nothing flows: name the wires in fault.over: {from: ..., to: ...}",
+            )
+        if expect.get("lost") == "all":
+            raise self._wrong((*where, "expect", "lost"), "found all, expected a number")
+        if ("to" in asked) != ("rate" in asked):
+            raise self._wrong((*where, "fault"), "a rate and what it is lowered `to` go together")
+        for kind in ("start", "thaw", "link-up", "mend"):
+            if kind in asked and "for" in asked:
+                raise self._wrong((*where, "fault", "for"), f"means nothing for {kind}")
+        for key in ("from", "to"):
+            if "over" in asked and not matching(asked["over"][key], ends):
+                raise self._wrong(
+                    (*where, "fault", "over", key), f"nobody is called like {asked['over'][key]!r}"
+                )
 
     def _by_name(
         self, where: Where, asked: Mapping[str, Any], networks: Mapping[str, Network]
@@ -1115,12 +1197,21 @@ _EXPECTS: Final[Mapping[str, tuple[str, ...]]] = {
     "capture": ("sees", "never"),
     "wire": ("mechanism", "mtu", "endpoint"),
     "stop": (),
+    "fault": ("lost", "healed"),
 }
+FOREVER: Final = "ever"
+_STAYS: Final[Mapping[str, str]] = {"kill": "0s", "reboot": "0s"}  # what is not said of these
+_CABLES: Final = ("link-down", "link-up")  # of a node, or PLACE:INTERFACE
+_OF_NODES: Final = ("reboot", "rate", "partition")
+FAULTS: Final = (
+    "kill", "stop", "start", "freeze", "thaw", "end", "reboot", "link-down", "link-up", "rate",
+    "partition", "mend",
+)  # fmt: skip
 
 
 def _check(
     kind: str, asked: Mapping[str, Any], expect: Mapping[str, Any], ports: Mapping[str, Port]
-) -> Ping | Datagrams | Transfer | Exec | Capture | WireFacts | Stop:
+) -> Ping | Datagrams | Transfer | Exec | Capture | WireFacts | Stop | Faulty:
     family = asked.get("family", "any")
     families: tuple[Family, ...] = FAMILIES if family in ("any", "both") else (family,)
     strict = family != "any"
@@ -1147,11 +1238,32 @@ def _check(
             )  # fmt: skip
         case "stop":
             return Stop(asked["process"])
+        case "fault":
+            over = asked.get("over")
+            return Faulty(
+                broken(asked), over and Over(over["from"], over["to"], over.get("service", "*")),
+                expect.get("lost"),
+                _bounded("healed", expect["healed"]) if "healed" in expect else None,
+            )  # fmt: skip
         case _:
             return WireFacts(
                 asked["client"], service, expect.get("mechanism", ""), expect.get("mtu", 0),
                 expect.get("endpoint", ""), _bounded("within", asked.get("within", "0s")),
             )  # fmt: skip
+
+
+def broken(asked: Mapping[str, Any]) -> Broken:
+    """The fault that a check, or a person, asks for."""
+    what = next(kind for kind in FAULTS if kind in asked)
+    whom = asked[what]
+    stays = asked.get("for", _STAYS.get(what, FOREVER))
+    seconds = None if stays == FOREVER else _bounded("for", stays)
+    if what == "partition":
+        return Broken(what, groups=tuple(tuple(group) for group in whom), seconds=seconds)
+    if what == "mend":
+        return Broken(what)
+    rate = units.bits(asked["to"]) if "to" in asked else 0
+    return Broken(what, (whom,) if isinstance(whom, str) else tuple(whom), (), seconds, rate)
 
 
 def _bounded(key: str, text: str) -> float:

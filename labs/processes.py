@@ -61,6 +61,11 @@ MODULES: Final[Mapping[Stage, str]] = {
     Stage.ENDPOINT: "endpoints.responder",
     Stage.CLIENT: "nsm.process.client",
 }
+WORKLOADS: Final = {Stage.CLIENT: "client", Stage.ENDPOINT: "endpoint", Stage.ROUTER: "router"}
+_OF_CLUSTERS: Final = (
+    Stage.ISSUER, Stage.REGISTRY, Stage.ADDRESS_PLAN, Stage.NAMESERVER, Stage.REGISTRY_PROXY,
+    Stage.MANAGER_PROXY,
+)  # fmt: skip
 _FOREIGN: Final = (Stage.NAMESERVER, Stage.PROGRAM)
 _PRIVILEGED: Final = (
     Stage.ISSUER, Stage.MANAGER, Stage.FORWARDER, Stage.ROUTER, Stage.SUPPLIER,
@@ -226,6 +231,30 @@ def all_domains(lab: Lab) -> dict[str, dict[str, list[str]]]:
     for cluster in lab.clusters.values():
         if cluster.knows:
             found |= domains_of(lab, cluster)
+    return found
+
+
+def called(lab: Lab, plan_: Plan) -> dict[str, str]:
+    """NODE/PROC by every name that somebody may call it; the one for people first."""
+    all_ = [p for p in (*plan_.processes, *plan_.on_demand) if not p.is_errand]
+    found: dict[str, str] = {}
+    for process in all_:
+        node, _, own = process.name.partition("/")
+        kind = WORKLOADS.get(process.stage)
+        if kind:
+            found |= {f"{kind}:{own}": process.name, own: process.name}
+        elif process.stage == Stage.PROGRAM:
+            found |= {f"program:{own}": process.name, own: process.name}
+        else:
+            if process.stage in _OF_CLUSTERS:
+                found[f"{own}@{lab.nodes[node].cluster}"] = process.name
+            found[f"{own}@{node}"] = process.name
+        found[process.name] = process.name
+    for stage, kind in ((Stage.ROUTER, "router"), (Stage.FORWARDER, "forwarder")):
+        for node in lab.nodes:
+            there = [p.name for p in all_ if p.stage == stage and p.name.startswith(f"{node}/")]
+            if len(there) == 1:
+                found.setdefault(f"{kind}@{node}", there[0])
     return found
 
 
@@ -490,6 +519,7 @@ class _Planner:
             "NSM_CONNECT_TO": self._door(client.on),
             "NSM_NETWORK_SERVICES": ",".join(client.connect),
             "NSM_STATUS_FILE": self._paths.status(client.name),
+            "NSM_OUTAGE_LOG": self._paths.outages(client.name),
             "NSM_RESOLV_CONF": self._paths.resolv_conf(client.name),
         }
         if client.awareness:

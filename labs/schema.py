@@ -30,7 +30,7 @@ NOT_YET: Final[Mapping[tuple[str, ...], str]] = {
     ("topology", "links", "*", "loss"): "losses of links; what works: mtu, rate",
     ("services", "*", "dns"): "names of endpoints; what works: vl3: {dns: ...}, for its members",
     ("clients", "*", "dns"): "names of clients; what works: services.*.vl3.dns",
-    ("faults",): "faults; what works: checks",
+    ("faults",): "faults; what works: checks, with fault: {kill: ...} and others",
 }
 _NOT_YET_VALUES: Final[Mapping[str, str]] = {
     "kind: router": "is not yet there; what works: node and switch",

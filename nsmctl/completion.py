@@ -48,6 +48,17 @@ def processes(context: typer.Context, incomplete: str) -> list[str]:
     return _fitting(_of_lab(context, names), incomplete)
 
 
+def faulty(context: typer.Context, incomplete: str) -> list[str]:
+    """Whom `lab fault` can mean."""
+
+    def names(lab: "Lab", paths: "Paths") -> Iterable[str]:
+        from labs.faults import Faults
+
+        return Faults(lab, paths).names
+
+    return _fitting(_of_lab(context, names), incomplete)
+
+
 def _up() -> list[str]:
     with suppress(ImportError, OSError):
         from labs import state

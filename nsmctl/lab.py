@@ -13,7 +13,7 @@ import typer
 import yaml
 
 from nsm.errors import InvalidError, NsmError
-from nsmctl import completion, show
+from nsmctl import completion, fault, show
 
 if TYPE_CHECKING:  # what touches Linux is imported where it is used: `lab check` works anywhere
     from labs.checks import Result
@@ -29,6 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+app.add_typer(fault.app, name="fault")
 
 File = Annotated[
     str,

@@ -116,3 +116,63 @@ def test_point_to_point_prefixes_have_no_network_address():
         "n2: {cluster: east}", "n2: {cluster: east, ipv4: 198.18.0.0}"
     )
     assert lab.parse(two, "x.yaml").nodes["n2"].address("ipv4") == "198.18.0.0"
+
+
+# --- faults ----------------------------------------------------------------------------------
+
+
+def faulty(text: str) -> lab.Faulty:
+    asked = lab.parse(f"{BASE}  - {{name: d, {text}}}\n", "x.yaml").checks[-1].what
+    assert isinstance(asked, lab.Faulty)
+    return asked
+
+
+def test_a_fault_is_of_somebody_for_some_time_over_wires():
+    asked = faulty(
+        "fault: {kill: [forwarder@n1, r], for: 500ms, over: {from: app, to: r}},"
+        " expect: {lost: 0, healed: 2s}"
+    )
+    assert asked.broken == lab.Broken("kill", ("forwarder@n1", "r"), seconds=0.5)
+    assert asked.over == lab.Over("app", "r", "*")
+    assert (asked.lost, asked.healed) == (0, 2.0)
+    for text, what in {
+        "kill: n1/nsmgr": lab.Broken("kill", ("n1/nsmgr",), seconds=0.0),
+        "stop: registry@east": lab.Broken("stop", ("registry@east",)),
+        "kill: r, for: ever": lab.Broken("kill", ("r",)),
+        "reboot: n2": lab.Broken("reboot", ("n2",), seconds=0.0),
+        "link-down: 'app:nsm-1'": lab.Broken("link-down", ("app:nsm-1",)),
+        "rate: n2, to: 10Mbit": lab.Broken("rate", ("n2",), rate=10_000_000),
+        "partition: [[n1], [n2]]": lab.Broken("partition", groups=(("n1",), ("n2",))),
+        "mend: all": lab.Broken("mend"),
+    }.items():
+        assert faulty(f"fault: {{{text}}}") == lab.Faulty(what)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("fault: {kill: forwader@n1}", "no process 'forwader@n1'; did you mean \"forwarder@n1\""),
+        ("fault: {kill: sw}", "no process 'sw'"),
+        ("fault: {reboot: sw}", "no node 'sw'"),
+        ("fault: {partition: [[n1], [n3]]}", "no node 'n3'"),
+        ("fault: {partition: [[n1]]}", "expected 2 to 20 items"),
+        ("fault: {end: n1}", "no client or endpoint 'n1'"),
+        ("fault: {link-down: 'ap:nsm-1'}", "no client or endpoint 'ap'; did you mean \"app\""),
+        ("fault: {start: nobody}", "no process or place 'nobody'"),
+        ("fault: {kil: r}", 'unknown key "kil"; did you mean "kill"?'),
+        ("fault: {kill: r, stop: r}", "found kill and stop, expected exactly one of kill, stop"),
+        ("fault: {kill: r, for: 5}", "for: found 5"),
+        ("fault: {kill: r, for: 61min}", "found 61min, expected up to 60min"),
+        ("fault: {start: r, for: 1s}", "means nothing for start"),
+        ("fault: {rate: n1}", "a rate and what it is lowered `to` go together"),
+        ("fault: {kill: r}, expect: {lost: 0}", "nothing flows: name the wires in fault.over"),
+        ("fault: {kill: r, over: {from: app, to: r}}, expect: {lost: all}", "expected a number"),
+        ("fault: {kill: r, over: {from: app, to: x}}", "nobody is called like 'x'"),
+        ("fault: {kill: r, over: {from: app, to: r}}, expect: {exit: 0}", "known: lost, healed"),
+    ],
+)
+def test_a_fault_of_nobody_or_of_too_much_is_refused_with_its_line(text, says):
+    with pytest.raises(InvalidError) as caught:
+        lab.parse(f"{BASE}  - {{name: d, {text}}}\n", "x.yaml")
+    assert "x.yaml:25: " in caught.value.message
+    assert says in caught.value.message
