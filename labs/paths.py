@@ -74,6 +74,10 @@ class Paths:
         """Where a client tells of its wires."""
         return os.path.join(self.folder, "status", client)
 
+    def outages(self, client: str) -> str:
+        """Where a client writes down when it was without a wire."""
+        return os.path.join(self.folder, "log", f"outages.{client}")
+
     def node(self, node: str, *more: str) -> str:
         """Something of a node."""
         return os.path.join(self.folder, "node", node, *more)

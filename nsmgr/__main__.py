@@ -15,6 +15,7 @@ from nsm.model import SECOND
 from nsm.offers import Offers
 from nsm.process.calls import log_call
 from nsm.process.config import read
+from nsm.process.metrics import carried, figures
 from nsm.process.run import Process, run
 from nsm.registrar import Registrar
 from nsm.rpc import registry_services, services
@@ -57,6 +58,7 @@ async def serve(config: Config, process: Process) -> None:
             observer=lambda who: str(who) in config.observers,
             places=Places(config.name, config.bounds),
         )
+        figures.shows("wires", lambda: carried(one.made for one in hop.connections.established()))
         node = NodeRegistry(domain, locals_, config.labels, spawn=process.tasks.spawn)
         health = Health(*services.HEALTHY, *registry_services.HEALTHY)
         writes = Places(config.name, config.bounds, "registrations")

@@ -17,6 +17,7 @@ from nsm.model import SECOND
 from nsm.offers import Offers
 from nsm.process.calls import log_call
 from nsm.process.config import read
+from nsm.process.metrics import figures
 from nsm.process.run import Process, run
 from nsm.registrar import Keeper, Registrar, Watchers
 from nsm.registration import SERVER_POLICIES
@@ -51,6 +52,10 @@ async def registry(config: Config, process: Process) -> None:
     ):
         offers = Offers(config.limits)
         offers.load(loaded.endpoints, loaded.services, grace_until=time.time_ns() + period)
+        figures.shows(
+            "registrations",
+            lambda: {"endpoint": len(offers.endpoints), "service": len(offers.services)},
+        )
         registrar = Registrar(
             offers,
             period=period,

@@ -13,6 +13,7 @@ from nsm.endpoint import Endpoint
 from nsm.limits import Bounds
 from nsm.process.calls import log_call
 from nsm.process.config import read
+from nsm.process.metrics import carried, figures
 from nsm.process.run import Process, run
 from nsm.race import unless
 
@@ -43,6 +44,7 @@ async def serve(config: Config, process: Process) -> None:
         bounds=Bounds(config.max_requests, config.max_requests_per_client),
         on_call=log_call,
     ) as endpoint:
+        figures.shows("wires", lambda: carried(endpoint.connections))
         process.ready(
             endpoint.urls, services=", ".join(config.service_names), manager=config.connect_to
         )

@@ -1,8 +1,9 @@
-"""One line for each call a process answered."""
+"""One line for each call a process answered, and one more in its figures."""
 
 import structlog
 
 from nsm.errors import Code
+from nsm.process.metrics import figures
 from nsm.rpc.server import Call
 
 log = structlog.get_logger(__name__)
@@ -11,6 +12,7 @@ _QUIET = ("/grpc.health.v1.Health/",)  # probes, every few seconds
 
 def log_call(call: Call) -> None:
     """Who asked for what, how long it took, and what came of it."""
+    figures.called(call.method.strip("/"), call.code.name, call.ms / 1000)
     facts = {
         "method": call.method.strip("/"),
         "caller": str(call.caller),

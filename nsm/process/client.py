@@ -25,7 +25,9 @@ from nsm.heal import Trouble
 from nsm.identity.background import background
 from nsm.names import resolvconf
 from nsm.nsurl import NSURL
+from nsm.process import losses
 from nsm.process.config import DnsServer, Duration, Form, read
+from nsm.process.metrics import carried, figures
 from nsm.process.naming import Naming
 from nsm.process.run import Process, run
 from nsm.process.workload import Asking
@@ -113,6 +115,7 @@ async def serve(config: Config, process: Process) -> None:
     patience = config.patience or float("inf")
     async with contextlib.AsyncExitStack() as stack:
         status = await stack.enter_async_context(_status(config.status_file))
+        note = await stack.enter_async_context(losses.noted(config.outage_log))
         naming = await stack.enter_async_context(
             Naming(
                 config.local_dns_server_enabled, config.resolv_conf, config.local_dns_server_address
@@ -128,6 +131,7 @@ async def serve(config: Config, process: Process) -> None:
             else:
                 log.warning("wire", state=what.value, **facts, why=str(error))
             status.append(line)
+            note(what, wire)
             if what is Change.CLOSED:
                 naming.forget(wire)
 
@@ -155,6 +159,7 @@ async def serve(config: Config, process: Process) -> None:
             )
             for id_, url in zip(ids, config.network_services, strict=True)
         ]
+        figures.shows("wires", lambda: carried(one.made for one in client.wires if one.up))
         await naming.settled()
         process.ready(manager=config.connect_to, wires=", ".join(map(_shown, wires)))
         await process.stopped()

@@ -33,6 +33,7 @@ from nsm.process.forms import (
     Duration,
     Form,
     Level,
+    Listening,
     Port,
     PositiveDuration,
     Url,
@@ -48,6 +49,7 @@ __all__ = [
     "Duration",
     "Form",
     "Level",
+    "Listening",
     "Port",
     "PositiveDuration",
     "Url",
@@ -61,6 +63,7 @@ __all__ = [
 ]
 
 C = TypeVar("C")
+_WATCHING = ("NSM_LOOP_GUARD", "PROMETHEUS", "NSM_PROMETHEUS_LISTEN_ON")
 ASKED_WRONGLY = 2  # exit code
 
 # Upstream's manifests set these for their own processes; nothing here reads them (§11.2, §11.3).
@@ -81,6 +84,12 @@ UPSTREAM_ONLY = frozenset(
         "POD_RESOURCES_PATH",
         "PPROF_ENABLED",
         "PPROF_LISTEN_ON",
+        "PROMETHEUS_CA_FILE",
+        "PROMETHEUS_CERT_FILE",
+        "PROMETHEUS_KEY_FILE",
+        "PROMETHEUS_MAX_BIND_THRESHOLD",
+        "PROMETHEUS_MONITOR_CERTIFICATE",
+        "PROMETHEUS_SERVER_HEADER_TIMEOUT",
         "REGISTRY_CLIENT_POLICIES",
         "REGISTRY_SERVER_POLICIES",
         "RESOURCE_POLL_TIMEOUT",
@@ -92,7 +101,7 @@ UPSTREAM_ONLY = frozenset(
         "VPP_MIN_OPERATION_TIMEOUT",
     )
 )
-UPSTREAM_PREFIXES = ("NSM_PROMETHEUS_", "NSM_SRIOV_TOKENS_")
+UPSTREAM_PREFIXES = ("NSM_SRIOV_TOKENS_",)
 
 
 class ConfigError(InvalidError):
@@ -125,6 +134,13 @@ class Common:
     health_file: str = ""
     """A file for probes. It says `serving`, or why not; one older than some seconds is that of a
     process that hangs. Gone when the process ends."""
+
+    prometheus: bool = field(default=False, metadata={"variable": "PROMETHEUS"})
+    """Whether counts and gauges are served for Prometheus, over plain HTTP."""
+
+    prometheus_listen_on: Listening = ("127.0.0.1", 8081)
+    """Where; each process of a host has a port of its own, 0 is a free one, which its log names.
+    Whoever reaches it reads it: beyond loopback, have something with TLS in front of it."""
 
     notify_socket: str = field(default="", metadata={"variable": "NOTIFY_SOCKET"})
     """Where systemd waits for READY=1 and STOPPING=1."""
@@ -207,11 +223,11 @@ def for_children(
 ) -> dict[str, str]:
     """What a program hands on to processes of ours that it gives an environment of their own.
 
-    That is what watches over all of a test's processes, however deep they were started, and
-    of the names in also those that are set.
+    That is what watches over all of them, however deep they were started, and of the names in
+    also those that are set.
     """
     environ = os.environ if environ is None else environ
-    return {name: environ[name] for name in ("NSM_LOOP_GUARD", *also) if name in environ}
+    return {name: environ[name] for name in (*_WATCHING, *also) if name in environ}
 
 
 def strangers(kind: type[Any], environ: Mapping[str, str] | None = None) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """How a setting's value is written, as upstream's processes read it (`wire.md` §11.1)."""
 
+import ipaddress
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -117,6 +118,16 @@ def _ends_in_port(authority: str) -> bool:
     return re.fullmatch("[0-9]{1,5}", port) is not None and int(port) < 65536
 
 
+def listening(text: str) -> tuple[str, int]:
+    """Where to listen: `127.0.0.1:8081`, `[::1]:8081`, `:8081` (everywhere); port 0: a free one."""
+    host, mark, port = text.rpartition(":")
+    if not mark or re.fullmatch("[0-9]{1,5}", port) is None or int(port) > 65535:
+        raise ValueError(text)
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    return (str(ipaddress.ip_address(host)) if host else ""), int(port)
+
+
 LogLevel = Literal["TRACE", "DEBUG", "INFO", "WARN", "ERROR"]
 _OTHER_LEVELS = {"WARNING": "WARN", "FATAL": "ERROR", "PANIC": "ERROR"}  # logrus has these too
 
@@ -138,6 +149,9 @@ PositiveDuration = Annotated[
 Url = Annotated[str, Form(url, "a URL: tcp://host:port, unix:///path or host:port")]
 Count = Annotated[int, Form(integer(1, 1_000_000_000), "a whole number above zero")]
 Port = Annotated[int, Form(integer(0, 65535), "a port: 0 to 65535")]
+Listening = Annotated[
+    tuple[str, int], Form(listening, "ADDRESS:PORT, as 127.0.0.1:8081 or :8081", show_server)
+]
 Level = Annotated[LogLevel, Form(log_level, "TRACE, DEBUG, INFO, WARN or ERROR")]
 DnsServer = Annotated[
     tuple[str, int],

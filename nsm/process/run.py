@@ -28,7 +28,8 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import structlog
@@ -42,6 +43,7 @@ from nsm.errors import (
     UnsupportedError,
 )
 from nsm.process import log as logs
+from nsm.process import metrics
 from nsm.process.config import Common, strangers
 from nsm.process.forms import LogLevel
 from nsm.process.health import Health, publish
@@ -210,7 +212,8 @@ async def _supervised(
                 telling = publish(process.health, config.health_file)
                 group.spawn(telling, "health file", forever=True, vital=True)
             try:
-                await serve(config, process)
+                async with _metrics(kind, config, process):
+                    await serve(config, process)
             finally:
                 process.ending()
     except asyncio.CancelledError:
@@ -219,6 +222,17 @@ async def _supervised(
     except Exception as error:  # noqa: BLE001 - the last place that can say what went wrong
         return _report(error, notifier)
     return process.exit_code
+
+
+@asynccontextmanager
+async def _metrics(kind: str, config: Common, process: Process) -> AsyncIterator[None]:
+    if not config.prometheus:
+        yield
+        return
+    where = metrics.served(*config.prometheus_listen_on, kind, lambda: process.health.serving)
+    async with where as url:
+        log.info("metrics", url=url)
+        yield
 
 
 def _set_level(level: LogLevel) -> None:

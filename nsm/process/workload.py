@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nsm import client, endpoint
+from nsm.errors import NsmError
 from nsm.identity.source import Source
 from nsm.identity.workload import workload_source
 from nsm.liveness import Rhythm
 from nsm.nsurl import NSURL
+from nsm.process import losses
 from nsm.process.config import Common, PositiveDuration, Url, parse
 
 MANAGER = "unix:///var/lib/networkservicemesh/nsm.io.sock"
@@ -87,6 +89,10 @@ class Asking(Surroundings):
     """Within how long of its end a wire is known to be dead and led elsewhere; later where the
     interval is more than a fifth of it. An end that never answered is never called dead."""
 
+    outage_log: str = ""
+    """A file that gets a line of JSON for each loss of a wire, at its end. It is bounded: full, it
+    becomes the one with .1 behind its name. Empty: none."""
+
     @property
     def liveness(self) -> Rhythm | None:
         """Of pings through wires; None: none are sent."""
@@ -105,35 +111,42 @@ async def connect(
     labels: Mapping[str, str] | None = None,
     patience: float = 0.0,
     on_change: client.OnChange = lambda *_: None,
+    outage_log: str | None = None,
 ) -> AsyncIterator[client.Wire]:
     """Hold a wire to a network service for as long as the block lasts.
 
         async with nsm.connect("kernel://icmp-responder/nsm-1") as wire:
             print(wire.interface, *wire.addresses)
 
-    What is not given comes from NSM_NAME, NSM_CONNECT_TO and
+    What is not given comes from NSM_NAME, NSM_CONNECT_TO, NSM_OUTAGE_LOG and
     SPIFFE_ENDPOINT_SOCKET. patience: for how many seconds a refusal that may
     pass is tried again. Raises NsmError. Several wires: `nsm.Client`.
     """
     around = parse(Asking)
-    settings = client.Settings(
-        dial_timeout=around.dial_timeout,
-        request_timeout=around.request_timeout,
-        lifetime=around.lifetime,
-        labels={**around.told, **(labels or {})},
-        liveness=around.liveness,
-        on_change=on_change,
-    )
-    async with (
-        client.Client(
-            name or around.name or "nsc",
-            source=nullcontext(source) if source else around.identity(),
-            manager=manager or around.connect_to,
-            settings=settings,
-        ) as asking,
-        asking.connect(url, patience=patience) as wire,
-    ):
-        yield wire
+    async with losses.noted(around.outage_log if outage_log is None else outage_log) as note:
+
+        def changed(what: client.Change, wire: client.Wire, error: NsmError | None) -> None:
+            note(what, wire)
+            on_change(what, wire, error)
+
+        settings = client.Settings(
+            dial_timeout=around.dial_timeout,
+            request_timeout=around.request_timeout,
+            lifetime=around.lifetime,
+            labels={**around.told, **(labels or {})},
+            liveness=around.liveness,
+            on_change=changed,
+        )
+        async with (
+            client.Client(
+                name or around.name or "nsc",
+                source=nullcontext(source) if source else around.identity(),
+                manager=manager or around.connect_to,
+                settings=settings,
+            ) as asking,
+            asking.connect(url, patience=patience) as wire,
+        ):
+            yield wire
 
 
 class Endpoint(endpoint.Endpoint):

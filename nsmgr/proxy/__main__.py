@@ -10,6 +10,7 @@ from nsm.limits import Places
 from nsm.model import SECOND
 from nsm.process.calls import log_call
 from nsm.process.config import read
+from nsm.process.metrics import carried, figures
 from nsm.process.run import Process, run
 from nsm.rpc import registry_services, services
 from nsm.rpc.calls import Calls
@@ -68,6 +69,7 @@ async def serve(config: Config, process: Process) -> None:
             observer=lambda who: str(who) in config.observers,
             places=Places(config.name, config.bounds),
         )
+        figures.shows("wires", lambda: carried(one.made for one in hop.connections.established()))
         handlers = [
             *services.of(hop),
             *registry_services.handlers(

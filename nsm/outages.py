@@ -1,0 +1,192 @@
+"""The outages of a client's wires, kept in a file: when, why, and what ending each took.
+
+A line of JSON for each, written when the wire is up again or given up. The file is bounded:
+full, it becomes FILE.1, and what was FILE.1 is gone. `nsmctl heal report` sums files up.
+"""
+
+import asyncio
+import json
+import os
+import statistics
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Self
+
+import structlog
+
+from nsm.errors import PreconditionError
+from nsm.heal import Cause, Trouble
+
+LARGEST: Final = 1 << 20  # bytes of a file: some 2000 outages
+LONGEST: Final = 64 * 1024  # bytes of a line that is read
+ENOUGH: Final = 300  # outages, before anybody speaks of a 99th percentile
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outage:
+    """One outage. Times are in seconds.
+
+    ended       when it ended, since 1970
+    noticed     from its beginning until it was known
+    healed      from its beginning until the wire was up again; None: it was given up
+    flowed      whether packets flowed all the same; None: nobody could tell
+    """
+
+    connection: str
+    service: str
+    cause: Cause
+    ended: float
+    noticed: float
+    healed: float | None
+    flowed: bool | None = None
+    endpoint: str = ""
+    endpoint_after: str = ""
+    tries: int = 0
+    stages: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, trouble: Trouble, connection: str, service: str, endpoint_after: str = "") -> Self:
+        """A trouble of a wire that is over, or given up, now."""
+        return cls(
+            connection=connection,
+            service=service,
+            cause=trouble.cause,
+            ended=round(time.time(), 3),
+            noticed=round(trouble.noticed - trouble.began, 6),
+            healed=round(trouble.seconds, 6) if trouble.healed else None,
+            flowed=trouble.flowed,
+            endpoint=trouble.endpoint,
+            endpoint_after=endpoint_after,
+            tries=trouble.tries,
+            stages=dict(trouble.stages),
+        )
+
+    @classmethod
+    def read(cls, line: bytes) -> Self | None:
+        """The outage of a line; None for a line that is none, as half of one."""
+        try:
+            said: dict[str, Any] = json.loads(line)
+            said["cause"] = Cause(said["cause"])
+            return cls(**said)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return None
+
+
+class Journal:
+    """Takes outages on the event loop; a thread writes them, in their order."""
+
+    def __init__(self, path: str, largest: int = LARGEST) -> None:
+        self._path = path
+        self._largest = largest
+        self._waiting: list[bytes] = []
+        self._writing: asyncio.Future[None] | None = None
+
+    def add(self, outage: Outage) -> None:
+        """Have it written soon; at the end of the journal's block it is."""
+        if self._path:
+            self._waiting.append(json.dumps(asdict(outage)).encode() + b"\n")
+            self._write()
+
+    def _write(self, _: object = None) -> None:
+        if self._waiting and (self._writing is None or self._writing.done()):
+            data, self._waiting = b"".join(self._waiting), []
+            loop = asyncio.get_running_loop()
+            self._writing = loop.run_in_executor(None, self._append, data)
+            self._writing.add_done_callback(self._written)
+
+    def _written(self, done: "asyncio.Future[None]") -> None:
+        if not done.cancelled() and (error := done.exception()):
+            log.warning("outages are not kept", file=self._path, why=str(error))
+        self._write()
+
+    def _append(self, data: bytes) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        with open(os.open(self._path, flags, 0o640), "ab", buffering=0) as file:
+            file.write(data)
+            full = file.tell() > self._largest
+        if full:
+            os.replace(self._path, f"{self._path}.1")
+
+    async def flushed(self) -> None:
+        """Wait until all is written, or could not be."""
+        while self._writing and not (self._writing.done() and not self._waiting):
+            await asyncio.wait({self._writing})
+            await asyncio.sleep(0)  # whoever follows is begun by a callback
+
+
+@asynccontextmanager
+async def journal(path: str) -> AsyncIterator[Journal]:
+    """A journal in the file path for the block; empty: what it is told is forgotten.
+
+    Raises PreconditionError where it cannot be written.
+    """
+    kept = Journal(path)
+    if path:
+        try:
+            await asyncio.to_thread(kept._append, b"")  # noqa: SLF001 - ours
+        except OSError as error:
+            raise PreconditionError(
+                f"NSM_OUTAGE_LOG is {path!r}, which cannot be written: {error.strerror}",
+                hint="its directory must exist, and this user may write there",
+            ) from error
+    try:
+        yield kept
+    finally:
+        await kept.flushed()
+
+
+def read(paths: Iterable[str]) -> Iterator[Outage]:
+    """The outages of files, each with its older part, in the order they were written. Blocks."""
+    for path in paths:
+        for part in (f"{path}.1", path):
+            with suppress(FileNotFoundError), open(part, "rb") as file:
+                while line := file.readline(LONGEST):
+                    if found := Outage.read(line):
+                        yield found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """The outages of one cause. Seconds; None where there is nothing to say."""
+
+    cause: Cause
+    n: int
+    lost: int
+    """How many were given up."""
+    cut: int
+    """In how many no packets flowed, as far as anybody could tell."""
+    noticed_median: float
+    noticed_max: float
+    healed_median: float | None
+    healed_max: float | None
+    healed_p99: float | None
+    """Only of 300 outages or more: of fewer it is the longest, by another name."""
+
+
+def summed(outages: Iterable[Outage]) -> list[Summary]:
+    """One summary for each cause there was, in the order of causes."""
+    by: dict[Cause, list[Outage]] = {}
+    for one in outages:
+        by.setdefault(one.cause, []).append(one)
+    return [_summary(cause, by[cause]) for cause in Cause if cause in by]
+
+
+def _summary(cause: Cause, some: Sequence[Outage]) -> Summary:
+    noticed = [one.noticed for one in some]
+    healed = sorted(one.healed for one in some if one.healed is not None)
+    enough = len(healed) >= ENOUGH
+    return Summary(
+        cause=cause,
+        n=len(some),
+        lost=len(some) - len(healed),
+        cut=sum(one.flowed is False for one in some),
+        noticed_median=statistics.median(noticed),
+        noticed_max=max(noticed),
+        healed_median=statistics.median(healed) if healed else None,
+        healed_max=healed[-1] if healed else None,
+        healed_p99=statistics.quantiles(healed, n=100)[98] if enough else None,
+    )
