@@ -66,6 +66,7 @@ LIFETIME = 600 * SECOND  # of tokens
 REGISTERED_WITHIN = 15.0  # seconds the first registration may take
 
 Answer = Callable[[Connection], Awaitable[Connection]]
+Prepare = Callable[[Connection], Awaitable[None]]
 Policies = Callable[[], Awaitable[Sequence[PolicyRoute]]]
 Shown = Callable[[], Iterable[str]]
 
@@ -118,6 +119,7 @@ class EndpointRoute:
         interface: str = "",
         dns: Sequence[DNSConfig] = (),
         policies: Policies | None = None,
+        prepare: Prepare | None = None,
         answer: Answer | None = None,
         on_asked: Callable[[], None] = lambda: None,
         namespace: str = OWN_NAMESPACE,
@@ -129,6 +131,7 @@ class EndpointRoute:
         self._interface = interface
         self._dns = tuple(dns)
         self._policies = policies
+        self._prepare = prepare
         self._answer = answer
         self._on_asked = on_asked
         self._namespace = namespace
@@ -149,6 +152,8 @@ class EndpointRoute:
         offered = mechanisms.acceptable(conn, asked.preferences, (KERNEL, NOOP))
         if held.memory is None:
             undo.add(f"forget connection {conn.id}", self.withdraw, conn, None, None)
+        if self._prepare:
+            await self._prepare(conn)
         try:
             ip = self.addresses.assign(conn)
         except ExhaustedError as full:
@@ -275,6 +280,8 @@ class Endpoint:
     interface       the name of the interface here; empty: a new one for each wire
     dns, policies   what clients are told beside addresses; policies is asked at
                     every request
+    prepare         an async function that is told of each request before addresses are
+                    assigned to it
     answer          an async function that has the last word: it gets each
                     connection before it is answered, and returns it, changed or
                     not; an NsmError it raises refuses the client
@@ -304,6 +311,7 @@ class Endpoint:
         interface: str = "",
         dns: Sequence[DNSConfig] = (),
         policies: Policies | None = None,
+        prepare: Prepare | None = None,
         answer: Answer | None = None,
         listen: str = "",
         namespace: str = OWN_NAMESPACE,
@@ -342,6 +350,7 @@ class Endpoint:
             interface=interface,
             dns=dns,
             policies=policies,
+            prepare=prepare,
             answer=answer,
             on_asked=self._busy.set,
             namespace=namespace,

@@ -15,6 +15,7 @@ from nsm.process.calls import log_call
 from nsm.process.config import read
 from nsm.process.run import Process, run
 from nsm.rpc.health import Health
+from nsm.rpc.holdings import AddressHoldings
 from nsm.rpc.prefixes import HEALTHY, AddressPools, Prefixes
 from nsm.rpc.server import serve as serve_grpc
 
@@ -29,9 +30,14 @@ async def serve(config: Config, process: Process) -> None:
     ):
         plan = _plan(config, loaded.pools)
         lender = Lender(plan, store, hold=int(config.lease * SECOND), operators=config.operators)
-        await lender.restarted(loaded.leases)
+        await lender.restarted(loaded.leases, loaded.holdings)
         process.tasks.spawn(lender.sweep(), "expiry of prefixes", forever=True)
-        handlers = [Prefixes(lender), AddressPools(lender), Health(*HEALTHY)]
+        handlers = [
+            Prefixes(lender),
+            AddressPools(lender),
+            AddressHoldings(lender),
+            Health(*HEALTHY),
+        ]
         async with serve_grpc(config.listen_on, handlers, source, on_call=log_call) as server:
             process.ready(
                 server.urls,

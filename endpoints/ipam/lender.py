@@ -1,17 +1,22 @@
 """The address plan at work: what is decided is kept before it is told."""
 
 import asyncio
+import ipaddress
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import NoReturn
 
 import structlog
 
 from endpoints.ipam import store as kept
+from endpoints.ipam.holdings import Address, Holding, Holdings
 from endpoints.ipam.plan import Lease, Plan, Pool, parse, pool
 from endpoints.ipam.store import Store
-from nsm.errors import DeniedError, NsmError
+from nsm.errors import DeniedError, InvalidError, NsmError
 from nsm.identity.spiffe import SpiffeId
+from nsm.rpc.holdings import Listener, MemberAddress
 from nsm.rpc.prefixes import AddressPool, LentPrefix
 
 SWEEP = 60.0  # seconds between looks for what nobody came back for
@@ -38,9 +43,12 @@ class Lender:
         self._operators = operators
         self._clock = clock or steady()
         self._turn = asyncio.Lock()  # decisions are kept in the order they are made
+        self._holdings = Holdings()
+        self._listening: dict[tuple[str, str], list[Listener]] = {}
 
-    async def restarted(self, leases: Iterable[Lease]) -> None:
+    async def restarted(self, leases: Iterable[Lease], holdings: Iterable[Holding] = ()) -> None:
         """Have what an earlier life lent. None of its streams lasts: all is held for a while."""
+        self._holdings.load(holdings)
         if strange := self._plan.load(leases):
             log.warning(
                 "what was lent is no longer of its pool, and is forgotten",
@@ -130,6 +138,7 @@ class Lender:
         self._admit(by)
         async with self._turn:
             gone = self._plan.drop(name, force=force)
+            self._holdings.forget(name)
             # Kept though it is not there: an earlier try may have failed here.
             await self._keep(kept.pool_gone(name))
         if gone:
@@ -141,6 +150,48 @@ class Lender:
         async with self._turn:
             await self._expire()
             return [self._told(one) for one in self._plan.pools()]
+
+    # -- members' addresses ---------------------------------------------------------------
+
+    @contextmanager
+    def listening(self, pool: str, router: str, listener: Listener) -> Iterator[None]:
+        """Tell a router's stream what becomes of addresses of its prefixes."""
+        listeners = self._listening.setdefault((pool, router), [])
+        listeners.append(listener)
+        try:
+            yield
+        finally:
+            listeners.remove(listener)
+            if not listeners:
+                self._listening.pop((pool, router), None)
+
+    async def hold(self, pool: str, router: str, said: Sequence[MemberAddress]) -> None:
+        """What a router says of its members; answers and news go to the listeners.
+
+        All of it is kept in one go, before anybody is told. Raises UnavailableError where it
+        cannot be, and then it is not so; DeniedError for who is no router of the pool.
+        """
+        async with self._turn:
+            if not self._plan.has(pool, router):
+                raise DeniedError(
+                    f"{router} says what members of pool {pool!r} have, and is lent nothing of it",
+                    hint="a router says so once the address plan has lent it a prefix",
+                )
+            decisions = _Decisions(self._plan, self._holdings, pool)
+            try:
+                for one in said:
+                    decisions.hear(router, one)
+                decisions.over(self._holdings.surplus(pool))
+                await self._keep(decisions.changes)
+            except BaseException:
+                decisions.undo()
+                raise
+            self._tell(pool, decisions.told)
+
+    def _tell(self, pool: str, told: Iterable[tuple[str, MemberAddress]]) -> None:
+        for router, news in told:
+            for listener in self._listening.get((pool, router), ()):
+                listener(news)
 
     def _admit(self, by: SpiffeId) -> None:
         if str(by) not in self._operators:
@@ -164,11 +215,103 @@ class Lender:
     async def _expire(self) -> None:
         if over := self._plan.expire(self._clock()):
             log.info("prefixes nobody came back for", prefixes=[str(one.prefix) for one in over])
-            await self._keep(map(kept.lease_gone, over))
+            ended = {(one.pool, one.owner) for one in over}
+            left = [
+                holding
+                for pool, owner in ended
+                if not self._plan.has(pool, owner)
+                for holding in self._holdings.without(pool, owner)
+            ]
+            await self._keep([*map(kept.lease_gone, over), *map(kept.holding_kept, left)])
+            for one in left:
+                if owner := self._plan.lent_to(one.pool, one.address):
+                    self._tell(one.pool, [(owner, _news(one, owner))])
 
     async def _keep(self, changes: Iterable[kept.Change]) -> None:
         if self._store and (listed := list(changes)):
             await self._store.keep(listed)
+
+
+class _Decisions:
+    """What one router said, decided: the changes to keep, whom to tell what, and the way back."""
+
+    def __init__(self, plan: Plan, holdings: Holdings, pool: str) -> None:
+        self._plan = plan
+        self._holdings = holdings
+        self._pool = pool
+        self._before: list[tuple[Address, Holding | None]] = []
+        self.changes: list[kept.Change] = []
+        self.told: list[tuple[str, MemberAddress]] = []
+
+    def hear(self, router: str, said: MemberAddress) -> None:
+        """One thing it said."""
+        if "/" in said.address:
+            self._about(router, said)
+            return
+        address = _address(said.address, router)
+        lent_to = self._plan.lent_to(self._pool, address)
+        before = self._holdings.get(self._pool, address)
+        if said.left:
+            left = self._holdings.leave(self._pool, address, said.holder, router)
+            if left:
+                self._changed(left, before)
+                if lent_to and lent_to != router:
+                    self.told.append((lent_to, _news(left, lent_to)))
+            return
+        wanted = Holding(self._pool, address, said.holder, router)
+        fine = self._of_pool(address) and self._holdings.claim(
+            wanted, lent_to, moves=said.number > 0
+        )
+        if said.number:
+            self.told.append((router, replace(said, refused=not fine)))
+        elif not fine:
+            self.told.append((router, replace(said, elsewhere=True)))
+        if not fine or wanted == before:
+            return
+        self._changed(wanted, before)
+        others = {lent_to, before.router if before and not before.left else ""} - {"", router}
+        self.told += [(one, _news(wanted, one)) for one in sorted(others)]
+
+    def over(self, addresses: Iterable[Address]) -> None:
+        """What need not be known any more."""
+        self.changes += [kept.holding_gone(self._pool, one) for one in addresses]
+
+    def undo(self) -> None:
+        """Have it as it was before."""
+        for address, before in reversed(self._before):
+            if before:
+                self._holdings.put(before)
+            else:
+                self._holdings.drop(self._pool, address)
+
+    def _about(self, router: str, said: MemberAddress) -> None:
+        prefix = parse(said.address, f"the prefix that {router} asks about")
+        if self._plan.lent_to(self._pool, prefix.network_address) != router:
+            self.told.append((router, replace(said, refused=True)))
+            return
+        found = self._holdings.told(self._pool, router, prefix)
+        self.told += [(router, _news(one, router)) for one in found]
+        self.told.append((router, said))
+
+    def _of_pool(self, address: Address) -> bool:
+        pool = next(one for one in self._plan.pools() if one.name == self._pool)
+        return any(address in one for one in pool.prefixes)
+
+    def _changed(self, holding: Holding, before: Holding | None) -> None:
+        self._before.append((holding.address, before))
+        self.changes.append(kept.holding_kept(holding))
+
+
+def _news(one: Holding, router: str) -> MemberAddress:
+    elsewhere = not one.left and one.router != router
+    return MemberAddress(str(one.address), one.holder, left=one.left, elsewhere=elsewhere)
+
+
+def _address(text: str, router: str) -> Address:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        raise InvalidError(f"{router} names a member's address {text[:64]!r}") from None
 
 
 def steady() -> Callable[[], int]:

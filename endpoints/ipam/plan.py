@@ -169,6 +169,16 @@ class Plan:
         held = self._stock(name).leases.values()
         return sorted(held, key=lambda one: (one.prefix.version, one.prefix))
 
+    def lent_to(self, name: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
+        """Whose prefix an address is of; empty: nobody's."""
+        held = self._stock(name).leases.values()
+        return next((one.owner for one in held if address in one.prefix), "")
+
+    def has(self, name: str, owner: str) -> bool:
+        """Whether anything of a pool is lent to it."""
+        stock = self._stocks.get(name)
+        return stock is not None and any(one.owner == owner for one in stock.leases.values())
+
     def add(self, new: Pool) -> bool:
         """Have a pool; whether it is new: the same again changes nothing.
 

@@ -1,17 +1,19 @@
 """Where pools and leases survive the address plan: one SQLite file, written by one thread."""
 
 import asyncio
+import ipaddress
 import sqlite3
 from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from endpoints.ipam.holdings import Address, Holding
 from endpoints.ipam.plan import Lease, Pool, parse, pool
 from nsm import store
-from nsm.errors import UnavailableError
+from nsm.errors import InvalidError, UnavailableError
 
-SCHEMA = 1
+SCHEMA = 2
 _TABLES = """
 CREATE TABLE IF NOT EXISTS pools (
     name TEXT PRIMARY KEY, prefixes TEXT NOT NULL, ipv4 INTEGER NOT NULL, ipv6 INTEGER NOT NULL
@@ -20,6 +22,11 @@ CREATE TABLE IF NOT EXISTS leases (
     pool TEXT NOT NULL, prefix TEXT NOT NULL, owner TEXT NOT NULL,
     ends INTEGER,          -- ns since 1970; NULL while its holder's stream lasts
     PRIMARY KEY (pool, prefix)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS holdings (
+    pool TEXT NOT NULL, address TEXT NOT NULL, holder TEXT NOT NULL, router TEXT NOT NULL,
+    has_left INTEGER NOT NULL,
+    PRIMARY KEY (pool, address)
 ) WITHOUT ROWID;
 """
 KEPT = store.Kept(  # by one plan: two on one file would lend the same address twice
@@ -39,6 +46,7 @@ class Loaded:
 
     pools: Sequence[Pool] = ()
     leases: Sequence[Lease] = ()
+    holdings: Sequence[Holding] = ()
 
 
 def pool_kept(pool: Pool) -> Change:
@@ -48,11 +56,12 @@ def pool_kept(pool: Pool) -> Change:
     return "INSERT OR REPLACE INTO pools VALUES (?, ?, ?, ?)", (pool.name, text, *lengths)
 
 
-def pool_gone(name: str) -> tuple[Change, Change]:
-    """The changes that forget a pool and all that is lent of it."""
+def pool_gone(name: str) -> tuple[Change, ...]:
+    """The changes that forget a pool, all that is lent of it, and its members."""
     return (
         ("DELETE FROM pools WHERE name = ?", (name,)),
         ("DELETE FROM leases WHERE pool = ?", (name,)),
+        ("DELETE FROM holdings WHERE pool = ?", (name,)),
     )
 
 
@@ -65,6 +74,17 @@ def lease_kept(lease: Lease) -> Change:
 def lease_gone(lease: Lease) -> Change:
     """The change that forgets a lease."""
     return "DELETE FROM leases WHERE pool = ? AND prefix = ?", (lease.pool, str(lease.prefix))
+
+
+def holding_kept(one: Holding) -> Change:
+    """The change that keeps whose a member's address is."""
+    row = (one.pool, str(one.address), one.holder, one.router, one.left)
+    return "INSERT OR REPLACE INTO holdings VALUES (?, ?, ?, ?, ?)", row
+
+
+def holding_gone(pool: str, address: object) -> Change:
+    """The change that forgets it."""
+    return "DELETE FROM holdings WHERE pool = ? AND address = ?", (pool, str(address))
 
 
 class Store:
@@ -111,7 +131,18 @@ def _load(connection: sqlite3.Connection) -> Loaded:
         Lease(name, parse(prefix, "a lease"), owner, ends)
         for name, prefix, owner, ends in connection.execute("SELECT * FROM leases")
     ]
-    return Loaded(pools, leases)
+    holdings = [
+        Holding(name, _address(text), holder, router, bool(left))
+        for name, text, holder, router, left in connection.execute("SELECT * FROM holdings")
+    ]
+    return Loaded(pools, leases, holdings)
+
+
+def _address(text: str) -> Address:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        raise InvalidError(f"a member's address is {text[:64]!r}") from None
 
 
 def _commit(connection: sqlite3.Connection, changes: Sequence[Change]) -> None:

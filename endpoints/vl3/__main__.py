@@ -8,13 +8,16 @@ import structlog
 
 from endpoints.vl3.config import Config
 from endpoints.vl3.fellows import Fellows
+from endpoints.vl3.holdings import Holdings
 from endpoints.vl3.joins import Joins
 from endpoints.vl3.lending import Lending
 from endpoints.vl3.router import Router
+from nsm import policy
 from nsm.client import Client, Settings, Wish
 from nsm.endpoint import Endpoint
 from nsm.kernel.routing import Routing
 from nsm.mechanisms import IP, KERNEL
+from nsm.model import SECOND
 from nsm.names.router import RouterNames
 from nsm.nsurl import NSURL
 from nsm.ondemand import ROLE, ROUTER
@@ -38,7 +41,9 @@ async def serve(config: Config, process: Process) -> None:
     names = None
     if config.dns_templates:
         names = RouterNames(config.dns_templates, apexes=config.apexes)
-    router = Router(fellows, routing, config.families, names, config.called)
+    router = Router(
+        fellows, routing, config.families, names, config.called, config.lifetime / SECOND
+    )
     url = NSURL(KERNEL, config.service, "", {})
     settings = Settings(
         dial_timeout=config.dial_timeout,
@@ -64,6 +69,7 @@ async def serve(config: Config, process: Process) -> None:
             addresses=router,
             labels={ROLE: ROUTER, **config.told, **config.labels},
             payload=IP,
+            prepare=router.prepare,
             answer=router.answer,
             listen=config.listen_on,
             namespace=config.place,
@@ -85,16 +91,27 @@ async def serve(config: Config, process: Process) -> None:
             joins.refresh(lambda wire: larger(wire.mtu))
             joins.look()
 
+        def ways_changed() -> None:
+            endpoint.ask_again(lambda conn: fellows.are(policy.origin(conn)))
+            joins.refresh()
+
         router.on_change = changed
+        router.on_ways = ways_changed
+        router.on_lost = lambda id_: endpoint.ask_again(lambda conn: conn.id == id_)
+        holdings = Holdings(router, config.prefix_server_url, config.pool)
+        router.plan = holdings
         lending = Lending(
             config.prefix_server_url,
             config.pool,
             config.families,
-            on_lent=router.lend,
+            on_lent=holdings.lent,
             on_absent=router.without,
         )
         async with endpoint, joins.held(lambda: router.ready):
             process.tasks.spawn(router.settle(), "what the kernel passes on", forever=True)
+            process.tasks.spawn(router.tell_ways(), "ways to members", forever=True)
+            process.tasks.spawn(router.forget(), "ways of before", forever=True)
+            holdings.start(peers, process.tasks)
             lending.start(peers, process.tasks)
             process.ready(endpoint.urls, service=config.service, manager=config.connect_to)
             await _needed(config, process, router, endpoint, serving)

@@ -20,7 +20,8 @@ class Lending:
     """Asks every address plan for every family; the first that lends one lends it for good.
 
     Where both were asked for because nobody said which, a family that no plan has is left out.
-    on_lent gets a prefix and every prefix of its pool; on_absent a family there is none of.
+    on_lent gets who lent it, a prefix, and every prefix of its pool; on_absent a family that
+    there is none of.
     """
 
     def __init__(
@@ -29,7 +30,7 @@ class Lending:
         pool: str,
         families: Sequence[int],
         *,
-        on_lent: Callable[[str, Sequence[str]], None],
+        on_lent: Callable[[str, str, Sequence[str]], None],
         on_absent: Callable[[int], None],
     ) -> None:
         self._urls = tuple(urls)
@@ -68,7 +69,7 @@ class Lending:
             for other in self._urls:
                 if other != url:
                     self._stop(other, family)
-            self._on_lent(prefix, domain)
+            self._on_lent(url, prefix, domain)
         else:  # upstream's plans do not know what a family is
             self._stop(url, family)
         self._leave_out()

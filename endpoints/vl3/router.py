@@ -1,26 +1,27 @@
 """A router at work: who gets which address, what all are told, and what the kernel passes on."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_interface, ip_network
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import structlog
 
-from endpoints.vl3.addresses import RouterAddresses
+from endpoints.vl3.addresses import Network, RouterAddresses, Taken
 from endpoints.vl3.fellows import Fellows
+from endpoints.vl3.holdings import holder
 from endpoints.vl3.lending import BOTH
 from endpoints.vl3.mtu import Smallest
 from nsm import policy
 from nsm.client import Wire
-from nsm.endpoint import present
+from nsm.endpoint import LIFETIME, present
 from nsm.errors import NsmError, UnavailableError
 from nsm.kernel.routing import Routing
 from nsm.mechanisms import NAME
-from nsm.model import Connection, Context, DNSContext, IPContext
+from nsm.model import SECOND, Connection, Context, DNSContext, IPContext
 from nsm.names.router import RouterNames
 from nsm.names.server import Sockets
 
@@ -34,7 +35,10 @@ class Router:
     """Addresses for `nsm.endpoint`, contexts for `nsm.client`, and the namespace below both.
 
     on_change is called with a test of MTUs whenever those on wires of a larger one, or, without
-    one, all, would be told something else than they were. names, if there are any, are answered
+    one, all, would be told something else than they were; on_ways whenever other routers would;
+    on_lost with a connection that has lost an address. plan is who knows of all members' addresses.
+    lifetime, in seconds, is
+    how long members have to come back after a restart. names, if there are any, are answered
     at the router's own addresses; called is what it is called itself.
     """
 
@@ -45,10 +49,15 @@ class Router:
         families: Sequence[int],
         names: RouterNames | None = None,
         called: Sequence[str] = (),
+        lifetime: float = LIFETIME / SECOND,
     ) -> None:
+        self._lifetime = lifetime
         self.addresses = RouterAddresses(families or BOTH)
         self.mtu = Smallest()
         self.on_change: Callable[[Callable[[int], bool]], None] = lambda _: None
+        self.on_ways: Callable[[], None] = lambda: None
+        self.on_lost: Callable[[str], None] = lambda _: None
+        self.plan: Plan = Unasked()
         self._fellows = fellows
         self._routing = routing
         self._names = names
@@ -57,6 +66,9 @@ class Router:
         if names:
             names.expected = self._expected
         self._links: dict[str, tuple[str, str]] = {}  # of other routers: whose, and the device
+        self._devices: dict[str, str] = {}  # of members
+        self._ways = asyncio.Event()
+        self._gone: asyncio.Queue[tuple[Network, str]] = asyncio.Queue()
         self._settled = False  # the kernel passes on what is ours now
         self._lent = asyncio.Event()
         self._empty = asyncio.Event()
@@ -74,7 +86,11 @@ class Router:
     def lend(self, prefix: str, domain: Sequence[str]) -> None:
         """A prefix is ours; the kernel is told next, and then everybody."""
         before = self.addresses.domain
-        if self.addresses.lend(prefix, domain) or self.addresses.domain != before:
+        with self._telling():
+            new = self.addresses.lend(prefix, domain)
+        if self.addresses.keeps:  # for whoever may come back of an earlier life
+            asyncio.get_running_loop().call_later(self._lifetime, self.unreserve)
+        if new or self.addresses.domain != before:
             self._settled = False
             self._lent.set()
 
@@ -148,14 +164,19 @@ class Router:
                 " more of the domain is behind it, and has registered no router of it",
                 hint="if it has, ask again: the registry tells in a moment",
             )
-        made = self.addresses.assign(conn.id, conn.ip, router=router)
+        with self._telling():
+            made = self.addresses.assign(
+                conn.id, conn.ip, router=router, holder="" if router else _holder(conn)
+            )
         self._count()
         return made
 
     def release(self, id_: str) -> None:
         """Take back what a member has."""
-        self.addresses.release(id_)
+        with self._telling():
+            self.addresses.release(id_)
         self._links.pop(id_, None)
+        self._devices.pop(id_, None)
         if self._names:
             self._names.leave(id_)
             self._names.part(id_)
@@ -167,7 +188,59 @@ class Router:
 
     def unreserve(self) -> None:
         """Keep it no longer."""
-        self.addresses.unreserve()
+        with self._telling():
+            self.addresses.unreserve()
+
+    async def prepare(self, conn: Connection) -> None:
+        """Ask the address plan for what a member brings along from another router."""
+        if not self.addresses.ready or self._fellows.are(policy.origin(conn)):
+            return
+        whose = _holder(conn)
+        for address in self.addresses.claimable(conn.id, conn.ip, whose):
+            if await self.plan.claim(address, whose):
+                self.addresses.grant(conn.id, address)
+                log.info("a member keeps another router's address", address=address, whose=whose)
+            else:
+                log.info("a member gets another address", instead_of=address, whose=whose)
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Tell the address plan, and other routers, what the block changes."""
+        before = self.addresses.foreign
+        try:
+            yield
+        finally:
+            self.plan.say(self.addresses.drain())
+            if self.addresses.foreign != before:
+                self.ways_changed()
+
+    def ways_changed(self) -> None:
+        """Other routers are to be told of other addresses: of all that change now, at once."""
+        self._ways.set()
+
+    async def tell_ways(self) -> NoReturn:
+        """Tell them, for a task of the process."""
+        while True:
+            await self._ways.wait()
+            self._ways.clear()
+            self.on_ways()
+
+    def moved(self, address: str, lost: Iterable[str], same: bool) -> None:
+        """An address is at another router, which these connections had here."""
+        for id_ in lost:
+            if device := self._devices.get(id_):
+                self._gone.put_nowait((ip_network(address), device))
+            if not same:
+                self.on_lost(id_)
+
+    async def forget(self) -> NoReturn:
+        """Send nothing more to members that have left an address, for a task of the process."""
+        while True:
+            way, device = await self._gone.get()
+            try:
+                await asyncio.to_thread(self._routing.forget, [way], [device])
+            except (NsmError, OSError) as error:
+                log.warning("a way to a member that left stays", way=str(way), why=str(error))
 
     def shown(self) -> list[str]:
         """The addresses that our namespace has or leads to. Blocks."""
@@ -179,6 +252,8 @@ class Router:
         self._note(context.mtu)
         if self._fellows.are(whose := policy.origin(conn)):
             await self._met(conn, whose)
+        elif conn.mechanism:
+            self._devices[conn.id] = conn.mechanism.get(NAME)
         dns = self._named(conn, self._names) if self._names else context.dns
         return replace(conn, context=replace(context, mtu=self.mtu.of(context.mtu), dns=dns))
 
@@ -249,6 +324,31 @@ class Router:
             self._members.set()
         else:
             self._empty.set()
+
+
+class Plan(Protocol):
+    """Who knows whose addresses are: `endpoints.vl3.holdings`."""
+
+    async def claim(self, address: str, holder: str) -> bool:
+        """Whether another router's address is holder's, and may be given here."""
+
+    def say(self, changes: Iterable[Taken]) -> None:
+        """What became of members' addresses."""
+
+
+class Unasked:
+    """Nobody knows, so nobody brings an address along."""
+
+    async def claim(self, address: str, holder: str) -> bool:
+        """Not known."""
+        return False
+
+    def say(self, changes: Iterable[Taken]) -> None:
+        """Nobody to tell."""
+
+
+def _holder(conn: Connection) -> str:
+    return holder(policy.origin(conn), conn.segments[0].id if conn.segments else "")
 
 
 def _over(least: int, mtu: int) -> bool:

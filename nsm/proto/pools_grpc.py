@@ -72,3 +72,31 @@ class AddressPoolsStub:
             google.protobuf.empty_pb2.Empty,
             nsm.proto.pools_pb2.Pools,
         )
+
+
+class AddressHoldingsBase(abc.ABC):
+
+    @abc.abstractmethod
+    async def Follow(self, stream: 'grpclib.server.Stream[nsm.proto.pools_pb2.Holding, nsm.proto.pools_pb2.Holding]') -> None:
+        pass
+
+    def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:
+        return {
+            '/vwire.AddressHoldings/Follow': grpclib.const.Handler(
+                self.Follow,
+                grpclib.const.Cardinality.STREAM_STREAM,
+                nsm.proto.pools_pb2.Holding,
+                nsm.proto.pools_pb2.Holding,
+            ),
+        }
+
+
+class AddressHoldingsStub:
+
+    def __init__(self, channel: grpclib.client.Channel) -> None:
+        self.Follow = grpclib.client.StreamStreamMethod(
+            channel,
+            '/vwire.AddressHoldings/Follow',
+            nsm.proto.pools_pb2.Holding,
+            nsm.proto.pools_pb2.Holding,
+        )

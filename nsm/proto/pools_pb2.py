@@ -26,7 +26,7 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15nsm/proto/pools.proto\x12\x05vwire\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"P\n\x05Lease\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12(\n\x04\x65nds\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"n\n\x04Pool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08prefixes\x18\x02 \x03(\t\x12\x13\n\x0bipv4_length\x18\x03 \x01(\r\x12\x13\n\x0bipv6_length\x18\x04 \x01(\r\x12\x1c\n\x06leases\x18\x05 \x03(\x0b\x32\x0c.vwire.Lease\"#\n\x05Pools\x12\x1a\n\x05pools\x18\x01 \x03(\x0b\x32\x0b.vwire.Pool\"+\n\x0cPoolDeletion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\x32\x97\x01\n\x0c\x41\x64\x64ressPools\x12\"\n\x06\x43reate\x12\x0b.vwire.Pool\x1a\x0b.vwire.Pool\x12\x35\n\x06\x44\x65lete\x12\x13.vwire.PoolDeletion\x1a\x16.google.protobuf.Empty\x12,\n\x04List\x12\x16.google.protobuf.Empty\x1a\x0c.vwire.Poolsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15nsm/proto/pools.proto\x12\x05vwire\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"P\n\x05Lease\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\r\n\x05owner\x18\x02 \x01(\t\x12(\n\x04\x65nds\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"n\n\x04Pool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08prefixes\x18\x02 \x03(\t\x12\x13\n\x0bipv4_length\x18\x03 \x01(\r\x12\x13\n\x0bipv6_length\x18\x04 \x01(\r\x12\x1c\n\x06leases\x18\x05 \x03(\x0b\x32\x0c.vwire.Lease\"#\n\x05Pools\x12\x1a\n\x05pools\x18\x01 \x03(\x0b\x32\x0b.vwire.Pool\"+\n\x0cPoolDeletion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"l\n\x07Holding\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0e\n\x06holder\x18\x03 \x01(\t\x12\x0c\n\x04left\x18\x04 \x01(\x08\x12\x0f\n\x07refused\x18\x05 \x01(\x08\x12\x11\n\telsewhere\x18\x06 \x01(\x08\x32\x97\x01\n\x0c\x41\x64\x64ressPools\x12\"\n\x06\x43reate\x12\x0b.vwire.Pool\x1a\x0b.vwire.Pool\x12\x35\n\x06\x44\x65lete\x12\x13.vwire.PoolDeletion\x1a\x16.google.protobuf.Empty\x12,\n\x04List\x12\x16.google.protobuf.Empty\x1a\x0c.vwire.Pools2?\n\x0f\x41\x64\x64ressHoldings\x12,\n\x06\x46ollow\x12\x0e.vwire.Holding\x1a\x0e.vwire.Holding(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,6 +41,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_POOLS']._serialized_end=323
   _globals['_POOLDELETION']._serialized_start=325
   _globals['_POOLDELETION']._serialized_end=368
-  _globals['_ADDRESSPOOLS']._serialized_start=371
-  _globals['_ADDRESSPOOLS']._serialized_end=522
+  _globals['_HOLDING']._serialized_start=370
+  _globals['_HOLDING']._serialized_end=478
+  _globals['_ADDRESSPOOLS']._serialized_start=481
+  _globals['_ADDRESSPOOLS']._serialized_end=632
+  _globals['_ADDRESSHOLDINGS']._serialized_start=634
+  _globals['_ADDRESSHOLDINGS']._serialized_end=697
 # @@protoc_insertion_point(module_scope)

@@ -47,3 +47,19 @@ class PoolDeletion(_message.Message):
     name: str
     force: bool
     def __init__(self, name: _Optional[str] = ..., force: _Optional[bool] = ...) -> None: ...
+
+class Holding(_message.Message):
+    __slots__ = ("number", "address", "holder", "left", "refused", "elsewhere")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    ELSEWHERE_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    address: str
+    holder: str
+    left: bool
+    refused: bool
+    elsewhere: bool
+    def __init__(self, number: _Optional[int] = ..., address: _Optional[str] = ..., holder: _Optional[str] = ..., left: _Optional[bool] = ..., refused: _Optional[bool] = ..., elsewhere: _Optional[bool] = ...) -> None: ...

@@ -182,3 +182,75 @@ class AddressPools:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class AddressHoldingsStub:
+    """Missing associated documentation comment in .proto file."""
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Follow = channel.stream_stream(
+                '/vwire.AddressHoldings/Follow',
+                request_serializer=nsm_dot_proto_dot_pools__pb2.Holding.SerializeToString,
+                response_deserializer=nsm_dot_proto_dot_pools__pb2.Holding.FromString,
+                _registered_method=True)
+
+
+class AddressHoldingsServicer:
+    """Missing associated documentation comment in .proto file."""
+
+    def Follow(self, request_iterator, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_AddressHoldingsServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Follow': grpc.stream_stream_rpc_method_handler(
+                    servicer.Follow,
+                    request_deserializer=nsm_dot_proto_dot_pools__pb2.Holding.FromString,
+                    response_serializer=nsm_dot_proto_dot_pools__pb2.Holding.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'vwire.AddressHoldings', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('vwire.AddressHoldings', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class AddressHoldings:
+    """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def Follow(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/vwire.AddressHoldings/Follow',
+            nsm_dot_proto_dot_pools__pb2.Holding.SerializeToString,
+            nsm_dot_proto_dot_pools__pb2.Holding.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -172,9 +172,10 @@ class Domain(Nodes):
             if program not in self.now.values() and program.pid and program.status is None:
                 program.end()
 
-    def member(self, place: str, *, at: str = "", **variables: str) -> "Member":
-        """Start a member and wait for its wire; at chooses the router."""
+    def member(self, place: str, *, at: str = "", near: str = "", **variables: str) -> "Member":
+        """Start a member and wait for its wire; at chooses the router, near as long as it lives."""
         url = self.url(place, at)
+        url += f"?near={near}" if near else ""
         return Member(self.client(place, url, name=place, **variables), self.space(place))
 
     def url(self, place: str, at: str = "") -> str:

@@ -1,4 +1,5 @@
-"""Registers a domain's service with a choice: a member's label `at` names its router.
+"""Registers a domain's service with a choice: a member's label `at` names its router, `near`
+the one it shall have as long as that is there.
 
 python -P -m tests.e2e.vl3.teller
 """
@@ -16,6 +17,9 @@ from nsm.rpc.registry import RegistryClient
 async def main() -> None:
     routers = os.environ["TELLER_ROUTERS"].split(",")
     choices = [Match({"at": one}, (Destination({"router": one}),)) for one in routers]
+    choices += [
+        Match({"near": one}, (Destination({"router": one}),), fallthrough=True) for one in routers
+    ]
     matches = (*choices, Match({}, (Destination({}),)))
     service = Service(os.environ["TELLER_SERVICE"], "IP", matches=matches)
     ended = asyncio.Event()

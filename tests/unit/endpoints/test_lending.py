@@ -41,7 +41,7 @@ class Asked:
             urls,
             "",
             families,
-            on_lent=lambda prefix, _: self.lent.append(prefix),
+            on_lent=lambda _url, prefix, _domain: self.lent.append(prefix),
             on_absent=self.absent.append,
         ).start(None, self)  # type: ignore[arg-type]
         await asyncio.sleep(0)

@@ -175,8 +175,8 @@ def test_after_a_restart_a_member_gets_back_what_it_carries(router: RouterAddres
     ]
     assert again.assign("a-0", carried).src_ip_addrs == ("172.16.1.5/32",)
     again.unreserve()
-    assert again.assign("n-9", NOTHING).src_ip_addrs == ("172.16.1.6/32",)
-    assert again.assign("n-10", carried).src_ip_addrs == ("172.16.1.8/32",)  # it is a-0's
+    assert again.assign("n-9", NOTHING).src_ip_addrs == ("172.16.1.8/32",)  # that was nobody's
+    assert again.assign("n-10", carried).src_ip_addrs == ("172.16.1.9/32",)  # it is a-0's
 
 
 def test_what_a_member_excludes_it_does_not_get(router: RouterAddresses) -> None:

@@ -1,0 +1,115 @@
+"""Which member has which address, as its router says. Pure.
+
+A router's addresses live on at another when it dies (`docs/vl3.md`). Whose an address is, only
+the router that gave it knew, so it says so here while it lives. Another router may have the
+address for the same holder and nobody else; the first, when it is back, is told what is
+elsewhere. An address that its member left stays known as that member's until it is given to
+another, because who moves leaves before it comes.
+"""
+
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+MOST_LEFT = 4096  # addresses of a pool that are known as somebody's who left
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A member's address; router is the SPIFFE id of the one it is at, or was."""
+
+    pool: str
+    address: Address
+    holder: str
+    router: str
+    left: bool = False
+
+
+class Holdings:
+    """All of all pools. Methods return what changed; keeping it is the caller's."""
+
+    def __init__(self) -> None:
+        self._pools: dict[str, dict[Address, Holding]] = {}
+        self._left: dict[str, dict[Address, None]] = {}  # the longest ago first
+
+    def put(self, holding: Holding) -> None:
+        """Have it so, as an earlier life kept it, or as it was before."""
+        self._pools.setdefault(holding.pool, {})[holding.address] = holding
+        left = self._left.setdefault(holding.pool, {})
+        left.pop(holding.address, None)
+        if holding.left:
+            left[holding.address] = None
+
+    def drop(self, pool: str, address: Address) -> None:
+        """Forget it."""
+        self._pools.get(pool, {}).pop(address, None)
+        self._left.get(pool, {}).pop(address, None)
+
+    def forget(self, pool: str) -> None:
+        """Forget all of a pool."""
+        self._pools.pop(pool, None)
+        self._left.pop(pool, None)
+
+    def get(self, pool: str, address: Address) -> Holding | None:
+        """What is known of an address."""
+        return self._pools.get(pool, {}).get(address)
+
+    def told(self, pool: str, router: str, prefix: Network) -> list[Holding]:
+        """What a router that is lent a prefix is to know: all of the prefix, and all of its own."""
+        return [
+            one
+            for one in self._pools.get(pool, {}).values()
+            if one.address in prefix
+            or (one.router == router and not one.left and one.address.version == prefix.version)
+        ]
+
+    def claim(self, wanted: Holding, lent_to: str, *, moves: bool) -> bool:
+        """Have an address for a member of a router; whether it may be. lent_to is the router
+        whose prefix it is of, empty if nobody's; moves is whether the member comes from another
+        router, and not that this one says what it has had.
+        """
+        now, own = self.get(wanted.pool, wanted.address), lent_to == wanted.router
+        same = now is not None and now.holder == wanted.holder
+        if moves:  # and so proves by what is known here that the address is its own
+            fine = same or (own and (now is None or now.left))
+        elif now is None:
+            fine = True
+        else:
+            fine = (own or same) and (now.left or now.router == wanted.router)
+        if fine:
+            self.put(wanted)
+        return fine
+
+    def leave(self, pool: str, address: Address, holder: str, router: str) -> Holding | None:
+        """Its member has it no longer; None if it is not held so: it may be elsewhere by now."""
+        now = self.get(pool, address)
+        if now is None or now.left or (now.holder, now.router) != (holder, router):
+            return None
+        self.put(left := replace(now, left=True))
+        return left
+
+    def without(self, pool: str, router: str) -> list[Holding]:
+        """The router has nothing lent any more: its members are nobody's; what changed."""
+        ended = [
+            replace(one, left=True)
+            for one in self._pools.get(pool, {}).values()
+            if one.router == router and not one.left
+        ]
+        for one in ended:
+            self.put(one)
+        return ended
+
+    def surplus(self, pool: str) -> list[Address]:
+        """What was left so long ago that it need not be known: forgotten with this."""
+        left = self._left.get(pool, {})
+        over = list(left)[: max(0, len(left) - MOST_LEFT)]
+        for address in over:
+            self.drop(pool, address)
+        return over
+
+    def load(self, holdings: Iterable[Holding]) -> None:
+        """Have what an earlier life kept."""
+        for one in holdings:
+            self.put(one)

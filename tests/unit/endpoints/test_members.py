@@ -1,0 +1,264 @@
+"""Whose address is whose: what the address plan grants, tells, keeps, and takes back."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from endpoints.ipam.lender import Lender
+from endpoints.ipam.plan import Plan, pool
+from endpoints.ipam.store import open_store
+from endpoints.vl3.addresses import RouterAddresses
+from nsm.errors import DeniedError, InvalidError, UnavailableError
+from nsm.model import SECOND, IPContext
+from nsm.rpc.holdings import MemberAddress
+
+pytestmark = pytest.mark.unit
+R1, R2, R3 = (f"spiffe://east.test/router/r{n}" for n in (1, 2, 3))
+ANN, BOB = "spiffe://east.test/ann a-0", "spiffe://east.test/bob b-0"
+
+
+class Told:
+    """An address plan with streams of three routers, who are lent a prefix each."""
+
+    def __init__(self, lender: Lender) -> None:
+        self.lender = lender
+        self.streams = ExitStack()
+        self.heard: dict[str, list[MemberAddress]] = {R1: [], R2: [], R3: []}
+
+    async def say(self, router: str, *said: MemberAddress) -> dict[str, list[MemberAddress]]:
+        """What everybody is told once a router has said that."""
+        for heard in self.heard.values():
+            heard.clear()
+        await self.lender.hold("", router, said)
+        return {router: list(heard) for router, heard in self.heard.items() if heard}
+
+
+@pytest.fixture
+async def told(tmp_path: Path) -> AsyncIterator[Told]:
+    async with open_store(str(tmp_path / "plan.db")) as (store, loaded):
+        made = await opened(store, loaded)
+        yield made
+
+
+async def opened(store, loaded) -> Told:
+    lender = Lender(Plan([pool("", ["172.16.0.0/16"])]), store, hold=600 * SECOND, operators=())
+    await lender.restarted(loaded.leases, loaded.holdings)
+    made = Told(lender)
+    for n, router in enumerate((R1, R2, R3)):
+        await lender.allocate("", router, n, "", (), 4)
+        made.streams.enter_context(lender.listening("", router, made.heard[router].append))
+    return made
+
+
+def has(address: str, holder: str = ANN, number: int = 0) -> MemberAddress:
+    return MemberAddress(address, holder, number)
+
+
+def left(address: str, holder: str = ANN) -> MemberAddress:
+    return MemberAddress(address, holder, left=True)
+
+
+async def test_only_who_had_an_address_gets_it_at_another_router(told: Told) -> None:
+    assert await told.say(R1, has("172.16.0.1")) == {}
+    stranger = has("172.16.0.1", BOB, 7)
+    assert await told.say(R2, stranger) == {R2: [MemberAddress("172.16.0.1", BOB, 7, refused=True)]}
+    nobodys = has("172.16.0.9", ANN, 8)  # nobody can say whose it was
+    assert (await told.say(R2, nobodys))[R2][0].refused
+    assert await told.say(R2, has("172.16.0.1", ANN, 9)) == {
+        R2: [has("172.16.0.1", ANN, 9)],
+        R1: [MemberAddress("172.16.0.1", ANN, elsewhere=True)],
+    }
+    # and on to a third, which the second and the owner of the prefix are told
+    news = MemberAddress("172.16.0.1", ANN, elsewhere=True)
+    assert await told.say(R3, has("172.16.0.1", ANN, 1)) == {
+        R3: [has("172.16.0.1", ANN, 1)], R1: [news], R2: [news],
+    }  # fmt: skip
+
+
+async def test_a_router_that_is_back_is_told_what_is_elsewhere_and_cannot_take_it(
+    told: Told,
+) -> None:
+    await told.say(R1, has("172.16.0.1"), has("172.16.0.2", BOB))
+    await told.say(R2, has("172.16.0.1", ANN, 1))
+    elsewhere = MemberAddress("172.16.0.1", ANN, elsewhere=True)
+    asked = MemberAddress("172.16.0.0/24", number=5)
+    assert await told.say(R1, asked) == {R1: [elsewhere, has("172.16.0.2", BOB), asked]}
+    # an old life of it that did not hear, or gave it away meanwhile
+    assert await told.say(R1, has("172.16.0.1")) == {R1: [elsewhere]}
+    assert (await told.say(R1, has("172.16.0.1", BOB)))[R1][0].elsewhere
+    assert await told.say(R1, left("172.16.0.1")) == {}
+    # its member closes: it may give it again
+    assert await told.say(R2, left("172.16.0.1")) == {R1: [left("172.16.0.1")]}
+    assert await told.say(R1, has("172.16.0.1", BOB)) == {}
+    assert (await told.say(R2, has("172.16.0.1", ANN, 2)))[R2][0].refused
+
+
+async def test_who_moves_leaves_before_it_comes(told: Told) -> None:
+    """Upstream's clients close a wire before they ask for another endpoint."""
+    await told.say(R1, has("172.16.0.1"))
+    await told.say(R1, left("172.16.0.1"))
+    assert not (await told.say(R2, has("172.16.0.1", ANN, 1)))[R2][0].refused
+
+
+async def test_a_router_of_the_same_identity_takes_nothing_from_its_twins_members(
+    told: Told,
+) -> None:
+    await told.say(R1, has("172.16.0.1"))
+    assert (await told.say(R1, has("172.16.0.1", BOB, 3)))[R1][0].refused
+
+
+async def test_it_outlives_the_address_plan_and_what_cannot_be_kept_is_not_so(
+    tmp_path: Path,
+) -> None:
+    path = str(tmp_path / "plan.db")
+    async with open_store(path) as (store, loaded):
+        told = await opened(store, loaded)
+        await told.say(R1, has("172.16.0.1"))
+        await told.say(R2, has("172.16.0.1", ANN, 1))
+        store._connection.execute("PRAGMA query_only = ON")
+        with pytest.raises(UnavailableError):
+            await told.say(R3, has("172.16.0.1", ANN, 1))
+    async with open_store(path) as (store, loaded):
+        told = await opened(store, loaded)
+        asked = MemberAddress("172.16.0.0/24", number=5)
+        news = MemberAddress("172.16.0.1", ANN, elsewhere=True)
+        assert await told.say(R1, asked) == {R1: [news, asked]}
+        assert await told.say(R2, MemberAddress("172.16.1.0/24", number=5)) == {
+            R2: [has("172.16.0.1"), MemberAddress("172.16.1.0/24", number=5)]
+        }
+
+
+async def test_members_of_a_router_that_nobody_saw_for_so_long_are_nobodys(told: Told) -> None:
+    await told.say(R1, has("172.16.0.1"))
+    await told.say(R2, has("172.16.0.1", ANN, 1))
+    now = told.lender._clock()
+    await told.lender.leave("", R2, 1, ["172.16.1.0/24"])
+    told.lender._clock = lambda: now + 601 * SECOND
+    for heard in told.heard.values():
+        heard.clear()
+    await told.lender.allocate("", R3, 2, "172.16.2.0/24", (), 4)
+    assert told.heard[R1] == [left("172.16.0.1")]
+
+
+async def test_who_is_lent_nothing_says_nothing(told: Told) -> None:
+    with pytest.raises(DeniedError, match="is lent nothing of it"):
+        await told.say("spiffe://east.test/stranger", has("172.16.0.1"))
+    with pytest.raises(InvalidError, match="names a member's address 'x'"):
+        await told.say(R1, has("x"))
+    assert (await told.say(R1, has("10.0.0.1", ANN, 4)))[R1][0].refused
+
+
+class Network:
+    """Three routers, members that go from one to another, and what each carries along."""
+
+    def __init__(self) -> None:
+        plan = Plan([pool("", ["10.0.0.0/26"], ipv4=28)])
+        self.lender = Lender(plan, None, hold=1, operators=(), clock=lambda: 0)
+        self.streams = ExitStack()
+        self.routers: dict[str, RouterAddresses] = {}
+        self.prefixes: dict[str, str] = {}
+        self.news: dict[str, list[MemberAddress]] = {}
+        self.at: dict[str, str] = {}
+        self.context: dict[str, IPContext] = {}
+
+    async def begin(self, name: str) -> None:
+        """A router's life, without memory of the one before."""
+        if name not in self.news:
+            self.news[name] = []
+            stream = self.lender.listening("", name, self.news[name].append)
+            self.streams.enter_context(stream)
+        wanted = self.prefixes.get(name, "")
+        lent = self.prefixes[name] = await self.lender.allocate("", name, 0, wanted, (), 4)
+        router = self.routers[name] = RouterAddresses([4])
+        await self.lender.hold("", name, [MemberAddress(lent, number=1)])
+        for one in self.news[name]:
+            if not one.number and not one.left and not one.elsewhere:
+                router.keep(one.address, one.holder)
+        self.hear(name)
+        router.lend(lent, ["10.0.0.0/26"])
+        self.at = {one: where for one, where in self.at.items() if where != name}
+
+    def hear(self, name: str) -> None:
+        """What it was told."""
+        for one in self.news[name]:
+            if one.elsewhere:
+                self.routers[name].leave_out(one.address)
+            elif one.left:
+                self.routers[name].return_(one.address)
+        self.news[name].clear()
+
+    async def come(self, who: str, name: str, asked: IPContext) -> None:
+        """A member asks a router, with what it carries."""
+        router = self.routers[name]
+        for address in router.claimable(who, asked, who):
+            await self.lender.hold("", name, [MemberAddress(address, who, 9)])
+            (answer,) = (one for one in self.news[name] if one.number == 9)
+            self.news[name].remove(answer)
+            if not answer.refused:
+                router.grant(who, address)
+        self.context[who] = router.assign(who, asked, holder=who)
+        await self.said(name)
+        before, self.at[who] = self.at.get(who), name
+        if before not in (None, name):
+            await self.leave(who, before)
+
+    async def leave(self, who: str, name: str) -> None:
+        self.routers[name].release(who)
+        await self.said(name)
+
+    async def said(self, name: str) -> None:
+        """What it says to the address plan, and what all are told."""
+        drained = self.routers[name].drain()
+        said = [MemberAddress(one.address, one.holder, left=one.left) for one in drained]
+        await self.lender.hold("", name, said)
+        for each in self.routers:
+            self.hear(each)
+
+    def held(self, one: str = "") -> list[str]:
+        """The addresses of all members, or one, where they are."""
+        return [
+            address
+            for who, name in self.at.items()
+            if one in ("", who)
+            for address in self.routers[name].members().get(who, ())
+        ]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_no_two_members_have_one_address_wherever_they_go(data: st.DataObject) -> None:
+    """Routers die and return, members move, and some say that they had others' addresses."""
+    asyncio.run(wander(Network(), data))
+
+
+async def wander(network: Network, data: st.DataObject) -> None:
+    for name in (R1, R2, R3):
+        await network.begin(name)
+    for _ in range(data.draw(st.integers(1, 30))):
+        name = data.draw(st.sampled_from((R1, R2, R3)))
+        who = data.draw(st.sampled_from([f"m{n}" for n in range(6)]))
+        asked = network.context.get(who, IPContext())
+        kind = data.draw(st.sampled_from(["come", "move", "leave", "die", "steal"]))
+        before = {one: network.held(one) for one in network.at if one != who}
+        match kind:
+            case "die":
+                await network.begin(name)
+                before = {}
+            case "leave":
+                if where := network.at.pop(who, None):
+                    await network.leave(who, where)
+            case "steal" if network.context:
+                whose = data.draw(st.sampled_from(sorted(network.context)))
+                await network.come(who, name, network.context[whose])
+            case _:
+                had = network.held(who)
+                await network.come(who, name, asked)
+                assert set(had) <= set(network.held(who)), "who moves keeps what it has"
+        held = network.held()
+        assert len(held) == len(set(held)), held
+        assert before == {one: network.held(one) for one in before}, "others keep what they have"
