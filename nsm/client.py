@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from uuid import uuid4
 
 import structlog
@@ -448,7 +448,8 @@ class Client:
                 wire.news.heed_silence()
             began, tries = time.monotonic(), failures + 1
             try:
-                if not await self._ask_again(wire, conn, elsewhere=elsewhere):
+                stages = await self._ask_again(wire, conn, elsewhere=elsewhere)
+                if stages is None:
                     continue  # it fell silent meanwhile
             except NsmError as error:
                 log.warning("wire is not refreshed", id=wire.id, why=str(error))
@@ -466,18 +467,27 @@ class Client:
                 failures, hurried, gone, absent, wire.news.waiting = 0, 0, False, 0.0, False
                 self._watch(wire, anew=elsewhere)
                 if not wire.up or wire.endpoint != conn.endpoint:  # or the mesh led it elsewhere
-                    self._healed(wire, conn, began, tries)
+                    self._healed(wire, conn, began, {"tries": tries, "stages": stages})
 
-    async def _ask_again(self, wire: Wire, conn: Connection, *, elsewhere: bool) -> bool:
-        """Ask for the wire as it is, or for another endpoint; False if that became needless."""
+    async def _ask_again(
+        self, wire: Wire, conn: Connection, *, elsewhere: bool
+    ) -> dict[str, float] | None:
+        """Ask for the wire as it is, or for another endpoint; where the milliseconds went.
+
+        None if it fell silent meanwhile: a request may take long, and what it asks for can be
+        over long before.
+        """
+        began = time.monotonic()
         if not elsewhere:
-            asking = self._ask(wire, conn)
-            # A request may take long, and what it asks for can be over long before.
-            return await unless(asking, wire.news.silence()) is not None
-        await self._ask(wire, _reselecting(conn, wire.wish.endpoint))
-        if wire.endpoint != conn.endpoint and _has_of(wire.connection.ip, conn.ip):
-            await self._ask(wire, _without(wire.connection, conn.ip))
-        return True
+            made = await unless(self._ask(wire, conn), wire.news.silence())
+            return path.stages(made, _ms(began)) if made else None
+        made = await self._ask(wire, _reselecting(conn, wire.wish.endpoint))
+        stages = path.stages(made, _ms(began))
+        if made.endpoint != conn.endpoint and _has_of(made.ip, conn.ip):
+            began = time.monotonic()
+            await self._ask(wire, _without(made, conn.ip))
+            stages["cleared"] = _ms(began)
+        return stages
 
     async def _lost(self, wire: Wire, why: Why) -> None:
         """Say that it is lost. Whether packets flow all the same decides what is asked for."""
@@ -485,7 +495,10 @@ class Client:
         if why == Why.LOST and wire.up and wire.pulse:
             await wire.pulse.flows()
         causes = {Why.DELETED: Cause.DELETED, Why.SILENT: Cause.DATA}
-        self._down(wire, causes.get(why, Cause.CONTROL), None, noticed)
+        cause = causes.get(why, Cause.CONTROL)
+        if wire.trouble and not wire.up and wire.trouble.flowed and wire.silent:
+            wire.trouble = self._trouble(wire, cause, noticed)  # it is worse than it was
+        self._down(wire, cause, None, noticed)
 
     def _refused(self, wire: Wire, conn: Connection, error: NsmError) -> None:
         """Nobody there to ask leaves the wire as it is, as long as its tokens last."""
@@ -713,17 +726,20 @@ class Client:
     def _down(self, wire: Wire, cause: Cause, error: NsmError | None, noticed: float) -> None:
         if wire.up:
             wire.up = False
-            pulse = wire.pulse if wire.pulse and wire.pulse.answered else None
-            wire.trouble = Trouble(
-                cause=cause,
-                began=min(noticed, pulse.heard) if pulse and pulse.silent else noticed,
-                noticed=noticed,
-                endpoint=wire.endpoint,
-                flowed=not pulse.silent if pulse else None,
-            )
+            wire.trouble = self._trouble(wire, cause, noticed)
             self._changed(Change.DOWN, wire, error)
 
-    def _healed(self, wire: Wire, before: Connection, asked: float, tries: int) -> None:
+    def _trouble(self, wire: Wire, cause: Cause, noticed: float) -> Trouble:
+        pulse = wire.pulse if wire.pulse and wire.pulse.answered else None
+        return Trouble(
+            cause=cause,
+            began=min(noticed, pulse.heard) if pulse and pulse.silent else noticed,
+            noticed=noticed,
+            endpoint=wire.endpoint,
+            flowed=not pulse.silent if pulse else None,
+        )
+
+    def _healed(self, wire: Wire, before: Connection, asked: float, how: Mapping[str, Any]) -> None:
         """It is up again, or leads elsewhere; asked is when the request began that did it."""
         now, trouble = time.monotonic(), wire.trouble
         if wire.up or trouble is None:  # the mesh led it elsewhere
@@ -734,7 +750,7 @@ class Client:
                 endpoint=before.endpoint,
                 flowed=True,
             )
-        wire.trouble = trouble.ended(now, asked, tries, path.stages(wire.connection, _ms(asked)))
+        wire.trouble = trouble.ended(now, asked, **how)
         wire.up = True
         self._changed(Change.UP, wire)
 

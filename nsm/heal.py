@@ -30,7 +30,8 @@ class Trouble:
     healed      when the wire was up again; 0.0: not yet
     tries       how many requests that took
     stages      milliseconds by stage: `unnoticed` (began to noticed), `unasked` (until the
-                request that worked began), then those of that request, as in `Wire.stages`
+                request that worked began), then those of that request, as in `Wire.stages`, and
+                `cleared`: another that took away what the old endpoint had said of itself
     """
 
     cause: Cause
