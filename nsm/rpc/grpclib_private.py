@@ -498,6 +498,7 @@ class ClientHttp2(Http2):
     def __init__(self, **facts: Any) -> None:
         super().__init__(grpclib.client.Handler(), client=True, **facts)
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.tcp: Any = None  # its socket, set by who dials over TCP
         self.on_lost: Callable[[], None] = _nothing
         self.on_goaway: Callable[[], None] = _nothing
 

@@ -34,7 +34,7 @@ from nsm.model import SECOND
 from nsm.rpc import addresses
 from nsm.rpc.fds import CallFds, connect, key_of
 from nsm.rpc.grpclib_private import ClientHttp2, Limits, LinkChannel
-from nsm.rpc.sockets import watch_for_death
+from nsm.rpc.sockets import Silence, watch_for_death
 from nsm.rpc.status import error_of, status_of
 from nsm.rpc.tls import Contexts, secured, unproven
 
@@ -47,6 +47,8 @@ _REMEMBERED = 4096  # places whose peer keeps descriptors
 _OWN_FD = re.compile(r"/proc/self/fd/([0-9]+)", re.ASCII)
 _SHORTEST = 1.0  # seconds a connection is used at least, however soon its peer's certificate ends
 _SHUTDOWN = 1.0  # seconds a TLS goodbye may take
+_LOOK = 0.25  # seconds between looks whether machines acknowledge what they are sent
+_SILENT = 1.5  # seconds after which one that does not is given up: three losses in a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class _Connection:
         self.handshake = handshake
         self.links = 0
         self.outdated = asyncio.Event()
+        self.silence = Silence(protocol.tcp) if protocol.tcp else None
         self.half_life: asyncio.TimerHandle | None = None
         self.idle: asyncio.TimerHandle | None = None
 
@@ -197,6 +200,7 @@ class Peers:
         await self._contexts.build()
         self._tasks = await self._stack.enter_async_context(background())
         self._tasks.create_task(self._follow(), name="newest certificate for new links")
+        self._tasks.create_task(self._listen(), name="machines that fell silent")
         return self
 
     async def __aexit__(
@@ -352,6 +356,28 @@ class Peers:
                     connection.protocol.refused = why
                     connection.close()
 
+    async def _listen(self) -> None:
+        """End connections to machines that are gone, long before TCP itself would.
+
+        Who waits for an answer over one would wait for its whole deadline.
+        """
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(_LOOK)
+            now = time.monotonic()
+            for connection in self._all():
+                if connection.silence is None or not connection.links:
+                    continue
+                if now - began > 2 * _LOOK:
+                    connection.silence.anew()  # it is we who did not run
+                elif connection.silence.lasts(now) > _SILENT:
+                    log.warning(
+                        "%s: its machine acknowledges nothing for %s s; the connection is given up",
+                        connection.url,
+                        _SILENT,
+                    )
+                    connection.protocol.abort()
+
     # -- dialling -----------------------------------------------------------------------------
 
     async def _dial(
@@ -469,6 +495,7 @@ async def _dial_tcp(
     if sock is not None:  # None, or an error: it ended already, and `ready` says so
         with suppress(OSError):
             watch_for_death(sock)
+            protocol.tcp = sock
     return protocol
 
 

@@ -5,6 +5,7 @@ probes a silent connection and gives up on one whose bytes are not acknowledged.
 """
 
 import socket
+import struct
 
 IDLE = 10  # seconds of silence before the kernel probes
 INTERVAL = 5  # seconds between probes
@@ -18,3 +19,32 @@ def watch_for_death(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, IDLE)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, INTERVAL)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED)
+
+
+class Silence:
+    """How long a peer's machine acknowledges nothing of what it was sent. One for a connection.
+
+    A process that hangs is another matter: its kernel acknowledges all the same.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._since = 0.0
+
+    def lasts(self, now: float) -> float:
+        """For how many seconds, as far as was looked; 0.0 if nothing is unacknowledged."""
+        try:
+            facts = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)
+        except OSError:
+            return 0.0  # it ended
+        (unacknowledged,) = struct.unpack_from("=I", facts, 24)
+        (heard_before,) = struct.unpack_from("=I", facts, 56)  # milliseconds
+        if not unacknowledged:
+            self._since = 0.0
+            return 0.0
+        self._since = max(self._since or now, now - heard_before / 1000)
+        return now - self._since
+
+    def anew(self) -> None:
+        """Nobody looked for a while."""
+        self._since = 0.0

@@ -1,0 +1,70 @@
+"""A machine that is gone is told from a process that hangs, by what the kernel acknowledges."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from tests.support.spaces import space
+from tests.support.wait import until
+
+HANGS = """
+import socket, sys
+door = socket.create_server(("10.9.0.2", 5000))
+print("listens", flush=True)
+held, _ = door.accept()
+sys.stdin.read()  # and reads nothing
+"""
+ASKS = """
+import socket, sys, time
+from nsm.rpc.sockets import Silence
+end = socket.create_connection(("10.9.0.2", 5000))
+silence = Silence(end)
+for order in sys.stdin:
+    if order == "send\\n":
+        end.send(b"are you there")
+    print(silence.lasts(time.monotonic()), flush=True)
+"""
+
+
+async def child(where, script: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        "ip", "netns", "exec", where.name, sys.executable, "-P", "-c", script,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+    )  # fmt: skip
+
+
+async def test_a_gone_machine_acknowledges_nothing_and_a_hanging_process_does():
+    with space("here") as here, space("far") as far:
+        here.do("link", "add", "w0", "type", "veth", "peer", "name", "w0", "netns", far.name)
+        for one, last in ((here, 1), (far, 2)):
+            one.do("link", "set", "w0", "up")
+            one.do("addr", "add", f"10.9.0.{last}/24", "dev", "w0")
+        hanging = await child(far, HANGS)
+        assert await hanging.stdout.readline() == b"listens\n"
+        asking = await child(here, ASKS)
+
+        async def lasts(order: str = "look") -> float:
+            asking.stdin.write(f"{order}\n".encode())
+            return float(await asyncio.wait_for(asking.stdout.readline(), 5))
+
+        await lasts("send")
+
+        async def acknowledged() -> bool:
+            return await lasts() == 0.0
+
+        await until(acknowledged, "what a hanging process was sent to be acknowledged", bar=0.5)
+        far.do("link", "set", "w0", "down")
+        assert await lasts() == 0.0, "nothing was sent"
+        await lasts("send")
+
+        async def long() -> bool:
+            return await lasts() > 1.0
+
+        await until(long, "a second without an acknowledgement", bar=1.3, record=False)
+        far.do("link", "set", "w0", "up")
+        await until(acknowledged, "it to be there again", bar=2)
+        for one in (asking, hanging):
+            one.stdin.close()
+            await asyncio.wait_for(one.wait(), 5)
