@@ -14,12 +14,13 @@ import structlog
 
 from forwarder import adoption, rights
 from forwarder.config import Config
+from forwarder.crossing import Crossing
 from forwarder.deaths import Deaths
 from forwarder.discovery import Discovery
 from forwarder.edits import Edits
 from forwarder.recovery import Recovery
 from forwarder.remote import Vxlan, Wireguard
-from forwarder.route import Crossing, ForwarderRoute
+from forwarder.route import ForwarderRoute
 from forwarder.sockets import Sockets
 from forwarder.store import open_store
 from forwarder.tunnels import Tunnels
@@ -72,6 +73,7 @@ async def serve(config: Config, process: Process) -> None:
             sockets,
             recovery,
             config.dial_timeout,
+            process.tasks.spawn,
         )
         hop: Hop[Crossing] = Hop(
             config.name,
@@ -81,6 +83,7 @@ async def serve(config: Config, process: Process) -> None:
             monitor=calls.monitor,
             places=Places(config.name, config.bounds),
             keeper=adoption.Keeper(store),
+            moves=True,
         )
         figures.shows("wires", lambda: _carried(hop))
         found = await recovery.look()

@@ -10,7 +10,9 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 
-from forwarder.route import Crossing, ForwarderRoute
+from forwarder.asking import name_of
+from forwarder.crossing import Crossing
+from forwarder.route import ForwarderRoute
 from forwarder.store import Lease, Space, Store
 from nsm.connections import Held
 from nsm.errors import NsmError
@@ -53,6 +55,8 @@ class Keeper:
                 chosen=memory.chosen,
                 spaces=tuple(spaces),
                 ends=ends,
+                leg=memory.leg,
+                left_endpoint=memory.left,
             )
         )
 
@@ -68,10 +72,19 @@ def adopt(leases: Iterable[Lease], hop: Hop[Crossing]) -> list[Held[Crossing]]:
     for lease in leases:
         seats = tuple(Namespace(0, one.nsid, one.inode, one.interface) for one in lease.spaces)
         memory = Crossing(
-            lease.endpoint, lease.payload, lease.next_url, lease.outgoing, None, lease.chosen, seats
+            lease.endpoint,
+            lease.payload,
+            lease.next_url,
+            lease.outgoing,
+            None,
+            lease.chosen,
+            seats,
+            lease.leg,
+            lease.left_endpoint,
         )
         held = Held(lease.id, lease.connection, lease.previous, lease.origin, memory)
-        hop.adopt(held, max(lease.ends, soonest), lease.next_url)
+        called = name_of(lease.id, lease.leg)
+        hop.adopt(held, max(lease.ends, soonest), lease.next_url, called)
         adopted.append(held)
     return adopted
 
@@ -95,7 +108,7 @@ async def follow_again(held: Held[Crossing], hop: Hop[Crossing], route: Forwarde
             assert held.memory is not None
             held.memory = replace(held.memory, url=url)
             if hop.watches:
-                hop.watches.follow(held.id, url)
+                hop.watches.follow(held.id, url, name_of(held.id, held.memory.leg))
             return
 
 

@@ -13,7 +13,8 @@ from typing import NoReturn
 
 import structlog
 
-from forwarder.route import Crossing, ForwarderRoute
+from forwarder.crossing import Crossing
+from forwarder.route import ForwarderRoute
 from nsm.connections import Held
 from nsm.descriptors import Descriptors
 from nsm.errors import NsmError

@@ -33,9 +33,13 @@ class Recovery:
         """Find what is ours in every namespace; return how many wires that is."""
         found = await self._kernel.find()
         self._node = await self._kernel.own_number()
-        await self._kernel.remove_found([one for one in found if one.mark is None])
+        # a wire whose device is marked so is not in use: not yet, or not any more
+        beside = {one.mark.wire for one in found if one.mark and one.mark.beside}
+        await self._kernel.remove_found(
+            [one for one in found if one.mark is None or one.mark.wire in beside]
+        )
         for one in found:
-            if one.mark:
+            if one.mark and one.mark.wire not in beside:
                 self._before.setdefault(one.mark.connection, []).append(one)
         return len(self._before)
 
@@ -53,12 +57,19 @@ class Recovery:
             return False
         return None
 
-    def vxlan(self, connection: str, where: Namespace, hop: bool) -> tuple[int, int]:
-        """Network identifier and UDP port of a connection's VXLAN of before; zeros without one.
+    def leg(self, connection: str) -> str:
+        """Which wire of the connection's it is that stands; "" also if none does."""
+        found = self._before.get(connection, ())
+        return next((one.mark.leg for one in found if one.mark and one.mark.leg), "")
+
+    def vxlan(self, connection: str, where: Namespace, hop: bool, leg: str = "") -> tuple[int, int]:
+        """Network identifier and UDP port of that wire's VXLAN of before; zeros without one.
 
         hop where it stands here: then what is in the workload is not believed at all.
         """
         for one in self._before.get(connection, ()):
+            if one.mark is None or one.mark.leg != leg:
+                continue
             if one.device.vni and (_apart(one) or (not hop and self._in_place(one, where))):
                 return one.device.vni, one.device.port
         return 0, 0

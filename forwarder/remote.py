@@ -47,7 +47,7 @@ class Span:
 
     remote is the far node's address as far as it is known before that node has answered.
     mtu is what fits through as seen from here, in bytes. hop says that our end of it is to
-    stand in the underlay, out of the workload's reach.
+    stand in the underlay, out of the workload's reach. leg is the wire's, of its connection's.
     """
 
     connection: str
@@ -56,6 +56,12 @@ class Span:
     remote: IPAddress
     mtu: int
     hop: bool
+    leg: str = ""
+
+    @property
+    def wire(self) -> str:
+        """Which wire of its connection's it is for."""
+        return owner.wire_id(self.connection, self.leg)
 
 
 class Half(Protocol):
@@ -104,8 +110,8 @@ class Remote(Protocol):
         in there; known is the wire as we made it earlier, None after a restart.
         """
 
-    def gone(self, connection: str) -> None:
-        """The connection has no tunnel any more."""
+    def gone(self, wire: str) -> None:
+        """The wire (`owner.wire_id`) has no tunnel any more."""
 
 
 # --- VXLAN -----------------------------------------------------------------------------------
@@ -173,7 +179,7 @@ class Vxlan:
         the latter is not known before that node has answered.
         """
         if known is None:
-            return self._recovery.vxlan(span.connection, where, span.hop)
+            return self._recovery.vxlan(span.connection, where, span.hop, span.leg)
         tunnel = known.tunnel if isinstance(known, RemoteWire) else None
         return (tunnel.vni, tunnel.port) if isinstance(tunnel, VxlanTunnel) else (0, 0)
 
@@ -292,27 +298,27 @@ class Wireguard:
         stands = None
         if known is None or seat in ((end.namespace, end.name) for _, end in known.sides):
             stands = await self.kernel.standing_wireguard(
-                span.connection, span.side, seat, hop=span.hop, fds=ways
+                span.connection, span.side, seat, leg=span.leg, hop=span.hop, fds=ways
             )
         if stands:
-            self.ports.keep(span.connection, stands.port)
+            self.ports.keep(span.wire, stands.port)
             key, port, engine = stands.key, stands.port, stands.engine
         elif self._engine.name:
             # A device made anew gets a new key: under the old one the far end would go on with
             # a session that is gone, and refuse a new one for as long as our clock is behind.
-            undo.add("give back the tunnel's UDP port", self._give_back, span.connection)
-            port = await self.ports.draw(span.connection)
+            undo.add("give back the tunnel's UDP port", self._give_back, span.wire)
+            port = await self.ports.draw(span.wire)
             key, engine = Key.generate(), self._engine.name
         else:
             raise self._none()
         own = wireguard.Own(span.side, key, span.local, port, engine, self.kernel.own)
         return WireguardHalf(self, span, own)
 
-    def gone(self, connection: str) -> None:
-        self.ports.give_back(connection)
+    def gone(self, wire: str) -> None:
+        self.ports.give_back(wire)
 
-    async def _give_back(self, connection: str) -> None:
-        self.ports.give_back(connection)
+    async def _give_back(self, wire: str) -> None:
+        self.ports.give_back(wire)
 
     def _none(self) -> UnsupportedError:
         return UnsupportedError(
@@ -339,5 +345,5 @@ class WireguardHalf:
         return wireguard.tunnel(agreed, self._own)
 
     async def redraw(self, _: Mechanism, __: TakenError) -> None:
-        port = await self._of.ports.draw(self._span.connection, above=self._own.port)
+        port = await self._of.ports.draw(self._span.wire, above=self._own.port)
         self._own = replace(self._own, port=port)

@@ -41,10 +41,14 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Established:
-    """What a route made: the connection at this hop, and the next hop's URL ("": it ends here)."""
+    """What a route made: the connection at this hop, and the next hop's URL ("": it ends here).
+
+    called is what the next hop has as our id of it, where that is another than ours.
+    """
 
     connection: Connection
     next_url: str = ""
+    called: str = ""
 
 
 class Route(Protocol[M]):
@@ -84,7 +88,9 @@ class Hop(Generic[M]):
     name is the path segment's; lifetime the tokens', in nanoseconds; spawn runs
     what this hop starts of itself (expired leases, watches) in a task of the
     process; monitor opens a stream to a next hop, None where the path ends;
-    places bounds what is worked on at once.
+    places bounds what is worked on at once. moves leaves to the route what stands where
+    another endpoint is asked for (RESELECT_REQUESTED): it lets go of the old one itself, once
+    there is a new one.
     """
 
     def __init__(
@@ -99,6 +105,7 @@ class Hop(Generic[M]):
         on_established: Callable[[int], None] = lambda _: None,
         places: Places | None = None,
         keeper: Keeper[M] | None = None,
+        moves: bool = False,
     ) -> None:
         self.name = name
         self.route = route
@@ -110,6 +117,7 @@ class Hop(Generic[M]):
         self.watches = Watches(name, monitor, spawn, self._changed) if monitor else None
         self._spawn = spawn
         self._keeper = keeper
+        self._moves = moves
         self._on_established = on_established  # how many connections there are now
 
     async def request(self, asked: Request, caller: Caller) -> Connection:
@@ -137,7 +145,7 @@ class Hop(Generic[M]):
             self.tokens.admit(conn, caller)
             conn = _onward(conn, held)
             followed = bool(self.watches and self.watches.follows(held.id))
-            if held.made and conn.state == State.RESELECT_REQUESTED:
+            if held.made and conn.state == State.RESELECT_REQUESTED and not self._moves:
                 await self._let_go(held, caller)
             held.again = False
             try:
@@ -158,7 +166,7 @@ class Hop(Generic[M]):
             held.made, held.previous = made, caller.handshake.peer_id
             held.origin = policy.origin(made)
             if self.watches and done.next_url:
-                self.watches.follow(made.id, done.next_url)
+                self.watches.follow(made.id, done.next_url, done.called)
             self.events.publish(EventType.UPDATE, made, held.previous)
             self._count()
             self._keep(held)
@@ -226,12 +234,12 @@ class Hop(Generic[M]):
             if held.made and held.made.state == State.UP and which(held.made):
                 self._asked_again(held)
 
-    def adopt(self, held: Held[M], ends: int, next_url: str = "") -> None:
+    def adopt(self, held: Held[M], ends: int, next_url: str = "", called: str = "") -> None:
         """Hold again what an earlier life made: its lease ends then, and it is followed there."""
         self.connections.adopt(held)
         self.leases.until(held.id, ends)
         if self.watches and next_url:
-            self.watches.follow(held.id, next_url)
+            self.watches.follow(held.id, next_url, called)
         self._count()
 
     def stop(self) -> None:

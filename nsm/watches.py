@@ -41,14 +41,22 @@ class Watches:
         self._spawn = spawn
         self._on_change = on_change
         self._where: dict[str, str] = {}
+        self._called: dict[str, str] = {}  # by what the next hop has as our id: what it is here
         self._followed: dict[str, set[str]] = {}
         self._streams: dict[str, asyncio.Task[None]] = {}
 
-    def follow(self, id_: str, url: str) -> None:
-        """Report what becomes of the connection we call id_ at the next hop url."""
+    def follow(self, id_: str, url: str, called: str = "") -> None:
+        """Report what becomes of the connection we call id_ at the next hop url.
+
+        called is what that hop has as our id of it, if that is another.
+        """
+        for name in [one for one, ours in self._called.items() if ours == id_ and one != called]:
+            del self._called[name]
+        if called and called != id_:
+            self._called[called] = id_
         if self._where.get(id_) == url:
             return
-        self.release(id_)
+        self._leave(id_)
         self._where[id_] = url
         self._followed.setdefault(url, set()).add(id_)
         if url not in self._streams:
@@ -56,6 +64,11 @@ class Watches:
 
     def release(self, id_: str) -> None:
         """Report nothing more of id_."""
+        for name in [one for one, ours in self._called.items() if ours == id_]:
+            del self._called[name]
+        self._leave(id_)
+
+    def _leave(self, id_: str) -> None:
         url = self._where.pop(id_, None)
         if url is None:
             return
@@ -96,7 +109,7 @@ class Watches:
         followed = self._followed.get(url, set())
         told = set()
         for conn in event.connections.values():
-            own = self._own_id(conn)
+            own = self._ours(self._own_id(conn))
             if own in followed:
                 told.add(own)
                 self._on_change(own, None if event.type == EventType.DELETE else conn)
@@ -105,6 +118,12 @@ class Watches:
         if event.type == EventType.INITIAL_STATE_TRANSFER:
             for id_ in (followed & asked) - told:  # it was restarted and knows nothing of them
                 self._on_change(id_, None)
+
+    def _ours(self, said: str) -> str:
+        """What is called that at the next hop; nothing of what has another name there by now."""
+        if said in self._called.values():
+            return ""
+        return self._called.get(said, said)
 
     def _own_id(self, conn: Connection) -> str:
         before = conn.index - 1

@@ -57,6 +57,7 @@ async def serve(config: Config, process: Process) -> None:
             monitor=calls.monitor,
             observer=lambda who: str(who) in config.observers,
             places=Places(config.name, config.bounds),
+            moves=True,
         )
         figures.shows("wires", lambda: carried(one.made for one in hop.connections.established()))
         node = NodeRegistry(domain, locals_, config.labels, spawn=process.tasks.spawn)

@@ -1,7 +1,7 @@
 """The manager's route: a request goes on to one of the node's forwarders (`wire.md` §3.5, §7.3)."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -11,7 +11,7 @@ from nsm.connections import Held
 from nsm.descriptors import INODE_URL, Descriptors
 from nsm.errors import DeniedError, NotFoundError, NsmError, UnavailableError
 from nsm.hop import Established
-from nsm.model import Connection, Context, IPContext, Mechanism, Request, State
+from nsm.model import Connection, Context, IPContext, Mechanism, Path, Request, State
 from nsm.rpc.calls import Calls
 from nsm.undo import Undo
 from nsmgr.discovery import Discovery
@@ -59,6 +59,13 @@ class ManagerRoute:
         candidates = await self._discovery.candidates(
             conn, sticky=known.name if known and not reselect else "", caller=caller
         )
+        if known and reselect:
+            # Who carries it has what stands, and goes over to another endpoint without losing
+            # it. Only where that one is not here any more it is another's from the start.
+            candidates = [one for one in candidates if one.endpoint.name == known.name] or (
+                await self._left(conn, held, candidates)
+            )
+            conn = conn if held.memory else _cut(conn)
         refused: list[tuple[Local, NsmError]] = []
         for forwarder in candidates:
             try:
@@ -91,6 +98,19 @@ class ManagerRoute:
                 raise _not_now(conn, name, reason) from reason
             # Nobody waits for an answer, and the forwarder's own lease ends soon after ours.
             log.warning("the forwarder was not told of a close", forwarder=name, why=str(reason))
+
+    async def _left(
+        self, conn: Connection, held: Held[Next], candidates: Sequence[Local]
+    ) -> list[Local]:
+        """The candidates, once what its forwarder of before has of conn is closed if it can be."""
+        assert held.memory is not None
+        if candidates:
+            try:
+                await self._close(held.memory.url, conn)
+            except NsmError as reason:
+                log.warning("the forwarder before was not told", why=str(reason))
+            held.memory = None
+        return list(candidates)
 
     async def _try(
         self, forwarder: Local, asked: Request, held: Held[Next], caller: Caller
@@ -162,6 +182,14 @@ class ManagerRoute:
             labels={**self._labels, **conn.labels},
             context=replace(context, ip=replace(ip, excluded_prefixes=excluded)),
         )
+
+
+def _cut(conn: Connection) -> Connection:
+    """conn without its way behind this hop."""
+    path = Path(
+        conn.segments[: conn.index + 1], conn.index, conn.path.unknown if conn.path else b""
+    )
+    return replace(conn, path=path)
 
 
 def _carrier(conn: Connection, memory: Next | None) -> str:

@@ -65,6 +65,7 @@ T = TypeVar("T")
 _LOOPBACK = 1  # the number of every namespace's
 _CHUNK = 24  # answers that surely fit into a socket's buffer
 _ANEW, _SLOWER = 0.25, 1.4  # seconds until a handshake is begun anew; each next time longer
+_DRAIN, _DRAINS = 0.05, 10  # seconds between looks whether answers still come, and how many
 _GLANCE, _LONGEST_GLANCE = 0.0005, 0.02  # seconds between looks whether it was answered
 
 
@@ -255,12 +256,13 @@ class Kernel:
         }
 
     async def replace(
-        self, old: Wire, new: Wire, undo: Undo, *, fds: Mapping[Namespace, int] | None = None
+        self, old: str, new: Wire, undo: Undo, *, fds: Mapping[Namespace, int] | None = None
     ) -> Ensured:
-        """Have new, which stands beside (`swap.beside`), take old's place, and no packet lost.
+        """Have new, which stands beside (`swap.beside`), take the place of the connection's
+        wire whose leg is old, and no packet lost.
 
-        Both are of one connection, by different legs, and here is the client's end. old stays
-        where it is, out of use, until it is removed: what was sent over it may yet be answered.
+        Here is the client's end. The old one stays where it is, out of use, until it is
+        removed: what was sent over it may yet be answered (`drained`).
         fds and undo as in `ensure`. Raises as `ensure` does, with all as before.
         """
         done, journal = swap.Swap(), Journal()
@@ -277,10 +279,23 @@ class Kernel:
                         raise
 
             running = self._submit(self._creating, kept, work)
-            undo.add(f"put wire {old.id} back", self._swap_back, running, new, done, journal)
+            undo.add(
+                f"put the wire before {new.id} back", self._swap_back, running, new, done, journal
+            )
             steps, found = await asyncio.wrap_future(running)
         self._hints.setdefault(new.connection, {}).update(found)
         return Ensured(steps, {side: found[side, "", new.leg][1] for side, _ in new.sides})
+
+    async def drained(self, connection: str, leg: str) -> None:
+        """Return when nothing arrives any more over that wire of a client's, or soon enough."""
+        _, place = self._hints.get(connection, {}).get(("src", "", leg), (None, None))
+        before = -1
+        for _ in range(_DRAINS):
+            (seen,) = await self.counters([place]) if place else (None,)
+            if seen is None or seen.rx_packets == before:
+                return
+            before = seen.rx_packets
+            await asyncio.sleep(_DRAIN)
 
     async def _swap_back(
         self, running: "Future[T]", new: Wire, done: swap.Swap, journal: Journal
@@ -478,6 +493,11 @@ class Kernel:
     def knows(self, connection: str) -> bool:
         """Whether anything of the connection may stand here: made in this life, or found."""
         return bool(self._hints.get(connection))
+
+    def places(self, connection: str, side: owner.SideName) -> list[Place]:
+        """Where that side's devices of the workload were seen last."""
+        hints = self._hints.get(connection, {})
+        return [place for key, (_, place) in hints.items() if key[:2] == (side, "")]
 
     async def standing_wireguard(
         self,

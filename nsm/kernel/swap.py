@@ -51,8 +51,9 @@ class Swap:
     back: list[bytearray] = field(default_factory=list)
 
 
-def swap(reach: Reach, old: Wire, new: Wire, done: Swap) -> None:
-    """Put the device of `beside(new)` in the place of old's; what is left is to ensure new.
+def swap(reach: Reach, old: str, new: Wire, done: Swap) -> None:
+    """Put the device of `beside(new)` in the place of that of the connection's wire whose leg is
+    old; what is left is to ensure new.
 
     Raises NameTakenError where another's device is in that place, NotFoundError where new's is
     gone; on any failure all is as before.
@@ -61,16 +62,16 @@ def swap(reach: Reach, old: Wire, new: Wire, done: Swap) -> None:
     where, sock = end.namespace, reach.socket(end.namespace)
     waiting = owner.beside_name(new.id, "src")
     fresh = reach.device(where, name=waiting)
-    if fresh is None or not _of(fresh, new):
+    if fresh is None or not _of(fresh, new.connection, new.leg):
         raise NotFoundError(f"wire {new.id}: {waiting} is gone from {where}")
     former = reach.device(where, name=end.name)
-    if former is not None and not _of(former, old):
+    if former is not None and not _of(former, new.connection, old):
         raise NameTakenError(
             f"wire {new.connection}: {end.name} in {where} is another's by now",
             hint="choose another name in the NSURL, or remove that interface",
         )
     there, back = _led_over(reach, where, former, fresh.index) if former else ([], [])
-    aside = owner.beside_name(old.id, "src")
+    aside = owner.beside_name(owner.wire_id(new.connection, old), "src")
     names = [messages.renamed(former.index, aside, _marked(former, beside=True))] if former else []
     names.append(messages.renamed(fresh.index, end.name, _marked(fresh, beside=False)))
     done.where = where
@@ -150,13 +151,9 @@ def _serious(results: Sequence[Refusal | None]) -> list[Refusal]:
     return [one for one in results if one and one.errno not in ABSENT | {errno.EEXIST}]
 
 
-def _of(device: Device, wire: Wire) -> bool:
+def _of(device: Device, connection: str, leg: str) -> bool:
     mark = owner.Mark.parse(device.alias) if owner.is_ours(device.group) else None
-    return mark is not None and (mark.connection, mark.side, mark.leg) == (
-        wire.connection,
-        "src",
-        wire.leg,
-    )
+    return mark is not None and (mark.connection, mark.side, mark.leg) == (connection, "src", leg)
 
 
 def _marked(device: Device, *, beside: bool) -> str:

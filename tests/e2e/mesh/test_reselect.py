@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.mesh.conftest import Asker, Mesh, asked
+from tests.support.wait import until
 
 ENDS = ("first", "second")
 
@@ -56,7 +57,7 @@ def stands(mesh: Mesh, answer: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("closed", [True, False], ids=["close-then-reselect", "on-a-live-id"])
-def test_upstreams_ways_to_reselect_are_both_taken(mesh, alice, both, closed):
+async def test_upstreams_ways_to_reselect_are_both_taken(mesh, alice, both, closed):
     made = alice.have("call", method="Request", message=asked(alice, "both"))["answer"]
     before = names(made)[-1]
     assert stands(mesh, made) == before
@@ -71,8 +72,9 @@ def test_upstreams_ways_to_reselect_are_both_taken(mesh, alice, both, closed):
     assert stands(mesh, other) == after
     assert other.get("state", "UP") == "UP"
     assert ids(other)[:2] == ids(made)[:2], "the same ids at the same hops"
-    assert held(both) == {before: 0, after: 1}
-    assert len(mesh.links("serving")) == 1, "nothing is left of the first"
+    await until(lambda: held(both) == {before: 0, after: 1}, "the first is told", bar=0.5)
+    await until(lambda: len(mesh.links("serving")) == 1, "nothing is left of the first", bar=0.5)
+    assert len(mesh.links("alice")) == 1
     alice.have("call", method="Close", message=other)
     assert held(both) == {before: 0, after: 0}
 

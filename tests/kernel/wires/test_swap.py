@@ -125,7 +125,7 @@ async def stand(kernel: Kernel, *wires: Wire) -> None:
 async def moved(kernel: Kernel, old: Wire, new: Wire) -> None:
     async with Undo() as undo:
         await kernel.ensure(swap.beside(new), undo)
-        await kernel.replace(old, new, undo)
+        await kernel.replace(old.leg, new, undo)
 
 
 def ways(wire: LocalWire) -> LocalWire:
@@ -238,7 +238,7 @@ async def test_what_fails_on_the_way_is_taken_back(
         async with Undo() as undo:
             await kernel.ensure(swap.beside(new), undo)
             if when == "placed":
-                await kernel.replace(old, new, undo)
+                await kernel.replace(old.leg, new, undo)
                 await flow.more()
             raise InterruptedError
 
@@ -314,6 +314,6 @@ async def test_a_device_that_is_gone_takes_no_place(
     await stand(kernel, old)
     before = settled(client)
     with pytest.raises(NotFoundError, match="is gone"):
-        await kernel.replace(old, replace(old, leg=LEG), Undo())
+        await kernel.replace(old.leg, replace(old, leg=LEG), Undo())
     assert settled(client) == before
     await kernel.remove("id-1")

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from forwarder.edits import Edits
+from nsm.errors import UnavailableError
 from nsm.model import (
     Context,
     Destination,
@@ -62,11 +63,95 @@ def leave(forwarder):
     forwarder.hop.route.leave(held.id)
 
 
-async def test_a_wire_that_leaves_goes_where_the_rules_lead_and_takes_nothing_along(forwarder):
+async def test_a_wire_that_leaves_goes_where_the_rules_lead_before_the_old_one_is_closed(forwarder):
     made = await forwarder.request(WITH_ADDRESSES)
     assert (made.endpoint, made.ip.src_ip_addrs) == ("e-a", OLD.src_ip_addrs)
     leave(forwarder)
     del forwarder.mesh.listed["e-a"]
+    asked = listen(forwarder)
+    moved = await forwarder.request(made)
+    assert moved.endpoint == "e-b"
+    assert moved.ip.src_ip_addrs == OLD.src_ip_addrs  # which e-b can give it
+    (told,) = asked
+    assert len(told.segments) == told.index + 1  # a way of its own, or closing ends both
+    assert told.id == told.segments[-1].id != made.segments[1].id
+    assert told.state == State.UP
+    assert moved.segments[1].id == made.segments[1].id  # of which who asks sees nothing
+    assert moved.segments[-1].id == "id at unix:/b"
+    ((old, leg),) = forwarder.kernel.placed
+    assert (old, bool(leg)) == ("", True)
+    await forwarder.said_goodbye()
+    assert forwarder.mesh.log[-2:] == [("request", "unix:/b"), ("close", "unix:/a")]
+    assert forwarder.mesh.closed.id == made.segments[1].id
+    assert len(forwarder.kernel.wires) == 1
+    again = await forwarder.request(moved)
+    assert (again.endpoint, asked[-1].id) == ("e-b", told.id)
+    await forwarder.close(again)
+    assert forwarder.mesh.closed.id == told.id
+    assert not forwarder.kernel.wires
+
+
+async def test_addresses_that_the_new_endpoint_cannot_give_do_not_stay(forwarder):
+    made = await forwarder.request(WITH_ADDRESSES)
+    leave(forwarder)
+    del forwarder.mesh.listed["e-a"]
+    asked = listen(forwarder)
+    forwarder.mesh.gives = IPContext(src_ip_addrs=("10.2.0.1/32",), dst_ip_addrs=("10.2.0.0/32",))
+    moved = await forwarder.request(made)
+    assert moved.ip.src_ip_addrs == ("10.2.0.1/32",)
+    assert moved.ip.dst_ip_addrs == ("10.2.0.0/32",)
+    assert len({one.id for one in asked}) == 1
+    assert len(asked) == 2
+
+
+async def test_who_did_not_hear_of_a_move_means_what_stands(forwarder):
+    made = await forwarder.request()
+    leave(forwarder)
+    forwarder.mesh.listed = {"e-b": "unix:/b"}
+    await forwarder.request(made)
+    forwarder.mesh.listed |= {"e-a": "unix:/a"}
+    assert (await forwarder.request(made)).endpoint == "e-b"  # the answer was lost
+    assert (await forwarder.request(made)).endpoint == "e-b"
+
+
+async def test_a_reselect_goes_to_another_endpoint_before_it_lets_go(forwarder):
+    made = await forwarder.request()
+    moved = await forwarder.request(reselecting(made))
+    assert moved.endpoint == "e-b"
+    assert len(forwarder.kernel.placed) == 1
+    await forwarder.said_goodbye()
+    assert forwarder.mesh.log[-2:] == [("request", "unix:/b"), ("close", "unix:/a")]
+
+
+async def test_a_reselect_where_there_is_nobody_else_asks_the_old_one_to_make_it_anew(forwarder):
+    made = await forwarder.request()
+    forwarder.mesh.listed = {"e-a": "unix:/a"}
+    asked = listen(forwarder)
+    assert (await forwarder.request(reselecting(made))).endpoint == "e-a"
+    (told,) = asked
+    assert told.state == State.RESELECT_REQUESTED
+    assert [one.id for one in told.segments] == [one.id for one in made.segments]
+    assert ("close", "unix:/a") not in forwarder.mesh.log
+
+
+async def test_a_reselect_that_finds_nobody_destroys_nothing(forwarder):
+    made = await forwarder.request()
+    forwarder.mesh.listed = {"e-a": "unix:/a", "e-b": "unix:/b"}
+    forwarder.mesh.dead |= {"unix:/a", "unix:/b"}
+    with pytest.raises(UnavailableError):
+        await forwarder.request(reselecting(made))
+    assert forwarder.kernel.wires == {made.segments[1].id}
+    assert ("close", "unix:/a") not in forwarder.mesh.log
+    forwarder.mesh.dead.clear()
+    assert (await forwarder.request(made)).endpoint == "e-a"
+
+
+def reselecting(conn):
+    return replace(conn, state=State.RESELECT_REQUESTED, endpoint="", mechanism=None)
+
+
+def listen(forwarder):
+    """What endpoints are asked from now on."""
     asked = []
     ask = forwarder.mesh.request
 
@@ -75,15 +160,7 @@ async def test_a_wire_that_leaves_goes_where_the_rules_lead_and_takes_nothing_al
         return await ask(url, request, **how)
 
     forwarder.mesh.request = asking
-    moved = await forwarder.request(made)
-    assert moved.endpoint == "e-b"
-    assert forwarder.mesh.log[-2:] == [("request", "unix:/b"), ("close", "unix:/a")]
-    assert moved.ip == IPContext()
-    assert len(asked[0].segments) == asked[0].index + 1  # a way of its own, or closing ends both
-    assert moved.segments[-1].id == "id at unix:/b"
-    assert len(forwarder.kernel.wires) == 1
-    again = await forwarder.request(moved)
-    assert again.endpoint == "e-b"
+    return asked
 
 
 async def test_where_nobody_takes_it_it_stays(forwarder):

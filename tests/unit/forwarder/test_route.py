@@ -10,10 +10,11 @@ import pytest
 
 from forwarder.deaths import Deaths
 from forwarder.discovery import Offer
+from forwarder.joining import ROUNDS
 from forwarder.mechanisms import wireguard
 from forwarder.recovery import Recovery
 from forwarder.remote import Vxlan, Wireguard
-from forwarder.route import ROUNDS, ForwarderRoute
+from forwarder.route import ForwarderRoute
 from forwarder.search import MOST
 from forwarder.sockets import Sockets
 from forwarder.tunnels import Tunnels
@@ -29,6 +30,7 @@ from nsm.errors import (
     UnsupportedError,
 )
 from nsm.hop import Hop
+from nsm.kernel import owner
 from nsm.kernel.keys import Key
 from nsm.kernel.netlink import PortTakenError
 from nsm.kernel.node import Way
@@ -70,6 +72,7 @@ class Kernel:
 
     def __init__(self):
         self.wires = set()
+        self.placed = []  # which wire took whose place, by their legs
         self.tunnels = {}
         self.taken = set()
         self.grabbed = set()  # ports somebody takes just before we do
@@ -89,20 +92,31 @@ class Kernel:
         if isinstance(wire, RemoteWire):
             if wire.tunnel.port in self.grabbed:
                 raise PortTakenError(f"UDP port {wire.tunnel.port} is in use")
-            before = self.tunnels.get(wire.connection)
-            undo.add("as before", self.put_back, wire.connection, before)
-            self.tunnels[wire.connection] = wire
-        undo.add("remove", self.remove, wire.connection)
-        self.wires.add(wire.connection)
+            before = self.tunnels.get(wire.id)
+            undo.add("as before", self.put_back, wire.id, before)
+            self.tunnels[wire.id] = wire
+        undo.add("remove", self.remove, wire.connection, leg=wire.leg)
+        self.wires.add(wire.id)
+
+    async def replace(self, old, wire, undo, *, fds=None):
+        assert {owner.wire_id(wire.connection, old), wire.id} <= self.wires
+        self.placed.append((old, wire.leg))
+        if isinstance(wire, RemoteWire):
+            self.tunnels[wire.id] = wire
+
+    async def drained(self, connection, leg):
+        assert owner.wire_id(connection, leg) in self.wires
 
     async def put_back(self, connection, before):
         if before:
             self.wires.add(connection)
             self.tunnels[connection] = before
 
-    async def remove(self, connection):
-        self.wires.discard(connection)
-        self.tunnels.pop(connection, None)
+    async def remove(self, connection, *, leg=None):
+        for one in set(self.wires):
+            if one.split(" ")[0] == connection and leg in (None, one.partition(" ")[2]):
+                self.wires.discard(one)
+                self.tunnels.pop(one, None)
         return 1
 
     async def way_to(self, remote):
@@ -119,11 +133,11 @@ class Kernel:
         return port not in self.taken
 
     def knows(self, connection):
-        return connection in self.wires
+        return any(one.split(" ")[0] == connection for one in self.wires)
 
-    async def standing_wireguard(self, connection, side, seat, *, hop, fds):
+    async def standing_wireguard(self, connection, side, seat, *, leg, hop, fds):
         assert seat[0] in fds
-        wire = self.tunnels.get(connection)
+        wire = self.tunnels.get(owner.wire_id(connection, leg))
         if not wire or (wire.side, wire.end.namespace, wire.end.name) != (side, *seat):
             return None
         return StandingWireguard(wire.tunnel.key, wire.tunnel.port, wire.tunnel.engine)
@@ -142,7 +156,7 @@ class Kernel:
         return 3
 
     async def find(self):
-        found = [SimpleNamespace(mark=Mark(one, "src")) for one in self.wires]
+        found = [SimpleNamespace(mark=Mark(one.split(" ")[0], "src")) for one in self.wires]
         if self.looking:
             await self.looking.wait()
         return found
@@ -161,6 +175,7 @@ class Endpoints:
         self.answers = {}  # what another node says amiss
         self.refusals = {}  # what an endpoint does instead of answering, by its URL
         self.searches = 0
+        self.gives = IPContext()  # addresses it adds to those of a request that has none of its own
 
     async def offers(self, conn, fds, *, without=()):
         self.searches += 1
@@ -176,13 +191,21 @@ class Endpoints:
         self._reach("request", url)
         if refusal := self.refusals.get(url):
             refusal()
-        conn = asked.connection
+        conn = self._addressed(asked.connection)
         fds.adopt("inode://4/77", os.open("/proc/self/ns/net", os.O_PATH))
         first = conn.segments[0]
         own = Segment("nse", f"id at {url}", first.token, first.expires)
         path = Path((*conn.segments[: conn.index + 1], own), conn.index)
         mechanism = ANSWER if url.startswith("unix:") else self._tunnel(url, asked)
         return Answer(replace(conn, path=path, mechanism=mechanism), None)
+
+    def _addressed(self, conn):
+        ip, gives = conn.ip, self.gives
+        if gives.src_ip_addrs and not set(gives.src_ip_addrs) & set(ip.src_ip_addrs):
+            src = (*ip.src_ip_addrs, *gives.src_ip_addrs)
+            dst = (*ip.dst_ip_addrs, *gives.dst_ip_addrs)
+            ip = replace(ip, src_ip_addrs=src, dst_ip_addrs=dst)
+        return replace(conn, context=replace(conn.context, ip=ip))
 
     def _tunnel(self, url, asked):
         """What another node's forwarder says."""
@@ -226,8 +249,10 @@ class Forwarder:
         recovery, tunnels = Recovery(kernel), Tunnels(kernel, "")
         self.wireguard = Wireguard(kernel, tunnels, engine, 0)
         remotes = (Vxlan(kernel, tunnels, recovery, 0), self.wireguard)
-        route = ForwarderRoute(mesh, mesh, kernel, tunnels, remotes, Sockets(), recovery, 0.75)
-        self.hop = Hop("fwd", route, lifetime=600 * SECOND, spawn=self.spawn)
+        route = ForwarderRoute(
+            mesh, mesh, kernel, tunnels, remotes, Sockets(), recovery, 0.75, self.spawn
+        )
+        self.hop = Hop("fwd", route, lifetime=600 * SECOND, spawn=self.spawn, moves=True)
 
     def spawn(self, work, name):
         self.tasks.append(asyncio.create_task(work, name=name))
@@ -237,6 +262,11 @@ class Forwarder:
         until_when = asyncio.get_running_loop().time() + within
         call = replace(self.callers.call("nsc", deadline=until_when), fds=Files())
         return await self.hop.request(Request(conn, wanted), call)
+
+    async def said_goodbye(self):
+        """Wait until what was left is let go of."""
+        while self.tasks:
+            await self.tasks.pop()
 
     async def close(self, conn):
         await self.hop.close(conn, replace(self.callers.call("nsc"), fds=Files()))
@@ -274,6 +304,7 @@ async def test_a_client_may_move_from_an_endpoint_that_is_dead(lives):
     del forwarder.mesh.listed["e-a"]
     moved = await forwarder.request(replace(made, endpoint="e-b"))
     assert moved.endpoint == "e-b"
+    await forwarder.said_goodbye()
     assert forwarder.mesh.log[-2:] == [("request", "unix:/b"), ("close", "unix:/a")]
 
 

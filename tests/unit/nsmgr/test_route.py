@@ -60,7 +60,7 @@ class Manager:
             self.put(name)
         discovery = Discovery(Domain(), self.locals, "forwarder")
         route = ManagerRoute(discovery, self.calls, ExcludedPrefixes("/none"), {}, 0.75)
-        self.hop = Hop("nsmgr", route, lifetime=600 * SECOND, spawn=None)
+        self.hop = Hop("nsmgr", route, lifetime=600 * SECOND, spawn=None, moves=True)
 
     def put(self, name):
         until_when = time.time_ns() + 600 * SECOND
@@ -114,8 +114,21 @@ async def test_a_reselect_finds_the_forwarder_that_replaced_the_old_one(lives):
     manager.put("fwd-b")
     with pytest.raises(NotFoundError):
         await manager.request(made)
+    manager.calls.log.clear()
     moved = await manager.request(replace(made, state=State.RESELECT_REQUESTED))
     assert moved.segments[2].id == "id at fwd-b"
+    assert manager.calls.log == [("close", "fwd-a"), ("request", "fwd-b")]
+
+
+async def test_a_reselect_is_for_the_forwarder_that_has_what_stands(lives):
+    manager = lives("fwd-a", "fwd-b")
+    made = await manager.request()
+    assert made.segments[2].id == "id at fwd-a"
+    manager.calls.log.clear()
+    manager.calls.fail = NotFoundError("network service endpoint candidates not found")
+    with pytest.raises(NotFoundError):
+        await manager.request(replace(made, state=State.RESELECT_REQUESTED))
+    assert manager.calls.log == [("request", "fwd-a")]  # nothing is closed, nobody else asked
 
 
 async def test_a_watcher_on_the_node_sees_an_endpoint_though_the_domain_tells_it_first():
