@@ -11,9 +11,10 @@ from typing import Any
 
 from nsm.caller import Caller
 from nsm.connections import Held
-from nsm.errors import REFUSED, DeniedError
+from nsm.errors import REFUSED, DeniedError, InvalidError
 from nsm.identity import rules, tokens
 from nsm.identity.source import Handshake
+from nsm.identity.spiffe import SpiffeId
 from nsm.model import SECOND, Connection
 from nsm.path import stamp
 
@@ -42,6 +43,31 @@ class Tokens:
             now=time.time_ns(),
         )
         return stamp(conn, conn.index, own.text, own.expires)
+
+    def answered(self, conn: Connection, caller: Caller, name: str) -> Connection:
+        """The answer as the caller can prove it: conn at the caller's segment, ours (name) after.
+
+        The next hop has put on our segment what we showed it, by our newest certificate. The
+        caller may have met us under the one before: until its connection ends, what it
+        gets is signed by that one, or it would refuse every answer.
+        """
+        here = conn.index + 1
+        if here >= len(conn.segments) or conn.segments[here].name != name:
+            return conn
+        own, shown = conn.segments[here], caller.handshake.own
+        if tokens.signed_by(own.token, shown.leaf):
+            return conn
+        try:
+            said = tokens.claims(own.token)
+            audience = SpiffeId.parse(said.aud[0])
+        except (DeniedError, InvalidError, IndexError):
+            return conn  # nothing of ours
+        if said.sub != str(shown.id):
+            return conn
+        anew = tokens.issue(
+            shown, audience, self.lifetime, peer_not_after=own.expires, now=time.time_ns()
+        )
+        return stamp(conn, here, anew.text, anew.expires)
 
     def admit(self, conn: Connection, caller: Caller) -> None:
         """Refuse a request whose left part does not prove itself.

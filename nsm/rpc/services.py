@@ -39,6 +39,7 @@ class NetworkServices(NetworkServiceBase):
         asked, caller = wire.request(message), current_caller(stream)
         try:
             made = await self._hop.request(asked, caller)
+            made = self._hop.tokens.answered(made, caller, self._hop.name)
         finally:
             await drop(caller.fds, _files(asked.connection, asked.preferences))
         await stream.send_message(wire.to_pb(made))

@@ -110,3 +110,41 @@ def test_a_token_that_cannot_be_read_is_refused_in_upstreams_words(mesh):
     caller = replace(call(mesh.svid("nsc"), mesh.svid("us")), token="x.y.z")
     with pytest.raises(DeniedError, match=r"base64url: no sufficient privileges$"):
         judged(entered(Segment("nsc", "c0")), caller)
+
+
+def test_whoever_met_us_under_an_older_certificate_is_answered_under_that_one(mesh):
+    older, newer = mesh.svid("us"), mesh.authority.svid("/us")
+    client, further = mesh.svid("nsc"), mesh.svid("next")
+    onward = minted(newer, further.id)  # what the next hop was shown, and put on our segment
+    segments = (
+        Segment("nsc", "c0", minted(client, older.id).text),
+        Segment("us", "us-0", onward.text, onward.expires),
+        Segment("next", "n0", minted(further, newer.id).text),
+    )
+    conn = Connection("c0", "vpn", path=Path(segments, 0))
+    shown = Handshake(client, older.id, older.leaf, older.not_after)
+    with pytest.raises(DeniedError, match="not signed"):
+        policy.admit_reply(conn, shown)
+    answered = TOKENS.answered(conn, call(client, older), "us")
+    assert answered.segments[1].expires <= onward.expires
+    with pytest.raises(DeniedError, match=r"td/other"):  # as far as it is chained
+        policy.admit_reply(
+            TOKENS.answered(
+                _with(conn, minted(newer, mesh.svid("other").id).text), call(client, older), "us"
+            ),
+            shown,
+        )
+    policy.admit_reply(answered, shown)
+    assert TOKENS.answered(conn, call(client, newer), "us") == conn
+    assert TOKENS.answered(conn, call(client, older), "nobody") == conn
+    assert (
+        TOKENS.answered(_with(conn, "garbage"), call(client, older), "us").segments[1].token
+        == "garbage"
+    )
+    stranger = _with(conn, minted(further, further.id).text)
+    assert TOKENS.answered(stranger, call(client, older), "us") == stranger
+
+
+def _with(conn: Connection, token: str) -> Connection:
+    first, own, after = conn.segments
+    return replace(conn, path=Path((first, replace(own, token=token), after), 0))
