@@ -14,7 +14,7 @@ import typer
 
 from nsm.errors import InternalError, NsmError
 from nsm.process.origins import refuse_foreign
-from nsmctl import define, doctor, lab, mesh, show, start, units, vl3
+from nsmctl import chaos, define, doctor, lab, mesh, show, start, units, vl3
 
 UPSTREAM = "sdk 9ac672ca, api ad7e9c4"  # whose protocol we follow
 
@@ -27,6 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(lab.app, name="lab")
+app.add_typer(chaos.app, name="chaos")
 app.add_typer(vl3.app, name="vl3")
 app.add_typer(units.app, name="systemd")
 doctor.register(app)
