@@ -14,7 +14,7 @@ import typer
 
 from nsm.errors import InternalError, NsmError
 from nsm.process.origins import refuse_foreign
-from nsmctl import chaos, define, doctor, lab, mesh, show, start, units, vl3
+from nsmctl import chaos, define, doctor, explain, heal, lab, mesh, show, start, units, vl3
 
 UPSTREAM = "sdk 9ac672ca, api ad7e9c4"  # whose protocol we follow
 
@@ -28,10 +28,12 @@ app = typer.Typer(
 )
 app.add_typer(lab.app, name="lab")
 app.add_typer(chaos.app, name="chaos")
+app.add_typer(heal.app, name="heal")
 app.add_typer(vl3.app, name="vl3")
 app.add_typer(units.app, name="systemd")
 doctor.register(app)
 mesh.register(app)
+explain.register(app)
 define.register(app)
 start.register(app)
 

@@ -1,0 +1,73 @@
+"""`nsmctl heal report`: how often wires were lost, why, and how soon they were back."""
+
+import glob
+from typing import Annotated
+
+import typer
+
+from nsm.errors import InvalidError
+from nsmctl import show
+from nsmctl.asking import Json, Lab
+
+app = typer.Typer(no_args_is_help=True, help="How wires were lost, and healed.")
+
+
+@app.callback()
+def heal() -> None:
+    """How wires were lost, and healed."""
+
+
+@app.command(epilog="Example: sudo nsmctl heal report --lab two-nodes")
+def report(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(envvar="NSM_OUTAGE_LOG", help="What clients wrote, without --lab."),
+    ] = None,
+    lab: Lab = "",
+    json_: Json = False,
+) -> None:
+    """For each cause: how many, how soon noticed and healed, the median and the longest.
+
+    A 99th percentile is said of 300 outages or more. Lost are those that were given up;
+    no packets flowed in those that are cut.
+    """
+    from nsm import outages
+
+    if lab:
+        from labs import engine
+
+        _, paths = engine.running(lab)
+        files = sorted(
+            {one.removesuffix(".1") for one in glob.glob(glob.escape(paths.outages("")) + "*")}
+        )
+    elif not files:
+        raise InvalidError(
+            "no file is named", hint="--lab NAME, or the files clients write: NSM_OUTAGE_LOG"
+        )
+    found = outages.summed(outages.read(files))
+    if json_:
+        show.as_json(found)
+        return
+    if not found:
+        show.line("no outage")
+        return
+    rows = [
+        (
+            one.cause.value,
+            one.n,
+            one.lost,
+            one.cut,
+            _s(one.noticed_median),
+            _s(one.noticed_max),
+            _s(one.healed_median),
+            _s(one.healed_max),
+            _s(one.healed_p99),
+        )
+        for one in found
+    ]
+    heads = (">noticed", ">max", ">healed", ">max", ">p99")
+    show.table("", ("cause", ">n", ">lost", ">cut", *heads), rows)
+
+
+def _s(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.2f} s"
