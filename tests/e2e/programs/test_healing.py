@@ -1,6 +1,11 @@
 """A wire that dies is noticed and led elsewhere: what killed it, when, and what stays."""
 
-from contextlib import ExitStack
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +114,56 @@ async def test_where_a_namespace_or_the_way_to_it_goes_the_wire_is_led_elsewhere
     assert await here.pings(up["dst"][0].partition("/")[0])
     assert await app.end() == 0
     assert here.links() == set()
+
+
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """So many loops that want a processor each."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for one in loops:
+            one.kill()
+            one.wait()
+
+
+async def standstill(program: Program, seconds: float) -> None:
+    """A process stands still for so long."""
+    program.process.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    await until(lambda: time.monotonic() - began >= seconds, "its end", bar=seconds, record=False)
+    program.process.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.long
+async def test_a_minute_of_busy_processors_and_stopped_processes_heals_none_of_thirty_wires(
+    node, here, ends
+):
+    file = node.directory / "status"
+    services = ",".join(f"kernel://echo/w-{n}" for n in range(30))
+    app = await node.client(here, services, NSM_STATUS_FILE=str(file))
+    assert await app.ready(), app.log
+    await until(lambda: len(status(file)) == 30, "30 lines", bar=0.2, record=False)
+    indexes = {link["ifname"]: link["ifindex"] for link in here.ip("link")}
+    stops, began = 0, time.monotonic()
+    with busy(4):
+        while time.monotonic() - began < 60:
+            for one in (node.nsmgr, node.forwarder, node.registry, app):
+                await standstill(one, 0.3)
+                stops += 1
+    assert stops > 100
+    assert [one["event"] for one in status(file)] == ["up"] * 30, status(file)[30:]
+    assert not any("not refreshed" in line for line in app.log), app.log
+    assert {link["ifname"]: link["ifindex"] for link in here.ip("link")} == indexes
+    # And they were watched all the time: one that ends is noticed.
+    first = status(file)[0]
+    device = next(
+        link["ifname"]
+        for link in ends.space[first["endpoint"]].ip("addr")
+        if any(info["local"] == first["dst"][0].partition("/")[0] for info in link["addr_info"])
+    )
+    ends.space[first["endpoint"]].do("link", "set", device, "down")
+    await until(lambda: len(status(file)) == 32, "a wire that ended is healed", bar=2)
+    assert status(file)[31]["id"] == first["id"]
+    await app.end()
