@@ -140,6 +140,8 @@ class ForwarderRoute:
         """Join the first that takes it of those that can be found, now or in a moment; not the
         endpoint `without`."""
         known, search, finding = held.memory, Search(), 0.0
+        if without:  # which a match may be about: the next one is looked at instead
+            search.away.add(without)
         carrier = known.endpoint if known else _carrier(conn)
         while True:
             with Descriptors() as sockets:
@@ -257,7 +259,7 @@ class ForwarderRoute:
                 return []
             return [one for one in offers if search.new(one.endpoint.name)]
         try:
-            return await self._discovery.offers(conn, fds)
+            return await self._discovery.offers(conn, fds, without=search.away)
         except NotFoundError as gone:
             if not refused:
                 raise
