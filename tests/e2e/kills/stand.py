@@ -295,12 +295,13 @@ class Stand:
     def _gone(self, cells: Sequence[Cell], began: float) -> None:
         """Nothing of the dead is there before somebody comes in their stead."""
         ended = faults.standing(self.paths).ended
-        there = [name for name in self._registered if name not in ended]
+        # of a node that died with all that runs there, its last word is what the registry knows
+        dead = [e for e in ended if self.lab.node_of(e).name not in ended]
 
         def found() -> list[str]:
             left = self.audit.left(self._known())
-            if "caller" not in ended and (now := self._call([])) != there:
-                left.append(f"registered: {now}")
+            if "caller" not in ended:
+                left += [f"registered: {name}" for name in self._call([]) if name in dead]
             return left
 
         left = self._until_nothing(found)
