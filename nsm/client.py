@@ -78,6 +78,7 @@ CLOSE_WITHIN = 5.0  # seconds all tries to close a wire may take; then its lease
 PAUSES = (0.2, 0.3, 0.5, 0.8, 1.3, 2.0, 3.0, 5.0)  # seconds between tries; the last repeats
 LEAST_REFRESH = 0.2  # seconds, whatever expiries a path claims
 RESELECT_AFTER = 10.0  # seconds of "not found" after which another endpoint is asked for
+LISTEN_AGAIN = 1.0  # seconds at most between tries to hear the manager, on this machine
 SETTLE = 0.05  # seconds in which a deletion may turn out to be a replacement
 
 Address = ipaddress.IPv4Interface | ipaddress.IPv6Interface
@@ -694,7 +695,7 @@ class Client:
             failures += 1
             self._reachable.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_jittered(_pause(failures))):
+                async with asyncio.timeout(_jittered(min(_pause(failures), LISTEN_AGAIN))):
                     await self._reachable.wait()
 
     def _heard(self, event: Event, known: Sequence[Wire]) -> None:

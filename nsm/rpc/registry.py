@@ -42,6 +42,7 @@ MOST_FOUND = 1_000_000  # answers one Find may have
 MOST_BYTES = 1 << 30  # of them
 GOODBYE = 2.0  # seconds an Unregister may take at the end
 FIRST_PAUSE, LONGEST_PAUSE, GROWTH = 0.2, 5.0, 1.6  # seconds between tries
+AWAY_PAUSE = 0.35  # seconds at most, where nobody answers: it is registered again soon after
 _STEADY = 5.0  # seconds a watch must have lived for the pauses to begin anew
 _LEAST = 0.05  # seconds between two refreshes, whatever the registry answers
 
@@ -311,13 +312,15 @@ async def keep_registered(
 
     Registers again after two thirds of what is left of it, and whenever its
     watch ends or says that it is gone; a try that fails is repeated after pauses
-    that grow. on_failure is told of each, and may raise to give up. At the end
-    the endpoint is unregistered.
+    that grow, but little where the registry or the manager is away: a call to nobody costs
+    little, and until it is registered again nobody finds it. on_failure is told of each, and
+    may raise to give up. At the end the endpoint is unregistered.
     """
     keep = _Kept(client, endpoint, services, socket)
     pauses = _Pauses()
     try:
         while True:
+            away = False
             try:
                 held = await keep.register()
                 if on_registered:
@@ -329,9 +332,10 @@ async def keep_registered(
                 if due:
                     continue
             except NsmError as error:
+                away = isinstance(error, UnavailableError)
                 if on_failure:
                     on_failure(error)
-            await asyncio.sleep(pauses.next())
+            await asyncio.sleep(pauses.next(AWAY_PAUSE if away else LONGEST_PAUSE))
     finally:
         if unregister:
             await keep.unregister()
@@ -400,8 +404,8 @@ class _Pauses:
     def __init__(self) -> None:
         self._pause = FIRST_PAUSE
 
-    def next(self) -> float:
-        pause, self._pause = self._pause, min(self._pause * GROWTH, LONGEST_PAUSE)
+    def next(self, most: float) -> float:
+        pause, self._pause = min(self._pause, most), min(self._pause * GROWTH, LONGEST_PAUSE)
         return pause * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
 
     def again(self) -> None:
