@@ -1,0 +1,104 @@
+"""What the processes of a lab hold, looked at again and again, and whether that stays as it is.
+
+Memory, open files and threads are the kernel's word; the tasks of an event loop are what a
+process logs when it is asked (SIGUSR2).
+"""
+
+import contextlib
+import json
+import os
+import signal
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+PATIENCE: Final = 2.0  # seconds for a process to say what runs in it
+LEAST: Final = 6  # looks, before anything is said of a trend
+_LOOK: Final = 0.02
+_MORE: Final[Mapping[str, tuple[float, float]]] = {  # no trend: a part of what was, and so much
+    "pss_kib": (0.25, 4096), "fds": (0.0, 8), "threads": (0.0, 4), "tasks": (0.0, 8),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What one process holds."""
+
+    pss_kib: int
+    fds: int
+    threads: int
+    tasks: int
+
+
+def held(of: Mapping[str, tuple[int, str]]) -> dict[str, Held]:
+    """What each process holds, by its name; of: its pid and its log. Who has ended is left out."""
+    asked = {}
+    for name, (pid, log) in of.items():
+        with contextlib.suppress(OSError):
+            asked[name] = os.path.getsize(log)
+            os.kill(pid, signal.SIGUSR2)
+    end = time.monotonic() + PATIENCE
+    tasks: dict[str, int] = {}
+    while time.monotonic() < end and tasks.keys() != asked.keys():
+        for name in asked.keys() - tasks.keys():
+            if (count := _tasks(of[name][1], asked[name])) is not None:
+                tasks[name] = count
+        time.sleep(_LOOK)
+    found = {}
+    for name, (pid, _) in of.items():
+        with contextlib.suppress(OSError, StopIteration):
+            found[name] = Held(
+                _field(f"/proc/{pid}/smaps_rollup", "Pss:"),
+                len(os.listdir(f"/proc/{pid}/fd")),
+                _field(f"/proc/{pid}/status", "Threads:"),
+                tasks.get(name, 0),
+            )
+    return found
+
+
+def trend(looks: Sequence[Mapping[str, Held]]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Of each process, the medians of the first third of all looks, and of the last. Pure."""
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for name in sorted({name for look in looks for name in look}):
+        rows = [asdict(look[name]) for look in looks if name in look]
+        if len(rows) >= LEAST:
+            third = len(rows) // 3
+            found[name] = {
+                what: (
+                    statistics.median(row[what] for row in rows[:third]),
+                    statistics.median(row[what] for row in rows[-third:]),
+                )
+                for what in _MORE
+            }
+    return found
+
+
+def growing(trends: Mapping[str, Mapping[str, tuple[float, float]]]) -> list[str]:
+    """What is no longer flat, a sentence each. Pure."""
+    return [
+        f"{name}: {what} went from {first:g} to {last:g}"
+        for name, of in trends.items()
+        for what, (first, last) in of.items()
+        if last > first * (1 + _MORE[what][0]) + _MORE[what][1]
+    ]
+
+
+def _tasks(log: str, offset: int) -> int | None:
+    """How many tasks a process says it has, in what it has logged since; None: it has not."""
+    with contextlib.suppress(OSError), open(log, "rb") as file:
+        file.seek(offset)
+        for line in file:
+            if b'"tasks"' not in line or not line.endswith(b"\n"):
+                continue
+            with contextlib.suppress(ValueError):
+                said: Any = json.loads(line)
+                if isinstance(said.get("tasks"), dict):
+                    return sum(map(int, said["tasks"].values()))
+    return None
+
+
+def _field(path: str, key: str) -> int:
+    with open(path) as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(key))
