@@ -12,13 +12,13 @@ from typing import Any, Final
 from labs import alive, seats, state, units
 from labs import lab as labfile
 from labs.breaking import carry_out, touched
-from labs.faults import Faults
+from labs.faults import Faults, standing
 from labs.flows import MOST, Flows, Pair, pairs
 from labs.hands import FailedError, Hands
 from labs.lab import Capture, Check, Lab, Port, matching
 from labs.paths import Paths
 from labs.processes import Stage
-from labs.wires import Way, of_family, outside, ways, wires
+from labs.wires import Way, Wire, of_family, outside, ways, wires
 from nsm.errors import NsmError
 
 PATIENCE: Final = 1.0  # seconds for the last echo
@@ -71,6 +71,7 @@ class Checks:
         self._paths = paths
         self._hands = hands
         self._while_up: dict[Port, Mapping[str, Any]] = {}
+        self._faulty = False  # a fault was carried out
 
     @contextmanager
     def watching(self) -> Iterator[Callable[[Stage], None]]:
@@ -125,6 +126,19 @@ class Checks:
 
     # -- who with whom ----------------------------------------------------------------------
 
+    def _healed(self) -> list[Wire]:
+        """The wires that are up; after a fault those that clients heal are waited for."""
+        end = time.monotonic() + HEALING
+        while True:
+            there = wires(self._lab, self._paths)
+            if not self._faulty or time.monotonic() > end:
+                return there
+            ended = standing(self._paths).ended
+            wanted = sum(len(c.connect) for c in self._lab.clients.values() if c.name not in ended)
+            if len(there) >= wanted:
+                return there
+            time.sleep(LOOK_EVERY)
+
     def _targets(self, asked: _Asked, faults: list[str], *, lost_all: bool = False) -> list[Target]:
         """Each address that is asked, by whom; what is missing becomes a fault.
 
@@ -132,7 +146,7 @@ class Checks:
         """
         found: list[Target] = []
         ends = (*self._lab.clients, *self._lab.endpoints)
-        there = wires(self._lab, self._paths)
+        there = self._healed()
         whom = "*" if labfile.is_name(asked.target) else asked.target
         pairs = [(a, b) for a in matching(asked.source, ends) for b in matching(whom, ends)]
         on = {(a, b): ways(there, a, b, asked.service) for a, b in pairs}
@@ -435,16 +449,21 @@ class Checks:
     def _fault(self, asked: labfile.Faulty) -> Verdict:
         """Break, while packets flow along wires, and see that they do in the end."""
         over, breaking = asked.over, Faults(self._lab, self._paths)
-        between = self._between(over, touched(breaking, asked.broken)) if over else []
+        gone = touched(breaking, asked.broken)
+        between = self._between(over, gone) if over else []
         if over and not between:
             return Verdict([f"no wire joins {over.source} and {over.target}"], "")
         try:
             with Flows(self._paths, between[:MOST]) as flows:
+                self._faulty = True
                 done = carry_out(breaking, asked.broken)
                 flows.flow(max(HEALING, 2 * (asked.healed or 0.0)), "after it")
                 toll = flows.toll()
         except NsmError as refusal:
             return Verdict([refusal.message], "")
+        finally:
+            for place in gone:  # the probes there ended with it
+                self._hands.drop(self._paths.namespace(place))
         says = "; ".join(map(str, done))
         if not over:
             return Verdict([], says)
@@ -459,13 +478,9 @@ class Checks:
         return Verdict(faults, f"{says}; {toll}", toll.figures)
 
     def _between(self, over: labfile.Over, gone: set[str]) -> list[Pair]:
-        """Along which wires; those that an earlier fault took may take their time."""
-        end = time.monotonic() + HEALING
-        while True:
-            found = pairs(self._lab, self._paths, over.source, over.target, over.service)
-            if found or time.monotonic() > end:
-                return [pair for pair in found if not {pair.a, pair.b} & gone]
-            time.sleep(LOOK_EVERY)
+        self._healed()
+        found = pairs(self._lab, self._paths, over.source, over.target, over.service)
+        return [pair for pair in found if not {pair.a, pair.b} & gone]
 
 
 def _lost(who: str, row: Mapping[str, Any], allowed: int | str) -> list[str]:

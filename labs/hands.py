@@ -71,9 +71,10 @@ class Hands:
 
     def drop(self, namespace: str) -> None:
         """End a probe that waits for what will not come; the next order has a new one."""
-        probe = self._probes.pop(namespace)
-        probe.kill()
-        probe.communicate()
+        probe = self._probes.pop(namespace, None)
+        if probe:
+            probe.kill()
+            probe.communicate()
 
     def _probe(self, namespace: str) -> "subprocess.Popen[str]":
         if namespace not in self._probes:
