@@ -1,6 +1,7 @@
 """Start a vL3 domain's router: `python -P -m endpoints.vl3`. All objects are made here."""
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable
 
@@ -14,7 +15,8 @@ from endpoints.vl3.lending import Lending
 from endpoints.vl3.router import Router
 from nsm import policy
 from nsm.client import Client, Settings, Wish
-from nsm.endpoint import Endpoint
+from nsm.endpoint import OWN_NAMESPACE, Endpoint
+from nsm.errors import PreconditionError
 from nsm.kernel.routing import Routing
 from nsm.mechanisms import IP, KERNEL
 from nsm.model import SECOND
@@ -29,6 +31,7 @@ from nsm.rpc.peers import Peers
 from nsm.rpc.registry import RegistryClient
 
 IDENTITY_PATIENCE = 30.0  # seconds for the first certificate
+LOOK = 0.25  # seconds between looks whether our namespace is still there
 
 log = structlog.get_logger(__name__)
 
@@ -114,18 +117,44 @@ async def serve(config: Config, process: Process) -> None:
             holdings.start(peers, process.tasks)
             lending.start(peers, process.tasks)
             process.ready(endpoint.urls, service=config.service, manager=config.connect_to)
-            await _needed(config, process, router, endpoint, serving)
+            needed = _needed(config, process, router, endpoint, serving)
+            if not await unless(needed, _taken_away(config.place)):
+                raise PreconditionError(
+                    f"the network namespace {config.place}, in which wires end here, was taken"
+                    " away",
+                    hint="make it again, and start the router again: its members go to others",
+                )
             if not config.unregister_itself:
                 joins.leave()
 
 
+def _which(place: str) -> tuple[int, int] | None:
+    """Which namespace is there."""
+    try:
+        facts = os.stat(place)
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
+
+
+async def _taken_away(place: str) -> None:
+    """Wait until the place has no namespace, or another: our sockets for names in there would
+    keep what is left of it as if members could still be served.
+    """
+    if place == OWN_NAMESPACE:
+        await asyncio.Event().wait()
+    before = await asyncio.to_thread(_which, place)
+    while before and await asyncio.to_thread(_which, place) == before:  # noqa: ASYNC110 - it tells nobody
+        await asyncio.sleep(LOOK)
+
+
 async def _needed(
     config: Config, process: Process, router: Router, endpoint: Endpoint, serving: asyncio.Event
-) -> None:
+) -> bool:
     """Wait for the stop, or for the idle time, which begins when members can be served."""
     if not config.idle_timeout:
         await process.stopped()
-        return
+        return True
 
     async def idle() -> None:
         await serving.wait()
@@ -135,6 +164,7 @@ async def _needed(
         log.info("no member for the idle time: the router ends", idle=config.idle_timeout)
 
     await unless(process.stopped(), idle())
+    return True
 
 
 def main() -> int:
