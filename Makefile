@@ -7,7 +7,7 @@ BIN := .venv/bin
 LOCK = $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header \
   --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
-.PHONY: help setup demo test matrix parity check lane wheel protos lock bars bench clean
+.PHONY: help setup demo test matrix soak parity check lane wheel protos lock bars bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -28,6 +28,9 @@ matrix: setup  ## what takes long: tests marked so, every Python of this machine
 	@[ -x /usr/lib/postgresql/15/bin/postgres ] || .ci/postgresql
 	@VWIRE_MATRIX=1 $(BIN)/python -P -m pytest -m long
 	@VWIRE_MATRIX=1 $(BIN)/python -P -m pytest tests/e2e/install
+
+soak: setup  ## a lab that is broken in every way for HOURS (1), by SEED (1): what must hold holds, what is held is flat
+	@$(BIN)/nsmctl chaos run chaos --seed $(or $(SEED),1) --minutes $$(awk 'BEGIN {print $(or $(HOURS),1) * 60}')
 
 parity: setup  ## what upstream shows by example: each one's lab is run, and docs/parity.md written from that
 	@$(BIN)/python docs/parity.py

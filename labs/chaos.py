@@ -9,6 +9,7 @@ schedule (labs/schedule.py) is gone through. After each fault, and until the nex
     processes  nobody has ended but who was told to
     addresses  no address is in two places
     leftovers  links, routes, rules, neighbours, processes, registrations are those from before
+    flat       memory, open files, tasks, threads of every process do not grow, over all of it
 
 The first that does not hold ends it, with what was seen.
 """
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
-from labs import inventory, processes, state
+from labs import inventory, processes, state, wear
 from labs.faults import Faults
 from labs.hands import EndedError, FailedError, Hands
 from labs.lab import Lab
@@ -81,6 +82,7 @@ class Outcome:
     lost: int = 0  # packets on wires that were cut
     arrived: int = 0
     asked: dict[str, Any] = field(default_factory=dict)
+    held: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)  # first, last
     broke: Broke | None = None
 
     @property
@@ -115,8 +117,11 @@ class _Flow:
         return f"{self.wire.client} - {self.wire.endpoint} ({self.wire.mechanism})"
 
     def cut_by(self, fault: Fault) -> bool:
-        """Whether packets may be lost: its nodes do not reach each other, or not at full rate."""
+        """Whether packets may be lost: its nodes do not reach each other, or not at full rate,
+        or its client was asked to end, and closed it."""
         a, b = self.wire.nodes
+        if fault.do == "restart":
+            return f"client:{self.wire.client}" in fault.who
         if fault.do == "partition":
             return (a in fault.who) != (b in fault.who)
         return fault.do in ("unplug", "rate") and a != b and bool({a, b} & set(fault.who))
@@ -138,6 +143,8 @@ class Chaos:
         self._open = contextlib.ExitStack()
         self._before: Counter[str] = Counter()
         self._pids: dict[str, int] = {}
+        self._logs = {called(p): p.log for p in self._plan.processes if p.module}
+        self._looks: list[dict[str, wear.Held]] = []
 
     def __enter__(self) -> Self:
         with self._open:
@@ -167,6 +174,8 @@ class Chaos:
                 outcome.done.append(fault)
                 self._report(f"{number} of {len(faults)}: {fault}")
                 self._step(fault, outcome)
+            outcome.held = wear.trend(self._looks)
+            _flat(outcome.held)
         except BrokenError as broken:
             outcome.broke = Broke(
                 broken.invariant, len(outcome.done), round(time.monotonic() - start, 1),
@@ -389,6 +398,8 @@ class Chaos:
                 less = [f"gone: {count} {what}" for what, count in (self._before - now).items()]
                 raise BrokenError("leftovers", [*more, *less, f"for {patience:g} s"])
             time.sleep(_LOOK)
+        ours = {who: (pid, self._logs[who]) for who, pid in self._pids.items() if who in self._logs}
+        self._looks.append(wear.held(ours))
         self._go()
 
     def _unclosed(self) -> bool:
@@ -406,6 +417,11 @@ class Chaos:
                 registered = self._probers.ask({namespace: {"do": "registered"}})[namespace]
                 found.update(f"registration of {name}" for name in registered)
         return found
+
+
+def _flat(trends: Mapping[str, Mapping[str, tuple[float, float]]]) -> None:
+    if more := wear.growing(trends):
+        raise BrokenError("flat", more)
 
 
 @contextlib.contextmanager

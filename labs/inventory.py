@@ -47,6 +47,10 @@ def _called(family: int, kind: str, one: Mapping[str, Any]) -> str:
             return f"{of} link" if family == 4 else ""  # both families tell of all links
         case "neighbour":
             return "neighbour" if "PERMANENT" in one.get("state", ()) else ""
+        case "route" if one.get("dst", "").startswith(("fe80:", "ff00:")):
+            return (
+                ""  # the kernel's own, of each link, once its address is known to be nobody else's
+            )
         case _:
             return f"IPv{family} {kind}"
 

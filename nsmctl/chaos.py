@@ -160,6 +160,7 @@ def _tell(outcome: "Outcome", left: Sequence[str], save: str, *, json_: bool, se
                 "packets": {"arrived": outcome.arrived, "lost_where_cut": outcome.lost},
                 "healed": outcome.healing(),
                 "asked": outcome.asked,
+                "held": outcome.held,
                 "broke": {**asdict(outcome.broke), "file": save} if outcome.broke else None,
                 "left": list(left),
             }
@@ -177,6 +178,22 @@ def _tell(outcome: "Outcome", left: Sequence[str], save: str, *, json_: bool, se
         if not outcome.broke
         else f"{len(outcome.done)} faults in {outcome.seconds:.0f} s{cut}"
     )
+    if outcome.held and not outcome.broke:
+        show.table(
+            "",
+            ("process", ">PSS MiB", ">fds", ">tasks", ">threads"),
+            [
+                (
+                    name,
+                    " - ".join(f"{kib / 1024:.1f}" for kib in of["pss_kib"]),
+                    *(
+                        " - ".join(f"{n:g}" for n in of[what])
+                        for what in ("fds", "tasks", "threads")
+                    ),
+                )
+                for name, of in outcome.held.items()
+            ],
+        )
     if broke := outcome.broke:
         show.line(f"does not hold: {broke.invariant}, after fault {broke.after}:")
         for line in broke.evidence:
