@@ -18,6 +18,7 @@ from forwarder.crossing import Crossing
 from forwarder.deaths import Deaths
 from forwarder.discovery import Discovery
 from forwarder.edits import Edits
+from forwarder.probe import Probe
 from forwarder.recovery import Recovery
 from forwarder.remote import Vxlan, Wireguard
 from forwarder.route import ForwarderRoute
@@ -74,6 +75,7 @@ async def serve(config: Config, process: Process) -> None:
             recovery,
             config.dial_timeout,
             process.tasks.spawn,
+            Probe(kernel, on=config.probe),
         )
         hop: Hop[Crossing] = Hop(
             config.name,

@@ -60,6 +60,12 @@ class Config(Common):
     before the application is there, say hop. What stands stays as it is, also where this is
     changed; only the kernel's own encrypted tunnel in a workload is placed anew after a restart."""
 
+    probe: bool = True
+    """Whether a wire is tried when it is made: with one round trip of ICMP echoes from the client's
+    namespace to the endpoint's addresses, and between nodes also in packets of the agreed MTU. One
+    that is seen to carry nothing is refused, and the next candidate tried; an endpoint that does
+    not answer echoes takes up to a second, and is taken."""
+
     mechanism_priority: tuple[str, ...] = ()
     """Mechanisms to prefer where several are possible, best first. Each payload has one mechanism
     between nodes so far, so there is nothing to prefer yet."""

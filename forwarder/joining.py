@@ -13,8 +13,9 @@ from forwarder import crossconnect
 from forwarder.asking import Asking
 from forwarder.crossing import Near, Target, Ways, ways
 from forwarder.mechanisms import ends
+from forwarder.probe import Probe
 from forwarder.recovery import Recovery
-from forwarder.remote import Remote, Seat, Span
+from forwarder.remote import Half, Remote, Seat, Span
 from forwarder.tunnels import Tunnels, node_of
 from nsm import mechanisms, path
 from nsm.caller import Caller
@@ -50,6 +51,7 @@ class Joining:
         tunnels: Tunnels,
         remotes: Mapping[str, Remote],
         recovery: Recovery,
+        probe: Probe,
     ) -> None:
         """remotes are the mechanisms between nodes, by type."""
         self._kernel = kernel
@@ -58,6 +60,7 @@ class Joining:
         self._remotes = remotes
         self._carrying = {one.payload: one for one in remotes.values()}
         self._recovery = recovery
+        self._probe = probe
 
     async def namespace(self, url: str, fds: Descriptors, whose: str) -> Namespace:
         """The namespace that a mechanism names, which came as a descriptor."""
@@ -95,6 +98,7 @@ class Joining:
         )
         entries = {far: far_fds.get(url), namespace: fds.get(near.mechanism.get(INODE_URL))}
         kernel = await self._stand(wire, target, entries, attempt)
+        made = (await self._probed(wire, target, made, entries, caller))[0]
         kernel += await self._take_place(wire, target, entries, attempt)
         return path.took(made, kernel_ms=kernel), wire
 
@@ -134,8 +138,10 @@ class Joining:
             less = await self._less(remote, made, agreed, node)
             if less:  # than the far end was told
                 conn = _lowered(conn, less)
+                told = replace(conn, path=made.path)  # of the same way, or there would be two
+                told_already = replace(target, stands=True)
                 made = await self._asking.ask(
-                    target, conn, (half.offer(),), caller, far_fds, attempt
+                    told_already, told, (half.offer(),), caller, far_fds, attempt
                 )
                 agreed, made = _agreed(made, remote.type, target), _lowered(made, less)
             side = crossconnect.client_side(made, near.mechanism, namespace, "")
@@ -152,8 +158,48 @@ class Joining:
                 await half.redraw(agreed, taken)
                 target = replace(target, known=None, stands=False)
         proven = await self._proven(wire, target, entries, caller)
+        made, passes = await self._probed(wire, target, made, entries, caller)
+        if passes:  # packets of the agreed size do not, and the far end has to know
+            made = await self._ask_less(target, made, half, passes, caller, far_fds, attempt)
+            agreed = _agreed(made, remote.type, target)
+            side = crossconnect.client_side(made, near.mechanism, namespace, "")
+            wire = replace(wire, end=side, tunnel=half.tunnel(agreed))
+            kernel += await self._stand(wire, target, entries, attempt)
         kernel += await self._take_place(wire, target, entries, attempt)
         return path.took(made, kernel_ms=kernel, **proven), wire
+
+    async def _ask_less(
+        self,
+        target: Target,
+        made: Connection,
+        half: Half,
+        mtu: int,
+        caller: Caller,
+        far_fds: Descriptors,
+        attempt: Undo,
+    ) -> Connection:
+        """Tell the far end of a wire that was just agreed on that packets have to be smaller."""
+        target = replace(target, stands=True)  # what takes it back is added already
+        offer = half.offer().with_(**{mechanisms.MTU: str(mtu)})
+        return _lowered(
+            await self._asking.ask(target, _lowered(made, mtu), (offer,), caller, far_fds, attempt),
+            mtu,
+        )
+
+    async def _probed(
+        self, wire: Wire, target: Target, made: Connection, entries: Ways, caller: Caller
+    ) -> tuple[Connection, int]:
+        """The connection with the probe's verdict, and the MTU it needs if that is another.
+
+        Nothing of what stood before is probed, or refreshes would cost what first requests do.
+        """
+        if target.stands:
+            return made, 0
+        stands = beside(wire) if target.old else wire
+        proof = await self._probe.judge(stands, made, ways(entries), caller)
+        if proof is None:
+            return made, 0
+        return path.noted(made, **{path.PROBE: proof.verdict}), proof.mtu
 
     async def _less(
         self, remote: Remote, made: Connection, agreed: Mechanism, met: IPAddress

@@ -229,7 +229,9 @@ class VxlanHalf:
     def tunnel(self, agreed: Mechanism) -> VxlanTunnel:
         if self._span.side == "src" and not self._of.fixed:
             self.port = vxlan.port_in(agreed, mechanisms.DST_PORT) or self.port
-        return vxlan.tunnel(agreed, self._span.side, self.port, self._of.kernel.own)
+        made = vxlan.tunnel(agreed, self._span.side, self.port, self._of.kernel.own)
+        self.vni = made.vni
+        return made
 
     async def redraw(self, agreed: Mechanism, taken: TakenError) -> None:
         if isinstance(taken, PortTakenError):

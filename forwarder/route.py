@@ -17,6 +17,7 @@ from forwarder.asking import Asking, name_of, new_leg
 from forwarder.crossing import Crossing, Near, Target, anew, slim, with_context
 from forwarder.discovery import Discovery, Offer
 from forwarder.joining import Joining
+from forwarder.probe import Probe
 from forwarder.recovery import Recovery
 from forwarder.remote import Remote
 from forwarder.search import Search
@@ -63,6 +64,7 @@ class ForwarderRoute:
         recovery: Recovery,
         dial_timeout: float,
         spawn: Spawn,
+        probe: Probe,
     ) -> None:
         self._discovery = discovery
         self._kernel = kernel
@@ -71,7 +73,7 @@ class ForwarderRoute:
         self._sockets = sockets
         self._recovery = recovery
         self._asking = Asking(calls, discovery, sockets, dial_timeout)
-        self._joining = Joining(kernel, self._asking, tunnels, self._remotes, recovery)
+        self._joining = Joining(kernel, self._asking, tunnels, self._remotes, recovery, probe)
         self._spawn = spawn
         self._leaving: set[str] = set()
 

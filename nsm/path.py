@@ -75,6 +75,7 @@ TOOK = "took_ms"  # metric: the whole of the last request at this hop and behind
 FIND = "find_ms"  # metric: looking for an endpoint
 KERNEL = "kernel_ms"  # metric: programming the kernel
 BORDER = "border"  # metric: which way a domain's proxy let it pass
+PROBE = "probe"  # metric: whether packets were seen to flow when the wire was made
 HANDSHAKE = "handshake_ms"  # metric: until the far end of a WireGuard tunnel has proven its key
 
 
@@ -129,6 +130,12 @@ def measured(conn: Connection, **metrics: str) -> Connection:
     """Add metrics to the segment the connection is at; the first writer of a key wins."""
     here = conn.segments[conn.index]
     return _here(conn, replace(here, metrics={**metrics, **here.metrics}))
+
+
+def noted(conn: Connection, **metrics: str) -> Connection:
+    """Write metrics on the segment the connection is at, over what they were."""
+    here = conn.segments[conn.index]
+    return _here(conn, replace(here, metrics={**here.metrics, **metrics}))
 
 
 def _here(conn: Connection, here: Segment) -> Connection:

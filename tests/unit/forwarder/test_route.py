@@ -12,6 +12,7 @@ from forwarder.deaths import Deaths
 from forwarder.discovery import Offer
 from forwarder.joining import ROUNDS
 from forwarder.mechanisms import wireguard
+from forwarder.probe import Probe, Proof, Verdict
 from forwarder.recovery import Recovery
 from forwarder.remote import Vxlan, Wireguard
 from forwarder.route import ForwarderRoute
@@ -243,14 +244,15 @@ ENGINE = Engine("kernel", "it made one")
 class Forwarder:
     """One life of a forwarder beside a kernel and endpoints that outlive it."""
 
-    def __init__(self, callers, kernel, mesh, engine=ENGINE):
+    def __init__(self, callers, kernel, mesh, engine=ENGINE, probe=None):
+        probe = probe or Probe(kernel, on=False)
         self.callers, self.kernel, self.mesh = callers, kernel, mesh
         self.tasks = []
         recovery, tunnels = Recovery(kernel), Tunnels(kernel, "")
         self.wireguard = Wireguard(kernel, tunnels, engine, 0)
         remotes = (Vxlan(kernel, tunnels, recovery, 0), self.wireguard)
         route = ForwarderRoute(
-            mesh, mesh, kernel, tunnels, remotes, Sockets(), recovery, 0.75, self.spawn
+            mesh, mesh, kernel, tunnels, remotes, Sockets(), recovery, 0.75, self.spawn, probe
         )
         self.hop = Hop("fwd", route, lifetime=600 * SECOND, spawn=self.spawn, moves=True)
 
@@ -761,3 +763,59 @@ async def test_asked_by_a_node_of_the_other_family_it_refuses_before_it_asks_any
     with pytest.raises(UnsupportedError, match=r"begin at 10\.0\.0\.1 .* end at fd00::2"):
         await east.request(other, wanted=six)
     assert not east.mesh.log
+
+
+# --- the probe ----------------------------------------------------------------------------------
+
+
+class Said:
+    """A probe that says what the test wants, of each wire it is asked about."""
+
+    def __init__(self, broken=(), mtu=0):
+        self.broken, self.mtu = broken, mtu
+        self.asked = []
+
+    async def judge(self, wire, made, fds, caller):
+        self.asked.append((made.endpoint, wire.beside))
+        if made.endpoint in self.broken:
+            raise UnavailableError(f"{made.endpoint}: nothing gets there")
+        return Proof(Verdict.PROVEN, mtu=self.mtu)
+
+
+async def test_a_wire_that_is_seen_to_carry_nothing_is_closed_and_the_next_one_tried(lives):
+    forwarder = lives(probe=Said(broken={"e-a"}))
+    made = await forwarder.request()
+    assert made.endpoint == "e-b"
+    assert made.segments[1].metrics["probe"] == "proven"
+    assert forwarder.mesh.log == [
+        ("request", "unix:/a"), ("close", "unix:/a"), ("request", "unix:/b"),
+    ]  # fmt: skip
+    assert len(forwarder.kernel.wires) == 1
+
+
+async def test_a_refresh_is_not_probed_and_a_move_is_before_it_takes_the_olds_place(lives):
+    probe = Said()
+    forwarder = lives(probe=probe)
+    made = await forwarder.request()
+    made = await forwarder.request(made)
+    assert probe.asked == [("e-a", False)]
+    forwarder.hop.route.leave(made.segments[1].id)
+    forwarder.mesh.listed = {"e-b": "unix:/b"}
+    probe.broken = {"e-b"}
+    assert (await forwarder.request(made)).endpoint == "e-a"
+    assert probe.asked == [("e-a", False), ("e-b", True)]
+    assert not forwarder.kernel.placed
+    assert forwarder.mesh.log[-2:] == [("close", "unix:/b"), ("request", "unix:/a")]
+
+
+async def test_an_mtu_that_does_not_pass_is_lowered_at_both_ends(lives):
+    forwarder = lives(probe=Said(mtu=1226))
+    forwarder.mesh.listed, forwarder.mesh.payload = {"far": "tcp://10.0.0.2:5001"}, "IP"
+    made = await forwarder.request()
+    assert made.context.mtu == 1226
+    assert forwarder.mesh.mtus == [9000, 1226]
+    assert forwarder.mesh.asked[-1][0].get("MTU") == "1226"
+    (wire,) = forwarder.kernel.tunnels.values()
+    assert wire.end.mtu == 1226
+    made = await forwarder.request(made)
+    assert made.context.mtu == 1226
