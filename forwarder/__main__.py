@@ -18,6 +18,7 @@ from forwarder.crossing import Crossing
 from forwarder.deaths import Deaths
 from forwarder.discovery import Discovery
 from forwarder.edits import Edits
+from forwarder.farnodes import FarNodes
 from forwarder.probe import Probe
 from forwarder.recovery import Recovery
 from forwarder.remote import Vxlan, Wireguard
@@ -77,6 +78,7 @@ async def serve(config: Config, process: Process) -> None:
             process.tasks.spawn,
             Probe(kernel, on=config.probe),
         )
+        changed = asyncio.Event()
         hop: Hop[Crossing] = Hop(
             config.name,
             route,
@@ -85,6 +87,7 @@ async def serve(config: Config, process: Process) -> None:
             monitor=calls.monitor,
             places=Places(config.name, config.bounds),
             keeper=adoption.Keeper(store),
+            on_established=lambda _: changed.set(),
             moves=True,
         )
         figures.shows("wires", lambda: _carried(hop))
@@ -99,6 +102,8 @@ async def serve(config: Config, process: Process) -> None:
         deaths = Deaths(hop, kernel, process.tasks.spawn)
         process.tasks.spawn(deaths.follow(), "deaths of namespaces", vital=True)
         process.tasks.spawn(deaths.look_around(), "deserted namespaces", forever=True)
+        far = FarNodes(hop, kernel, process.tasks.spawn, changed)
+        process.tasks.spawn(far.follow(), "nodes that wires come from", forever=True)
         edits = Edits(hop, route, registry, process.tasks.spawn)
         process.tasks.spawn(edits.follow(), "new rules of services", forever=True)
         handlers = [*services.of(hop), Health(*services.HEALTHY)]

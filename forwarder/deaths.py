@@ -19,7 +19,7 @@ from typing import NoReturn
 
 import structlog
 
-from forwarder.route import Crossing
+from forwarder.crossing import Crossing
 from nsm.connections import Held
 from nsm.hop import Hop
 from nsm.kernel.events import NamespaceGone, Resync, Watch
@@ -31,7 +31,7 @@ from nsm.watches import Spawn
 log = structlog.get_logger(__name__)
 LOOK_EVERY = 1.0  # seconds between looks at who is in the namespaces of our wires
 UNSEEN_EVERY = 10  # looks, of which one is for those that nobody was ever seen in
-DESERTED = 2.0  # seconds that nobody is seen in one that was inhabited, until it counts as gone
+DESERTED = 1.9  # seconds that nobody is seen in one that was inhabited, until it counts as gone
 Lost = Callable[[Held[Crossing]], Awaitable[bool]]
 
 
@@ -43,7 +43,7 @@ class Deaths:
         self._kernel = kernel
         self._spawn = spawn
         self._inhabitants = Inhabitants()
-        self._inhabited: set[int] = set()  # inodes of namespaces somebody was seen in
+        self._inhabited: set[int] = set()  # inodes of namespaces somebody is in, if we are right
         self._unseen: set[int] = set()  # those in which nobody was when we looked
         self._deserted: dict[int, float] = {}  # since when nobody is
         kernel.on_engine_end = self._engine_ended
@@ -69,14 +69,15 @@ class Deaths:
             await self._look(unseen=turn % UNSEEN_EVERY == 1)
 
     async def _look(self, *, unseen: bool) -> None:
-        of: dict[int, list[Held[Crossing]]] = {}
-        for held in self._hop.connections.established():
-            for space in held.memory.namespaces if held.memory else ():
-                if space.inode and not space.own:
-                    of.setdefault(space.inode, []).append(held)
-        new = of.keys() - self._inhabited
+        of = self._by_inode()
         self._inhabited &= of.keys()
-        # who is in a namespace that we never saw anybody in is hidden from us: seldom asked for
+        if not of:
+            return
+        if await asyncio.to_thread(self._inhabitants.sees_all):
+            self._inhabited |= of.keys()
+        # Else who is in a namespace that we never saw anybody in may be beyond our PID
+        # namespace: nothing is concluded, and it is looked for less often.
+        new = of.keys() - self._inhabited
         wanted = [*self._inhabited, *(new if unseen or self._fresh(new) else ())]
         if not wanted:
             return
@@ -93,6 +94,15 @@ class Deaths:
                 still = self._deserted_by_all(inode)
                 for held in of.get(inode, ()):
                     self._end(held, still, f"nobody is in namespace net:[{inode}] any more")
+
+    def _by_inode(self) -> dict[int, list[Held[Crossing]]]:
+        """The wires that have an end in each namespace."""
+        of: dict[int, list[Held[Crossing]]] = {}
+        for held in self._hop.connections.established():
+            for space in held.memory.namespaces if held.memory else ():
+                if space.inode and not space.own:
+                    of.setdefault(space.inode, []).append(held)
+        return of
 
     def _fresh(self, new: "set[int]") -> bool:
         """Whether there are some among them that were never looked for."""

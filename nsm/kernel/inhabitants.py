@@ -11,6 +11,7 @@ import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+_EVERYBODYS = "pid:[4026531836]"  # the PID namespace the machine began with: it shows all
 _GONE = {errno.ENOENT, errno.ESRCH, errno.EINVAL}  # a process that ends meanwhile, and a zombie
 
 
@@ -19,7 +20,7 @@ class Seen:
     """What one look showed: the inodes of namespaces that somebody keeps.
 
     whole says that nobody was hidden, so that the others are kept by descriptors alone: as far
-    as this process's PID namespace goes. Who is in one that was never seen kept may be beyond.
+    as this process's PID namespace goes (`Inhabitants.sees_all`).
     """
 
     kept: frozenset[int]
@@ -34,6 +35,10 @@ class Inhabitants:
         self._witness: dict[int, str] = {}  # a task's link, or a mountinfo
         self.scans = 0
         """How often all of /proc was looked through."""
+
+    def sees_all(self) -> bool:
+        """Whether no process of this machine can be beyond our PID namespace."""
+        return os.readlink(f"{self._proc}/self/ns/pid") == _EVERYBODYS
 
     def look(self, inodes: Collection[int]) -> Seen:
         """Which of the namespaces of these inodes somebody is in, or has mounted."""
@@ -76,7 +81,8 @@ class Inhabitants:
                         self._witness[inode] = path
                         missing.discard(inode)
             except OSError as failure:
-                whole = whole and failure.errno in _GONE
+                # the first process stays where the machine began; some hide it even from root
+                whole = whole and (failure.errno in _GONE or pid == "1")
             if not missing:
                 return True
         for path in spaces.values():

@@ -34,6 +34,15 @@ def _target(path: str) -> str:
         return ""
 
 
+def answers(node: Space) -> int:
+    """How many echoes the node has answered."""
+    names, counts = (
+        line.split() for line in node.run("cat", "/proc/net/snmp").stdout.splitlines()
+        if line.startswith("Icmp:")
+    )  # fmt: skip
+    return int(dict(zip(names, counts, strict=True))["OutEchoReps"])
+
+
 def tunnel_sockets(node: Space) -> int:
     return node.run("ss", "-Hlun").stdout.count(":4789")
 
@@ -144,3 +153,27 @@ async def test_who_keeps_a_workloads_namespace_by_a_descriptor_keeps_no_wire(
     heir = nodes.client(place, "kernel://echo/stays", name="stays")
     assert heir.end() == 0
     assert client.links() == set()
+
+
+async def test_a_node_that_dies_takes_its_wires_along_on_the_other_node_too(nodes: Nodes):
+    """Its cable is pulled, which looks the same from there; what is on one node stays."""
+    single, node, client = nodes.space("single"), nodes.space("one"), nodes.space("app")
+    before = kernel_state(single)
+    beside = nodes.client("near", "kernel://echo/beside", name="beside")
+    app = nodes.client("app", "kernel://pair/nsm-1")
+    assert addresses(client, "nsm-1") == ["172.16.2.1"]
+    await until(lambda: answers(node), "the node is known to answer", bar=0.5)
+    node.run("ip", "link", "set", "eth0", "down")
+    try:
+        await until(lambda: not single.links(), "the far end of a node that died", bar=5)
+        assert kernel_state(single) == before
+    finally:
+        node.run("ip", "link", "set", "eth0", "up")
+    await until(lambda: single.links() and client.links(), "the wire when the node is back", bar=5)
+    await until(lambda: client.pings("172.16.2.0"), "packets", bar=1)
+    assert addresses(client, "nsm-1") == ["172.16.2.1"]
+    assert app.end() == 0
+    assert nodes.space("near").links() == {"beside"}
+    assert [one["event"] for one in beside.told] == ["up"]
+    assert beside.end() == 0
+    assert kernel_state(single) == before
