@@ -38,6 +38,7 @@ MAKE = {  # where each of the make lines is run
     "make clean": "test_make.py",
     "make wheel": "tests/e2e/install",
     "make test": "this very run, in CI",
+    "make soak": "tests/e2e/labs/test_chaos.py, by `make matrix`",
     "make parity": "tests/e2e/parity, some of it; the rest by `make matrix`",
     "make matrix": "by hand: it takes minutes and a network; its tests are there",
 }
@@ -97,6 +98,7 @@ def test_the_tour_says_what_it_promises():
 
 
 ELSEWHERE = {  # what other tests run: e2e/install, e2e/trouble, e2e/systemd, e2e/labs
+    "nsmctl chaos",
     "nsmctl define",
     "nsmctl lab run interdomain",
     "nsmctl vl3",
