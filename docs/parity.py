@@ -32,7 +32,8 @@ that run, and by nobody.
 
 A lab passes when every check of it holds, nothing of it is left behind, and echoes were counted at
 both ends: sent and answered where they began, arrived where they were meant to. Those that had to
-be refused are counted apart.
+be refused are counted apart. While something is broken on purpose numbered datagrams flow, 200 a
+second each way: lost is what was sent and did not arrive.
 """
 
 
@@ -113,6 +114,12 @@ def refused(told: Mapping[str, Any]) -> int:
     return sum(one["sent"] for one in _pings(told) if one["lost"] == one["sent"])
 
 
+def under_faults(told: Mapping[str, Any]) -> list[int]:
+    """Of each fault during which numbered datagrams flowed: how many did not arrive."""
+    figures = [one["figures"] for one in told["checks"] if one["figures"].get("flows")]
+    return [one["lost_there"] + one["lost_back"] for one in figures]
+
+
 def _pings(told: Mapping[str, Any]) -> list[Mapping[str, int]]:
     return [one["figures"] for one in told["checks"] if "arrived" in one["figures"]]
 
@@ -142,6 +149,9 @@ def _ends(told: Mapping[str, Any]) -> str:
     result = f"{len(told['checks'])} checks; {sent} sent, {arrived} arrived, {answered} answered"
     if none := refused(told):
         result += f"; {none} had to be refused, 0 arrived"
+    if lost := under_faults(told):
+        result += f"; {len(lost)} fault{'s' if lost[1:] else ''} under traffic, "
+        result += f"{sum(not n for n in lost)} lost nothing" if any(lost) else "nothing lost"
     return f"{', '.join(f'{n} {kind}' for kind, n in sorted(wires.items()))} | {result} |"
 
 

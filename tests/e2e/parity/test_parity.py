@@ -4,7 +4,10 @@ import pytest
 
 from tests.support.examples import SHOWN, parity
 
-SAMPLE = ("change-nse-dynamically", "policy-based-routing")  # quick, like no other lab
+SAMPLE = (  # quick, like no other lab
+    "change-nse-dynamically", "policy-based-routing",
+    "heal/remote-forwarder-death", "heal/local-nse-death",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(

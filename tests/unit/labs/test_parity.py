@@ -14,8 +14,26 @@ LABS = ROOT / "labs" / "parity"
 def test_every_example_that_a_kernel_can_show_is_listed_once():
     lines = (ROOT / "tests/data/upstream-examples.tsv").read_text().splitlines()
     known = [line.split("\t")[1] for line in lines if not line.startswith("#")]
-    assert len(set(known)) == len(known) == 48
-    assert [one.id for one in LISTED] == known
+    assert len(set(known)) == len(known) == 81
+    assert [one.id for one in LISTED if not one.id.startswith("faults/")] == known
+
+
+def test_so_is_every_fault_that_upstream_has_no_example_of():
+    ours = ("node-reboot", "partition", "disk-full", "certificate-source-gone", "clock-step")
+    assert [one.id for one in LISTED if one.id.startswith("faults/")] == [
+        f"faults/{name}" for name in ours
+    ]
+
+
+@pytest.mark.parametrize(
+    "one", [one for one in SHOWN if "/" in one.id and one.id[:4] in ("heal", "faul")],
+    ids=lambda one: one.id,
+)  # fmt: skip
+def test_a_lab_of_healing_breaks_something_and_asks_for_echoes_afterwards(one):
+    kinds = [type(check.what) for check in lab.read(one.lab).checks]
+    broken = [i for i, kind in enumerate(kinds) if kind is lab.Faulty]
+    assert broken
+    assert lab.Ping in kinds[broken[-1] :]
 
 
 @pytest.mark.parametrize("one", LISTED, ids=lambda one: one.id)
@@ -53,6 +71,10 @@ GOOD = {
         {"name": "none", "holds": True, "says": "",
          "figures": {"sent": 2, "arrived": 0, "lost": 2, "best_ms": None}},
         {"name": "other", "holds": True, "says": "", "figures": {}},
+        {"name": "fault", "holds": True, "says": "",
+         "figures": {"flows": 1, "sent_there": 9, "lost_there": 0, "sent_back": 9, "lost_back": 0}},
+        {"name": "cut", "holds": True, "says": "",
+         "figures": {"flows": 1, "sent_there": 9, "lost_there": 4, "sent_back": 9, "lost_back": 0}},
     ],
     "wires": [{"mechanism": "veth"}],
     "left": [],
@@ -90,7 +112,8 @@ def test_the_page_has_a_row_for_each_and_nothing_of_a_day_or_a_machine():
         "one part:\n  x: {shows: this}\n  y: {shows: that, not: There is no such thing.}\n"
     )
     text = parity.page(parts, {"x": GOOD})
-    counted = "3 checks; 4 sent, 4 arrived, 4 answered; 2 had to be refused, 0 arrived"
+    counted = "5 checks; 4 sent, 4 arrived, 4 answered; 2 had to be refused, 0 arrived"
+    counted += "; 2 faults under traffic, 1 lost nothing"
     assert text.splitlines()[-4:] == [
         "| example | shows | wires | result |",
         "|---|---|---|---|",
