@@ -516,7 +516,7 @@ class Client:
             return
         addresses = (wire.addresses, wire.peer_addresses)
         if wire.pulse and not anew and wire.pulse.addresses == addresses:
-            wire.pulse.anew()
+            wire.pulse.settle()
             return
         self._unwatch(wire)
         wire.pulse = self._liveness.watch(*addresses, wire.news.fell_silent)

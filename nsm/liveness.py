@@ -29,7 +29,8 @@ log = structlog.get_logger(__name__)
 MOST_PAIRS = 8  # of addresses of one wire that are watched: members may have many
 LATE = 0.1  # seconds after its time at which a look tells nothing of what was not answered
 LEAST = 3  # pings that must be unanswered
-HASTE = 0.3  # seconds without an answer that are enough once the mesh says that a wire is down
+HASTE = 0.3  # seconds without an answer that are enough once the mesh says that a wire is down,
+HASTY = 5.0  # for that many seconds: what took a process may be about to take its namespace
 NO_WAY = 0.3  # seconds, where the kernel here refuses to send; swapping a device takes less
 RARELY = 16  # intervals between pings to who never answered
 SHY = 15  # pings until that
@@ -151,7 +152,7 @@ class Pulse:
         self.silent = False
         """Whether the far end answered before and does so no more."""
         self.addresses = (tuple(own), tuple(others))
-        self.hasty = False
+        self._hasty_until = 0.0
         self._on_silent = on_silent
         self._hurry = hurry
         self._rhythm = rhythm
@@ -184,24 +185,32 @@ class Pulse:
         for one in self._pairs.values():
             one.anew()
 
+    def settle(self) -> None:
+        """The wire was asked for, and is there: all begins anew, without haste."""
+        self._hasty_until = 0.0
+        self.anew()
+
     async def flows(self) -> bool | None:
-        """Whether packets flow now, in a third of a second or so; None where nobody can tell."""
+        """Whether packets flow now, in a third of a second or so; None where nobody can tell.
+
+        For some seconds more as little silence is enough.
+        """
         if not self.answered:
             return None
         began = time.monotonic()
         if not self.silent:
             self.anew()
-        self.hasty = True
+        self._hasty_until = began + HASTY
         self._hurry()
-        try:
-            while self._pairs and not self.silent:
-                if self.heard > began:
-                    return True
-                self._looked.clear()
-                await self._looked.wait()
-            return False if self._pairs else None
-        finally:
-            self.hasty = False
+        while self._pairs and not self.silent:
+            if self.heard > began:
+                return True
+            self._looked.clear()
+            await self._looked.wait()
+        return False if self._pairs else None
+
+    def _hasty(self, now: float) -> bool:
+        return now < self._hasty_until and not self.silent
 
     # --- what the task does -----------------------------------------------------------------
 
@@ -224,7 +233,7 @@ class Pulse:
     def ask(self, now: float) -> None:
         """Send the pings whose time it is."""
         for (own, other), pair in self._pairs.items():
-            if self.hasty or pair.due(now):
+            if self._hasty(now) or pair.due(now):
                 self._number = (self._number + 1) % 65536
                 try:
                     self._send(own, other, self._number)
@@ -238,7 +247,8 @@ class Pulse:
 
     def judge(self, now: float) -> None:
         """Call the far end silent, or take that back."""
-        silent = any(one.silent(now, hasty=self.hasty) for one in self._pairs.values())
+        hasty = now < self._hasty_until
+        silent = any(one.silent(now, hasty=hasty) for one in self._pairs.values())
         if silent and not self.silent:
             self.silent = True
             self._on_silent()
@@ -248,9 +258,9 @@ class Pulse:
 
     def pause(self, now: float) -> float:
         """Seconds until the next look."""
-        if self.silent and not self.hasty:
+        if self.silent:
             return self._rhythm.interval
-        if self.hasty:
+        if self._hasty(now):
             return self._rhythm.quick
         return min((one.pause(now) for one in self._pairs.values()), default=self._rhythm.interval)
 

@@ -146,6 +146,19 @@ async def test_a_process_that_was_stopped_takes_nobody_for_dead(ends):
         assert (await seen.hears())["what"] == "silent", "and a death is told all the same"
 
 
+async def test_once_the_mesh_says_that_a_wire_is_down_little_silence_is_enough(ends):
+    here, far = ends
+    async with watcher(here, *BOTH) as seen:
+        await seen.hears()
+        await seen.answered()
+        assert await seen.ask("flows") == "True"
+        before = time.monotonic()
+        far.do("link", "set", "w0", "down")
+        told = await seen.hears()
+        assert told["what"] == "silent"
+        write("an end that the mesh told of, noticed by pings", told["at"] - before, 0.5)
+
+
 async def stopped(pid: int) -> None:
     def is_stopped() -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"

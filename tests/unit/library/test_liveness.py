@@ -63,6 +63,16 @@ def test_where_nothing_can_be_sent_it_is_known_sooner():
     assert 0.2 < line.until(1020) - 1010.1 < 0.7
 
 
+@pytest.mark.parametrize(("takes", "sooner"), [(0.001, True), (0.15, False)])
+def test_in_haste_a_third_of_a_second_is_enough_but_four_answers_times_are_waited_for(
+    takes, sooner
+):
+    line = Line(CLIENTS, takes=takes, dead=1010.0)
+    line.until(1010.5)
+    assert not line.pair.silent(line.now)
+    assert line.pair.silent(line.now, hasty=True) is sooner
+
+
 def test_who_never_answered_is_not_called_silent_and_asked_rarely():
     line = Line(CLIENTS, dead=0.0)
     assert line.until(1600) == 0.0
