@@ -19,6 +19,7 @@ from forwarder.deaths import Deaths
 from forwarder.discovery import Discovery
 from forwarder.edits import Edits
 from forwarder.farnodes import FarNodes
+from forwarder.leftovers import Leftovers
 from forwarder.probe import Probe
 from forwarder.recovery import Recovery
 from forwarder.remote import Vxlan, Wireguard
@@ -96,12 +97,14 @@ async def serve(config: Config, process: Process) -> None:
             again = adoption.follow_again(held, hop, route)
             process.tasks.spawn(again, f"return of {held.id}")
         process.tasks.spawn(
-            recovery.forget(config.max_token_lifetime, hop.connections),
+            recovery.forget(config.max_token_lifetime, hop.connections, store.begun),
             "removal of wires nobody refreshed",
         )
         deaths = Deaths(hop, kernel, process.tasks.spawn)
         process.tasks.spawn(deaths.follow(), "deaths of namespaces", vital=True)
         process.tasks.spawn(deaths.look_around(), "deserted namespaces", forever=True)
+        leftovers = Leftovers(kernel, hop.connections, recovery)
+        process.tasks.spawn(leftovers.follow(), "sweep of what nobody holds", forever=True)
         far = FarNodes(hop, kernel, process.tasks.spawn, changed)
         process.tasks.spawn(far.follow(), "nodes that wires come from", forever=True)
         edits = Edits(hop, route, registry, process.tasks.spawn)

@@ -31,6 +31,10 @@ class Keeper:
     def __init__(self, store: Store) -> None:
         self._store = store
 
+    def begin(self, id_: str) -> None:
+        """It is about to be made."""
+        self._store.begin(id_)
+
     def keep(self, held: Held[Crossing], ends: int) -> None:
         """What is held now; nothing of what has no way to go on yet."""
         made, memory = held.made, held.memory

@@ -8,6 +8,7 @@ never was a wire.
 """
 
 import asyncio
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import structlog
@@ -18,6 +19,7 @@ from nsm.kernel.state import OWN, Namespace
 from nsm.kernel.sweep import Found
 
 log = structlog.get_logger(__name__)
+RETURN = 10.0  # seconds in which whoever was told of a wire asks for it again: its stream broke
 SPARE = 30.0  # seconds beyond a token's life: a refresh may be on its way
 
 
@@ -90,10 +92,23 @@ class Recovery:
         """The connection was refreshed or closed: what stands is known again."""
         self._before.pop(connection, None)
 
-    async def forget(self, lifetime: float, connections: Connections[Any]) -> None:
-        """After lifetime seconds remove the wires of before that nobody holds."""
-        await asyncio.sleep(lifetime + SPARE)
-        for connection in list(self._before):
+    def knows(self, connection: str) -> bool:
+        """Whether it is of before, and nobody has said yet what becomes of it."""
+        return connection in self._before
+
+    async def forget(
+        self, lifetime: float, connections: Connections[Any], begun: Collection[str] = ()
+    ) -> None:
+        """Remove the wires of before that nobody holds, after lifetime seconds; those that were
+        being made when we ended, of which most likely nobody was told, a while after the start."""
+        soon = min(RETURN, lifetime + SPARE)
+        await asyncio.sleep(soon)
+        await self._remove([one for one in self._before if one in begun], connections)
+        await asyncio.sleep(lifetime + SPARE - soon)
+        await self._remove(list(self._before), connections)
+
+    async def _remove(self, before: Iterable[str], connections: Connections[Any]) -> None:
+        for connection in before:
             # At its turn, because a late refresh may be adopting it just now.
             async with connections.turn(connection, own=True) as held:
                 if held.made is None and connection in self._before:

@@ -1,6 +1,6 @@
 """What a forwarder's next life needs of each connection and the kernel does not hold.
 
-One SQLite file (NSM_STORE), one table, a row for each connection held here:
+One SQLite file (NSM_STORE) with a row for each connection held here:
 
     leases(
       id          TEXT     the connection's, as this forwarder calls it: what devices' aliases say
@@ -18,6 +18,11 @@ One SQLite file (NSM_STORE), one table, a row for each connection held here:
       left_endpoint  TEXT  the endpoint it was led to before; "" for none
     )
 
+    begun(
+      id          TEXT     a connection that was being made: without a lease, what stands of it
+                           after a kill is most likely nobody's
+    )
+
 The answer to a request does not wait for it: what is made is written a moment later, in one
 thread, all that waits in one transaction. A wire that was made in that moment before a kill
 is adopted when it is refreshed, as without a store. A file that cannot be written is said so
@@ -32,7 +37,7 @@ import os
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import structlog
@@ -55,7 +60,8 @@ CREATE TABLE IF NOT EXISTS leases (
     payload TEXT NOT NULL, outgoing BLOB NOT NULL, chosen INTEGER NOT NULL,
     spaces TEXT NOT NULL, ends INTEGER NOT NULL,
     leg TEXT NOT NULL, left_endpoint TEXT NOT NULL
-) WITHOUT ROWID
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS begun (id TEXT PRIMARY KEY) WITHOUT ROWID
 """
 KEPT = store.Kept(
     whose="the forwarder",
@@ -97,6 +103,14 @@ class Lease:
     left_endpoint: str = ""
 
 
+class _Begun:
+    """In place of a lease: it is being made."""
+
+
+_BEGUN = _Begun()
+_Change = Lease | _Begun | None  # None: forgotten
+
+
 class Store:
     """Keeps leases in the order they change; with no file (`""`) it keeps nothing."""
 
@@ -104,16 +118,22 @@ class Store:
         self, path: str, connection: sqlite3.Connection | None, thread: ThreadPoolExecutor
     ) -> None:
         self.transactions = 0
+        self.begun: frozenset[str] = frozenset()
+        """Connections that an earlier life was making when it ended."""
         self.trouble = ""
         """Why what is kept is not written now; empty if it is."""
         self._path = path
         self._connection = connection
         self._thread = thread
-        self._waiting: dict[str, Lease | None] = {}
+        self._waiting: dict[str, _Change] = {}
         self._writing = False
         self._idle = asyncio.Event()
         self._idle.set()
         self._later: asyncio.TimerHandle | None = None
+
+    def begin(self, id_: str) -> None:
+        """Have it written that this connection is being made."""
+        self._change(id_, _BEGUN)
 
     def keep(self, lease: Lease) -> None:
         """Have it written, instead of what was kept of that connection."""
@@ -132,7 +152,7 @@ class Store:
         if self._later:
             self._later.cancel()
 
-    def _change(self, id_: str, lease: Lease | None) -> None:
+    def _change(self, id_: str, lease: _Change) -> None:
         if self._connection is None:
             return
         self._waiting.pop(id_, None)  # the newest of each, in the order of the newest
@@ -152,7 +172,7 @@ class Store:
             lambda result: loop.call_soon_threadsafe(self._written, batch, result)
         )
 
-    def _written(self, batch: dict[str, Lease | None], result: "Future[None]") -> None:
+    def _written(self, batch: dict[str, _Change], result: "Future[None]") -> None:
         self._writing = False
         error = result.exception()
         if error is None:
@@ -199,6 +219,8 @@ async def open_store(path: str) -> AsyncIterator[tuple[Store, Sequence[Lease]]]:
             )
         connection, lock, leases = opened if isinstance(opened, tuple) else (None, -1, ())
         kept = Store(path, connection, thread)
+        if connection is not None:
+            kept.begun = await run(thread, _unfinished, connection)
         try:
             yield kept, leases
         finally:
@@ -256,9 +278,21 @@ def load(connection: sqlite3.Connection) -> Sequence[Lease]:
     return found
 
 
-def _commit(connection: sqlite3.Connection, changes: dict[str, Lease | None]) -> None:
+def _unfinished(connection: sqlite3.Connection) -> frozenset[str]:
+    """What was begun; asked for once."""
+    found = frozenset(id_ for (id_,) in connection.execute("SELECT id FROM begun"))
+    with suppress(sqlite3.Error):  # a full disk: asked for again then, and found settled
+        connection.execute("DELETE FROM begun")
+    return found
+
+
+def _commit(connection: sqlite3.Connection, changes: dict[str, _Change]) -> None:
     with store.transaction(connection):
         for id_, lease in changes.items():
+            if isinstance(lease, _Begun):
+                connection.execute("INSERT OR REPLACE INTO begun VALUES (?)", (id_,))
+                continue
+            connection.execute("DELETE FROM begun WHERE id = ?", (id_,))
             if lease is None:
                 connection.execute("DELETE FROM leases WHERE id = ?", (id_,))
                 continue

@@ -14,8 +14,8 @@ Each line of `request` is one concern, and each concern one module beside this.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -74,6 +74,9 @@ class Route(Protocol[M]):
 
 class Keeper(Protocol[M]):
     """Remembers connections for the next life of the process. Neither call may block."""
+
+    def begin(self, id_: str) -> None:
+        """It is about to be made: what stands of it after a kill may be nobody's."""
 
     def keep(self, held: Held[M], ends: int) -> None:
         """What is held now, of which the lease ends then: ns since 1970."""
@@ -149,7 +152,7 @@ class Hop(Generic[M]):
                 await self._let_go(held, caller)
             held.again = False
             try:
-                with self.connections.interruptible(held):
+                with self._begun(held), self.connections.interruptible(held):
                     async with Undo() as undo:
                         wanted = replace(asked, connection=conn)
                         done = await self.route.establish(wanted, held, caller, undo)
@@ -173,6 +176,19 @@ class Hop(Generic[M]):
             if held.again:
                 self._asked_again(held)
             return path.leave(made, back)
+
+    @contextmanager
+    def _begun(self, held: Held[M]) -> Iterator[None]:
+        """For the next life: what stands of it, if this one ends meanwhile, was promised nobody."""
+        if self._keeper is None or held.made:
+            yield
+            return
+        self._keeper.begin(held.id)
+        try:
+            yield
+        except BaseException:
+            self._keeper.drop(held.id)
+            raise
 
     @asynccontextmanager
     async def _place(self, held: Held[M], ticket: Ticket) -> AsyncIterator[None]:

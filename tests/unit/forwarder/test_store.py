@@ -207,3 +207,18 @@ async def test_what_is_written_of_a_wire_holds_it_again_in_the_next_life(tmp_pat
         hop.stop()
         for task in tasks.values():
             task.cancel()
+
+
+async def test_what_was_being_made_is_known_to_the_next_life_until_it_is_made_or_given_up(tmp_path):
+    path = tmp_path / "f.sqlite"
+    async with open_store(str(path)) as (store, _):
+        for name in ("c1", "c2", "c3"):
+            store.begin(name)
+        await store.flushed()
+        store.keep(LEASE)
+        store.drop("c2")
+    async with open_store(str(path)) as (store, found):
+        assert store.begun == {"c3"}
+        assert found == [LEASE]
+    async with open_store(str(path)) as (store, _):
+        assert not store.begun
