@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -25,14 +25,6 @@ STYLES: Final = {True: "green", False: "red", None: ""}
 def register(app: typer.Typer) -> None:
     """Add the verb."""
     app.command(epilog="Example: sudo nsmctl explain app icmp-responder --lab one-node")(explain)
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """A wire that is asked about, and from where its registry is."""
-
-    known: "Known"
-    node: str
 
 
 def explain(
@@ -88,12 +80,11 @@ def _print(line: "Line") -> None:
 # --- which wires, and what forwarders hold of them -------------------------------------------
 
 
-def _in_lab(name: str, client: str, target: str) -> list[_Wanted]:
+def _in_lab(name: str, client: str, target: str) -> "list[Known]":
     from labs import engine, processes, state
     from labs.processes import Stage
     from nsm import nsurl
-    from nsm.kernel.namespaces import NAMED
-    from nsmctl.machine.walk import Known
+    from nsmctl.machine.walk import Known, named
 
     lab, paths = engine.running(name)
     if client not in lab.clients:
@@ -102,7 +93,7 @@ def _in_lab(name: str, client: str, target: str) -> list[_Wanted]:
         )
     asking = lab.clients[client]
     forwarders = [
-        (one.name.partition("/")[0], one.environment["NSM_STORE"], f"{NAMED}/{one.namespace}")
+        (one.name.partition("/")[0], one.environment["NSM_STORE"], named(one.namespace))
         for one in processes.plan(lab, paths).of(Stage.FORWARDER)
     ]
     forwarders.sort(key=lambda one: one[0] != asking.on)  # the one next to the client first
@@ -112,25 +103,25 @@ def _in_lab(name: str, client: str, target: str) -> list[_Wanted]:
     found = []
     for id_, url in zip(nsurl.connection_ids(client, urls), urls, strict=True):
         of = [one for one in held if one.lease.connection.segments[0].id == id_]
-        known = Known(id_, client, url.service, of, told=said.get(id_, ""))
+        known = Known(id_, client, url.service, asking.on, of, told=said.get(id_, ""))
         if target in ("", url.service, url.interface, id_) or _ends_at(known, target):
-            found.append(_Wanted(known, asking.on))
-    return found or [_Wanted(Known("", client, _service(client, target), ()), asking.on)]
+            found.append(known)
+    return found or [Known("", client, _service(client, target), asking.on, ())]
 
 
-def _here(store: str, client: str, target: str) -> list[_Wanted]:
+def _here(store: str, client: str, target: str) -> "list[Known]":
     from nsmctl.machine.walk import Known
 
-    found = []
-    for one in _held(store, os.uname().nodename, "", must=True):
+    found, here = [], os.uname().nodename
+    for one in _held(store, here, "", must=True):
         conn = one.lease.connection
         first = conn.segments[0]
         if client not in (first.name, first.id, one.lease.id):
             continue
-        known = Known(first.id, first.name, conn.service, (one,))
+        known = Known(first.id, first.name, conn.service, here, (one,))
         if target in ("", conn.service, first.id) or _ends_at(known, target):
-            found.append(_Wanted(known, ""))
-    return found or [_Wanted(Known("", client, _service(client, target), ()), "")]
+            found.append(known)
+    return found or [Known("", client, _service(client, target), here, ())]
 
 
 def _service(client: str, target: str) -> str:
@@ -165,8 +156,8 @@ def _held(path: str, node: str, space: str, *, must: bool = False) -> "Sequence[
 # --- what the registry says ------------------------------------------------------------------
 
 
-def _asked(wanted: Sequence[_Wanted], lab: str, manager: str, identity: str) -> "list[Known]":
-    names = list(dict.fromkeys(one.known.service for one in wanted))
+def _asked(wanted: "Sequence[Known]", lab: str, manager: str, identity: str) -> "list[Known]":
+    names = list(dict.fromkeys(one.service for one in wanted))
 
     async def ask(seat: "Seat", peers: "Peers") -> dict[str, tuple[list[Endpoint], list[Service]]]:
         from nsm.rpc.registry import RegistryClient
@@ -181,10 +172,9 @@ def _asked(wanted: Sequence[_Wanted], lab: str, manager: str, identity: str) -> 
         }
 
     try:
-        found = asked(ask, lab, wanted[0].node, manager, identity)
+        found = asked(ask, lab, wanted[0].node if lab else "", manager, identity)
     except NsmError as trouble:
-        return [replace(one.known, trouble=trouble) for one in wanted]
+        return [replace(one, trouble=trouble) for one in wanted]
     return [
-        replace(one.known, offered=found[one.known.service][0], rules=found[one.known.service][1])
-        for one in wanted
+        replace(one, offered=found[one.service][0], rules=found[one.service][1]) for one in wanted
     ]

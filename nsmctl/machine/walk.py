@@ -69,13 +69,14 @@ class Held:
 class Known:
     """What is known of a wire before anybody looks at it.
 
-    offered and rules are the registry's, trouble is why it said nothing; told is what the client
-    last said of the wire, manager what it is that was asked.
+    node is the client's, and what its forwarder holds comes first in held. offered and rules are
+    the registry's, trouble is why it said nothing; told is what the client last said of the wire.
     """
 
     id: str
     client: str
     service: str
+    node: str
     held: Sequence[Held]
     offered: Sequence[Endpoint] = ()
     rules: Sequence[Service] = ()
@@ -86,6 +87,11 @@ class Known:
     def conn(self) -> Connection:
         """The connection as the forwarder next to the client made it."""
         return self.held[0].lease.connection
+
+
+def named(namespace: str) -> str:
+    """The file of a namespace that has a name."""
+    return f"{NAMED}/{namespace}"
 
 
 def walk(known: Known) -> Iterator[Line]:
@@ -131,10 +137,11 @@ def _registration(known: Known, _: "_Places") -> str:
 
 
 def _lease(known: Known, _: "_Places") -> str:
-    if not known.held:
+    if not known.held or known.held[0].node != known.node:
         why = f": {known.told}" if known.told else ""
         raise BrokenError(
-            f"no forwarder holds a wire {known.id or known.client} to {known.service!r}{why}",
+            f"no forwarder of {known.node} holds a wire of {known.client} to"
+            f" {known.service!r}{why}",
             f"is {known.client} running? its log says what was refused",
         )
     one = known.held[0]
@@ -373,8 +380,9 @@ def _handshake(known: Known, here: _Places) -> str:
         if mechanism.type != mechanisms.WIREGUARD:
             continue
         for space in one.lease.spaces:
-            device = here.device(_by_inode(space.inode), space.interface)
-            settings = here.settings(_by_inode(space.inode), device) if device else None
+            path = _by_inode(space.inode)
+            device = here.device(path, space.interface)
+            settings = _greeted(known, here, path, device) if device else None
             if settings is None:
                 raise BrokenError(
                     f"nobody seals what goes through {space.interface} on {one.node}: its"
@@ -392,6 +400,19 @@ def _handshake(known: Known, here: _Places) -> str:
                 )
             seen = seen or f"{age:.0f} s ago"
     return seen or "(nothing is encrypted)"
+
+
+def _greeted(known: Known, here: _Places, path: str, device: Device) -> Settings | None:
+    """What a device holds, once it has had an occasion: a wire that is idle shakes no hands."""
+    end, settings = here.ends(known)[0], None
+    for _ in range(ECHOES):
+        settings = here.settings(path, device)
+        last = max((peer.handshake for peer in settings.peers), default=0) if settings else 0
+        if settings is None or time.time() - last <= LATEST_HANDSHAKE:
+            break
+        for far in known.conn.ip.dst_ip_addrs[:1]:
+            here.ping(end.path, str(ip_interface(far).ip), 64)
+    return settings
 
 
 def _packets(known: Known, here: _Places) -> str:

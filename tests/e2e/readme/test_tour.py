@@ -100,6 +100,8 @@ def test_the_tour_says_what_it_promises():
 ELSEWHERE = {  # what other tests run: e2e/install, e2e/trouble, e2e/systemd, e2e/labs
     "nsmctl chaos",
     "nsmctl define",
+    "nsmctl explain",
+    "nsmctl heal report",
     "nsmctl lab run interdomain",
     "nsmctl vl3",
     "nsmctl --install-completion",
