@@ -34,7 +34,7 @@ from nsm.errors import (
     TakenError,
     UnavailableError,
 )
-from nsm.kernel import topology
+from nsm.kernel import topology, wireguard_go
 from nsm.kernel.namespaces import NAMED, create_named, delete_named
 from nsm.kernel.topology import Plug
 from nsm.names import resolvconf
@@ -52,12 +52,14 @@ class Standing:
     groups: tuple[tuple[str, ...], ...] = ()  # of nodes that reach one another only
     rates: Mapping[str, int] = field(default_factory=dict)  # of nodes, in bits a second
     ended: tuple[str, ...] = ()  # nodes and workloads' places without their namespace
+    full: tuple[str, ...] = ()  # clusters' disks
 
     def lines(self) -> list[str]:
         """Each in words, as `lab status` has them."""
         told = [f"{node} is unplugged" for node in self.unplugged]
         told += [f"{node} sends {rate} bit/s at most" for node, rate in self.rates.items()]
         told += [f"{place} has ended" for place in self.ended]
+        told += [f"the disk of {cluster} is full" for cluster in self.full]
         if self.groups:
             told.append(" | ".join(", ".join(group) for group in self.groups) + " are apart")
         return told
@@ -80,6 +82,7 @@ def standing(paths: Paths) -> Standing:
         tuple(tuple(group) for group in told["groups"]),
         told["rates"],
         tuple(told["ended"]),
+        tuple(told["full"]),
     )
 
 
@@ -169,9 +172,9 @@ class Faults:
         mark = self._mark(name)
         with alive.held([mark]) as held:
             for fd in held.values():
-                signal.pidfd_send_signal(fd, number)
-                if number != signal.SIGKILL:  # who is stopped hears of nothing else
-                    signal.pidfd_send_signal(fd, signal.SIGCONT)
+                with contextlib.suppress(ProcessLookupError):  # it ends by itself this moment
+                    signal.pidfd_send_signal(fd, number)
+                    signal.pidfd_send_signal(fd, signal.SIGCONT)  # the stopped hear nothing else
         self._await(lambda: self._has_ended(name, mark), GONE, f"{name} (pid {mark.pid}) has ended")
         return mark.pid
 
@@ -242,7 +245,8 @@ class Faults:
         if not process.is_foreign:
             return False
         now = state.born(self._paths).get(process.name)
-        fresh = now is not None and now.mark != before[process.name].mark and now.mark.alive
+        old = before.get(process.name)
+        fresh = now is not None and now.mark.alive and (old is None or now.mark != old.mark)
         return fresh and (not process.tcp or listens(process.namespace, process.tcp))
 
     def _order(self, orders: Sequence[Mapping[str, str]]) -> None:
@@ -276,7 +280,8 @@ class Faults:
         mark = self._mark(self.process(who))
         with alive.held([mark]) as held:
             for fd in held.values():
-                signal.pidfd_send_signal(fd, number)
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(fd, number)
         return mark
 
     # -- namespaces -------------------------------------------------------------------------
@@ -301,14 +306,17 @@ class Faults:
         """All processes of places and all in their namespaces at once, then the namespaces."""
         names = [self._paths.namespace(place) for place in places]
         born = state.born(self._paths)
-        of = {p.name: born[p.name].mark for p in self._processes.values() if _place(p) in places}
+        here = [p.name for p in self._processes.values() if _place(p) in places]
+        of = {name: born[name].mark for name in here if name in born}
         marks = [*of.values()]
         for name in self._on_demand:
             mark = self._newest(name)
             marks += [mark] if mark and _place(self._on_demand[name]) in places else []
         inodes = [topology.inode_named(name) for name in names]
+        cookies = {topology.cookie_named(name) for name in names}
         alive.kill(marks)
         alive.kill(alive.inside(inodes))
+        wireguard_go.tidy(cookies)  # its sockets are in the machine's own /run
         for name, mark in of.items():
             self._await(
                 lambda name=name, mark=mark: self._has_ended(name, mark),  # type: ignore[misc]
@@ -407,9 +415,10 @@ class Faults:
             self._await_carrier(node)
 
     def interface(self, place: str, name: str, *, up: bool) -> None:
-        """Set a workload's own interface down, or up: as somebody in there may do."""
-        self.place(place)
-        topology.switch(self._paths.namespace(place), name, up=up)
+        """Set a workload's own interface down, or up: as somebody in there may do; * is all."""
+        where = self._paths.namespace(self.place(place))
+        for one in topology.interfaces(where) if name == "*" else (name,):
+            topology.switch(where, one, up=up)
 
     def partition(self, *groups: Collection[str]) -> None:
         """Nodes of different groups lose what the others send; those of none reach all."""
@@ -423,7 +432,7 @@ class Faults:
             self._note(replace(now, groups=named))
 
     def mend(self) -> None:
-        """All cables are in, at full rate, and all nodes that run reach one another."""
+        """Cables are in, at full rate, disks have room, nodes that run reach one another."""
         with self._noting() as now:
             self._separate(())
             self._note(replace(now, groups=()))
@@ -431,6 +440,8 @@ class Faults:
             self.link(node, True)
         for node in now.rates:
             self.rate(node, None)
+        for cluster in now.full:
+            self.empty(cluster)
 
     def _separate(self, groups: Sequence[Sequence[str]]) -> None:
         of = {node: i for i, group in enumerate(groups) for node in group}
@@ -455,6 +466,36 @@ class Faults:
             rates = {name: rate for name, rate in now.rates.items() if name != node}
             rates |= {node: bits_per_second} if bits_per_second else {}
             self._note(replace(now, rates=rates))
+
+    # -- disks ------------------------------------------------------------------------------
+
+    def disk(self, cluster: str) -> str:
+        """A cluster that has a disk of its own. Raises NotFoundError."""
+        disks = [name for name, one in self._lab.clusters.items() if one.disk]
+        if cluster not in disks:
+            near = schema.nearest(cluster, disks) or f"; there is {', '.join(disks) or 'none'}"
+            raise NotFoundError(
+                f"lab {self._lab.name} has no cluster {cluster!r} with a disk of its own{near}"
+            )
+        return cluster
+
+    def fill(self, cluster: str) -> None:
+        """Leave no room on a cluster's disk: nothing can be written there any more."""
+        with self._noting() as now, open(self._fill(cluster), "wb", buffering=0) as file:
+            for size in (1 << 16, 1 << 12, 1):  # to the last page
+                with contextlib.suppress(OSError):
+                    while file.write(bytes(size)):
+                        pass
+            self._note(replace(now, full=tuple(dict.fromkeys((*now.full, cluster)))))
+
+    def empty(self, cluster: str) -> None:
+        """There is room again."""
+        with self._noting() as now, contextlib.suppress(FileNotFoundError):
+            self._note(replace(now, full=tuple(name for name in now.full if name != cluster)))
+            os.unlink(self._fill(cluster))
+
+    def _fill(self, cluster: str) -> str:
+        return os.path.join(self._paths.disk(self.disk(cluster)), "filled")
 
     def _links(self, node: str) -> list[Link]:
         return [link for link in self._lab.links if any(end.node == node for end in link.ends)]

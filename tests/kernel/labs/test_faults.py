@@ -3,6 +3,7 @@
 The programs are stand-ins, as in test_engine: labs/parity has what the mesh makes of it.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -27,7 +28,7 @@ STANDIN = {stage: "tests.support.standin" for stage in Stage if stage != Stage.P
 TEXT = """\
 name: NAME
 topology:
-  clusters: {c: {}}
+  clusters: {c: {disk: 200kB}}
   nodes: {n1: {cluster: c}, n2: {cluster: c}, n3: {cluster: c}, sw: {kind: switch}}
   links:
     - {endpoints: ["n1:eth0", "sw:p1"]}
@@ -35,7 +36,10 @@ topology:
     - {endpoints: ["n3:eth0", "sw:p3"]}
   underlay: {ipv4: 198.18.0.0/24, ipv6: "fd00:18::/64"}
 services:
-  y: {endpoints: {resp: {on: n2, prefixes: [172.16.1.0/24]}}}
+  y:
+    endpoints:
+      resp: {on: n2, prefixes: [172.16.1.0/24]}
+      spare: {on: n3, prefixes: [172.16.2.0/24], later: true}
 clients:
   app:
     {on: n1, connect: ["kernel://y/nsm-1"], run: [{name: serve, exec: SERVE, ready: {tcp: 8080}}]}
@@ -66,7 +70,7 @@ def reaches(paths: Paths, source: str, *targets: str) -> list[int]:
     """How many of two echoes to each come back."""
     rows = [{"address": address, "size": 64} for address in targets]
     with Hands() as hands:
-        order = {"do": "ping", "targets": rows, "count": 2, "patience": 0.2}
+        order = {"do": "ping", "targets": rows, "count": 2, "patience": 1.2}
         told = hands.ask({paths.namespace(source): order})[paths.namespace(source)]
     return [row["sent"] - row["lost"] for row in told]
 
@@ -92,7 +96,7 @@ def test_names_are_those_of_people_and_of_logs_and_a_wrong_one_names_the_nearest
 
 
 def test_who_is_killed_stays_dead_until_started_by_the_same_order(paths, broken):
-    before = Path(f"/proc/{broken.pids('forwarder@n1')}/environ").read_bytes()
+    log = Path(paths.log("n1/forwarder"))
     old = broken.kill("forwarder@n1")
     assert not os.path.exists(f"/proc/{old}")
     assert "ended (-9)" in table(paths, "status")
@@ -100,11 +104,50 @@ def test_who_is_killed_stays_dead_until_started_by_the_same_order(paths, broken)
         broken.kill("forwarder@n1")
     new = broken.start("forwarder@n1")
     assert new != old
-    assert Path(f"/proc/{new}/environ").read_bytes() == before
+    first, again = (json.loads(line) for line in log.read_text().splitlines() if "environ" in line)
+    for what in ("environment", "argv", "ids", "netns", "capabilities", "cwd", "fds"):
+        assert again[what] == first[what], what
     assert "ended" not in table(paths, "status")
     with pytest.raises(TakenError, match=f"n1/forwarder runs already, as pid {new}"):
         broken.start("forwarder@n1")
     assert state.born(paths)["n1/forwarder"].mark.pid == new  # where `down` and `logs` look
+
+
+def test_whoever_is_for_later_starts_when_somebody_starts_it(paths, broken):
+    assert "spare" not in table(paths, "status")
+    with pytest.raises(PreconditionError, match=r"n3/spare of lab .* does not run"):
+        broken.pids("spare")
+    pid = broken.start("endpoint:spare")
+    assert os.readlink(f"/proc/{pid}/ns/net") == (
+        f"net:[{topology.inode_named(paths.namespace('spare'))}]"
+    )
+    assert f"n3/spare     {pid} ready" in table(paths, "status")
+    broken.kill("spare")
+    broken.start("spare")
+
+
+def test_a_full_disk_takes_nothing_until_there_is_room(paths, broken):
+    note = Path(paths.disk("c")) / "note"
+    note.write_bytes(b"x" * 4096)
+    broken.fill("c")
+    with pytest.raises(OSError, match="No space left"):
+        note.write_bytes(b"x" * 8192)
+    assert "the disk of c is full" in table(paths, "status")
+    broken.mend()
+    note.write_bytes(b"x" * 8192)
+    note.unlink()
+    with pytest.raises(NotFoundError, match="no cluster 'd' with a disk"):
+        broken.fill("d")
+
+
+def test_a_workloads_interface_goes_down_and_up_by_name_or_with_all_others(paths, broken):
+    where = paths.namespace("app")
+    subprocess.run(["ip", "-n", where, "link", "add", "nsm-1", "type", "bridge"], check=True)
+    for name in ("nsm-1", "*"):
+        broken.interface("app", name, up=True)
+        assert topology.device(where, "nsm-1").up
+        broken.interface("app", name, up=False)
+        assert not topology.device(where, "nsm-1").up
 
 
 def test_a_program_of_the_authors_is_back_when_it_listens(paths, broken):
