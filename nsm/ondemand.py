@@ -10,6 +10,7 @@ from nsm.domains import split
 from nsm.model import Destination, Endpoint, Match, Service
 
 ROLE = "vwire-role"
+NODE, CLUSTER = "nodeName", "clusterName"
 ROUTER, SUPPLIER = "router", "supplier"
 CREATED = "cannot provide required networkservice: endpoint created as"  # upstream's words
 
@@ -33,6 +34,14 @@ def is_on_demand(service: Service) -> bool:
     return any(
         route.selector.get(ROLE) == SUPPLIER for match in service.matches for route in match.routes
     )
+
+
+def routes_at(endpoint: Endpoint, service: str, labels: Mapping[str, str]) -> bool:
+    """Whether an endpoint is a router of service on the node where these labels are from."""
+    own: Mapping[str, str] = endpoint.labels.get(service, {})
+    if own.get(ROLE) != ROUTER or not labels.get(NODE):
+        return False
+    return all(own.get(key, "") == labels.get(key, "") for key in (NODE, CLUSTER))
 
 
 def supplies(endpoint: Endpoint, service: str) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from nsm.model import Endpoint, Match, Service
+from nsm.ondemand import routes_at
 
 P2P = {"p2p": "true"}  # what a forwarder must be where a service does not say
 MISSING = "<no value>"  # how Go prints a key that is not there
@@ -99,10 +100,12 @@ def match_endpoints(
     A route's weight is the share of the route, divided among its endpoints: ten
     to one stays ten to one whichever side has more of them. Where no route of a
     match has a weight, all endpoints count alike. One that several routes name
-    gets what each gives it.
+    gets what each gives it. A service without matches is served by all alike; of a flat
+    network's routers by those on the client's node, where there are any.
     """
     if not service.matches:
-        return tuple(Candidate(one) for one in endpoints)
+        near = [one for one in endpoints if routes_at(one, service.name, request)]
+        return tuple(Candidate(one) for one in near or endpoints)
     for match in service.matches:
         if not subset(request, match.source_selector, request):
             continue

@@ -79,11 +79,12 @@ def as_json(value: object) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, tuples and mappings as JSON has them."""
+    """Dataclasses, tuples and mappings as JSON has them; not what of a message nobody here
+    can read, which is bytes."""
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items() if not isinstance(item, bytes)}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in value]
     return value

@@ -200,3 +200,24 @@ def _names(service: Service, labels: dict[str, str], *endpoints: Endpoint) -> li
     return list(
         itertools.chain(c.endpoint.name for c in match_endpoints(service, labels, endpoints))
     )
+
+
+def test_a_flat_networks_members_get_their_own_nodes_router_while_there_is_one():
+    def router(name, node, **more):
+        labels = {"net": {"vwire-role": "router", "nodeName": node, **more}}
+        return Endpoint(name, ("net",), labels)
+
+    routers = [router("a", "n1"), router("b", "n2"), router("c", "n2", clusterName="west")]
+
+    def chosen(labels, endpoints=routers, **service):
+        found = match_endpoints(Service("net", "IP", **service), labels, endpoints)
+        return [one.endpoint.name for one in found]
+
+    assert chosen({"nodeName": "n2"}) == ["b"]
+    assert chosen({"nodeName": "n2", "clusterName": "west"}) == ["c"]
+    assert chosen({"nodeName": "n3"}) == chosen({}) == ["a", "b", "c"]
+    assert chosen({"nodeName": "n2"}, routers[:1]) == ["a"]  # its own is dead, say
+    every = (Match({}, (Destination({}),)),)
+    assert chosen({"nodeName": "n2"}, matches=every) == ["a", "b", "c"]  # rules are rules
+    others = [Endpoint("x", ("net",), {"net": {"nodeName": "n2"}}), routers[0]]
+    assert chosen({"nodeName": "n2"}, others) == ["x", "a"]  # of routers only

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from nsm.errors import InvalidError, TakenError
+from nsm.model import Destination, Match
 from nsmctl import show
 
 SAID = "fd00:1234::1 02:ab:cd:00:00:01 :on: [red]x[/red] \\[y]"
@@ -87,3 +88,11 @@ def test_what_could_not_be_taken_back_is_told_with_the_error(capsys):
     show.error(failure, json_wanted=True)
     told = json.loads(capsys.readouterr().out)
     assert told["notes"] == "and could not forget the pool 'b' again: gone"
+
+
+def test_rules_of_a_service_are_told_to_scripts_but_not_what_nobody_here_can_read(capsys) -> None:
+    rule = Match({"at": "a"}, (Destination({"router": "a"}, unknown=b"\x01"),), unknown=b"\x02")
+    show.as_json([rule])
+    (told,) = json.loads(capsys.readouterr().out)
+    assert told["routes"] == [{"selector": {"router": "a"}, "weight": 0}]
+    assert "unknown" not in told
