@@ -79,6 +79,7 @@ PAUSES = (0.2, 0.3, 0.5, 0.8, 1.3, 2.0, 3.0, 5.0)  # seconds between tries; the 
 LEAST_REFRESH = 0.2  # seconds, whatever expiries a path claims
 RESELECT_AFTER = 10.0  # seconds of "not found" after which another endpoint is asked for
 LISTEN_AGAIN = 1.0  # seconds at most between tries to hear the manager, on this machine
+ANSWER_WITHIN = 0.6  # seconds in which who is at the end of an earlier life's wire must answer
 SETTLE = 0.05  # seconds in which a deletion may turn out to be a replacement
 
 Address = ipaddress.IPv4Interface | ipaddress.IPv6Interface
@@ -415,9 +416,13 @@ class Client:
                 left = wire.made = await self._left_behind(wire) if lasting else None
                 wire.stages["identity"] = self.identified
                 wire.stages["look"] = _ms(began)
-                began = time.monotonic()
-                await self._ask(wire, left or self._first(wire))
-                wire.stages |= path.stages(wire.connection, _ms(began))
+                if left is None:
+                    began = time.monotonic()
+                    made = await self._ask(wire, self._first(wire))
+                    wire.stages |= path.stages(made, _ms(began))
+                else:
+                    dead = await self._is_dead(left, tried=failures > 0)
+                    wire.stages |= await self._ask_again(wire, left, elsewhere=dead) or {}
             except NsmError as error:
                 if wire.made is left:
                     wire.made = None  # what an earlier life left stays: it may carry packets
@@ -428,6 +433,7 @@ class Client:
                     raise
                 await asyncio.sleep(_jittered(pause))
             else:
+                self._seen.pop(wire.id, None)
                 wire.up = True
                 self._changed(Change.UP, wire)
                 return
@@ -648,7 +654,7 @@ class Client:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.request_timeout):
                 await self._looked.wait()
-        found = self._seen.pop(wire.id, None)
+        found = self._seen.get(wire.id)
         if found is None:
             return None
         context = replace(found.context or Context(), ip=replace(found.ip, excluded_prefixes=()))
@@ -667,7 +673,27 @@ class Client:
             return found
         log.info("wire of an earlier life is closed", id=wire.id, service=found.service)
         await self._say_close(found, self._settings.request_timeout)
+        self._seen.pop(wire.id, None)
         return None
+
+    async def _is_dead(self, left: Connection, *, tried: bool) -> bool:
+        """Whether what an earlier life left leads nowhere any more, so that somebody else is asked.
+
+        Where the mesh says that it is down, or refused it when it was tried, pings decide;
+        where there can be none, the mesh's word (`wire.md` §8.4).
+        """
+        down = left.state == State.DOWN
+        if not (down or tried):
+            return False
+        own = tuple(map(ipaddress.ip_interface, left.ip.src_ip_addrs))
+        others = tuple(map(ipaddress.ip_interface, left.ip.dst_ip_addrs))
+        pulse = self._liveness.watch(own, others, lambda: None) if self._liveness else None
+        if self._liveness is None or pulse is None:
+            return down
+        try:
+            return not await pulse.answers(ANSWER_WITHIN)
+        finally:
+            self._liveness.forget(pulse)
 
     # --- what the manager tells ---------------------------------------------------
 

@@ -185,6 +185,15 @@ class Pulse:
         for one in self._pairs.values():
             one.anew()
 
+    async def answers(self, within: float) -> bool:
+        """Whether the far end answers at all, in so many seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                while not self.answered:
+                    self._looked.clear()
+                    await self._looked.wait()
+        return self.answered
+
     def settle(self) -> None:
         """The wire was asked for, and is there: all begins anew, without haste."""
         self._hasty_until = 0.0

@@ -348,6 +348,44 @@ async def test_one_in_another_namespace_is_left_alone(authority, door):
         assert len(manager.connections) == 1
 
 
+async def test_one_that_is_down_and_whose_end_does_not_answer_is_led_elsewhere(authority, door):
+    async with managed(authority, door) as (manager, seen):
+        before = await leave_behind(authority, door)
+        (held,) = manager._hop.connections.established()
+        manager._hop._down(held)
+        async with (
+            Asking(authority, door).client as client,
+            client.connect("kernel://echo/nsm-1", id_="app-0") as wire,
+        ):
+            assert wire.up
+        again = seen.asked[-1].connection
+        assert again.state == State.RESELECT_REQUESTED
+        assert [s.id for s in again.segments] == [s.id for s in before.segments]
+        assert manager.connections == ()
+
+
+async def test_one_that_is_refused_is_not_forgotten(authority, door):
+    """Asked for as something new, it would meet its own interface."""
+    async with managed(authority, door) as (_, seen):
+        before = await leave_behind(authority, door)
+        seen.refuse = UnavailableError("its endpoint is away")
+        asking = Asking(authority, door)
+
+        async def relent() -> None:
+            await until(lambda: len(seen.asked) >= 3, "two tries", bar=1)
+            seen.refuse = None
+
+        relenting = asyncio.create_task(relent())
+        async with (
+            asking.client as client,
+            client.connect("kernel://echo/nsm-1", id_="app-0", patience=10) as wire,
+        ):
+            await relenting
+            assert [s.id for s in wire.connection.segments] == [s.id for s in before.segments]
+        tries = [[s.id for s in one.connection.segments] for one in seen.asked[1:]]
+        assert tries == [[s.id for s in before.segments]] * len(tries)
+
+
 # --- what the manager tells
 
 
