@@ -12,6 +12,7 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
+from forwarder.recovery import Recovery
 from nsm.errors import NotFoundError
 from nsm.kernel import netlink, swap
 from nsm.kernel.netlink import Refusal, Socket
@@ -317,3 +318,30 @@ async def test_a_device_that_is_gone_takes_no_place(
         await kernel.replace(old.leg, replace(old, leg=LEG), Undo())
     assert settled(client) == before
     await kernel.remove("id-1")
+
+
+@pytest.mark.parametrize("placed", [False, True], ids=["beside", "in its place"])
+async def test_after_a_kill_the_next_life_keeps_what_is_in_use_and_takes_the_other_away(
+    kernel: Kernel, client: Space, server: Space, make_space: Callable[[str], Space], placed: bool
+) -> None:
+    other = make_space("other")
+    old = await local_wire(kernel, client, server)
+    there = await kernel.namespace(path=other.path, name="other")
+    new = replace(old, dst=replace(old.dst, namespace=there), leg=LEG)
+    await stand(kernel, old)
+    undo = Undo()  # of which nobody hears any more
+    await kernel.ensure(swap.beside(new), undo)
+    if placed:
+        await kernel.replace(old.leg, new, undo)
+    async with Kernel("test") as next_life:
+        recovery = Recovery(next_life)
+        assert await recovery.look() == 1
+        assert recovery.leg("id-1") == (LEG if placed else "")
+        assert client.links() == {"nsm-1"}
+        assert (other if placed else server).links() == {"nsm-2"}
+        assert (server if placed else other).links() == set()
+        assert await client.pings(THERE)
+        async with Undo() as undo:
+            steps = (await next_life.ensure(new if placed else old, undo)).steps
+        assert not steps
+        await next_life.remove("id-1")
