@@ -13,6 +13,7 @@ from nsm.identity.workload import workload_source
 from nsm.model import SECOND
 from nsm.process.calls import log_call
 from nsm.process.config import read
+from nsm.process.metrics import figures
 from nsm.process.run import Process, run
 from nsm.rpc.health import Health
 from nsm.rpc.holdings import AddressHoldings
@@ -31,6 +32,9 @@ async def serve(config: Config, process: Process) -> None:
         plan = _plan(config, loaded.pools)
         lender = Lender(plan, store, hold=int(config.lease * SECOND), operators=config.operators)
         await lender.restarted(loaded.leases, loaded.holdings)
+        figures.shows(
+            "leases", lambda: {"prefix": sum(len(plan.leases(one.name)) for one in plan.pools())}
+        )
         process.tasks.spawn(lender.sweep(), "expiry of prefixes", forever=True)
         handlers = [
             Prefixes(lender),

@@ -25,6 +25,7 @@ from nsm.nsurl import NSURL
 from nsm.ondemand import ROLE, ROUTER
 from nsm.process.calls import log_call
 from nsm.process.config import read
+from nsm.process.metrics import carried, figures
 from nsm.process.run import Process, run
 from nsm.race import unless
 from nsm.rpc.peers import Peers
@@ -114,6 +115,7 @@ async def serve(config: Config, process: Process) -> None:
             process.tasks.spawn(router.settle(), "what the kernel passes on", forever=True)
             process.tasks.spawn(router.tell_ways(), "ways to members", forever=True)
             process.tasks.spawn(router.forget(), "ways of before", forever=True)
+            figures.shows("wires", lambda: carried(endpoint.connections))
             holdings.start(peers, process.tasks)
             lending.start(peers, process.tasks)
             process.ready(endpoint.urls, service=config.service, manager=config.connect_to)

@@ -16,6 +16,7 @@ import pytest
 from labs.alive import started
 from labs.paths import Paths
 from tests.e2e.labs.test_labs import names, nsmctl
+from tests.support import scrapes
 
 NETWORK = "orders-db@meet"
 MEMBERS = ("app-e1", "app-e2", "app-w1", "app-w2")
@@ -37,7 +38,10 @@ def inside(place: str, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[str]:
-    done = nsmctl("lab", "up", "two-clusters", "--name", LAB)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in scrapes.SETTINGS.items():
+            patch.setenv(name, value)
+        done = nsmctl("lab", "up", "two-clusters", "--name", LAB)
     try:
         assert done.returncode == 0, done.stderr
         yield LAB
@@ -59,6 +63,21 @@ def lab() -> Iterator[str]:
 def addresses(place: str) -> set[str]:
     told = json.loads(inside(place, "ip", "-j", "addr", "show", "nsm-1").stdout)[0]["addr_info"]
     return {one["local"] for one in told if one["scope"] == "global"}
+
+
+def test_every_program_of_a_network_serves_its_figures(lab: str):
+    figures = scrapes.of_lab(lab)
+    programs = {value for one in figures.values() for name, *more in one for value in more
+                if name == "vwire_ready"}  # fmt: skip
+    assert programs == {
+        "issuer", "registry", "registry-proxy", "nsmgr", "nsmgr-proxy", "forwarder", "ipam",
+        "supplier", "vl3", "responder", "client",
+    }  # fmt: skip
+    for node in ROUTERS:
+        assert figures[f"{node}/orders-db-{node}"]["vwire_wires", "kernel"] >= 1, node
+    assert sum(one.get(("vwire_leases", "prefix"), 0) for one in figures.values()) == len(ROUTERS)
+    for who, one in figures.items():
+        assert one["vwire_open_fds",] > 5, who
 
 
 def test_status_knows_the_network_its_members_and_the_routers_that_were_asked_for(lab: str):

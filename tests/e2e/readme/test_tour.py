@@ -102,6 +102,7 @@ ELSEWHERE = {  # what other tests run: e2e/install, e2e/trouble, e2e/systemd, e2
     "nsmctl define",
     "nsmctl explain",
     "nsmctl heal report",
+    "nsmctl lab fault",
     "nsmctl lab run interdomain",
     "nsmctl vl3",
     "nsmctl --install-completion",
