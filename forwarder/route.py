@@ -151,6 +151,8 @@ class ForwarderRoute:
                 offers = await self._offers(conn, sockets, refused, search)
                 finding += time.monotonic() - began
                 conn = path.took(conn, find_ms=finding)
+                if without and known:  # where nobody was reached just now: perhaps a node died
+                    offers.sort(key=lambda offer: offer.endpoint.url == known.url)
                 for offer in offers:
                     name, url = offer.endpoint.name, self._asking.url(offer, sockets)
                     asked_now = refused and known and url == known.url

@@ -146,6 +146,17 @@ async def test_a_reselect_that_finds_nobody_destroys_nothing(forwarder):
     assert (await forwarder.request(made)).endpoint == "e-a"
 
 
+async def test_of_a_node_that_may_have_died_others_are_asked_last(forwarder):
+    forwarder.mesh.listed = {"e-a": "tcp://10.0.0.2:5001"}
+    forwarder.mesh.payload = "IP"
+    made = await forwarder.request()
+    forwarder.mesh.listed |= {"e-c": "tcp://10.0.0.2:5001", "e-d": "tcp://10.0.0.3:5001"}
+    forwarder.mesh.dead.add("tcp://10.0.0.2:5001")
+    forwarder.mesh.log.clear()
+    assert (await forwarder.request(reselecting(made))).endpoint == "e-d"
+    assert forwarder.mesh.log[0] == ("request", "tcp://10.0.0.3:5001")
+
+
 def reselecting(conn):
     return replace(conn, state=State.RESELECT_REQUESTED, endpoint="", mechanism=None)
 
