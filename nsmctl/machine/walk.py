@@ -28,6 +28,7 @@ from nsm.kernel.state import OWN, IPAddress, Namespace
 from nsm.kernel.wireguard import Settings
 from nsm.kernel.wireguard_go import Processes
 from nsm.model import SECOND, Connection, Endpoint, Mechanism, Service
+from nsm.path import PROBE
 from nsm.selection import match_endpoints
 
 ECHOES: Final = 3
@@ -381,7 +382,7 @@ def _handshake(known: Known, here: _Places) -> str:
             continue
         for space in one.lease.spaces:
             path = _by_inode(space.inode)
-            device = here.device(path, space.interface)
+            device = here.device(path, space.interface) if path else None
             settings = _greeted(known, here, path, device) if device else None
             if settings is None:
                 raise BrokenError(
@@ -419,11 +420,13 @@ def _packets(known: Known, here: _Places) -> str:
     if not known.conn.ip.dst_ip_addrs:
         return "(the far end has no address)"
     end = here.ends(known)[0]
+    verdicts = [one.metrics[PROBE] for one in known.conn.segments if PROBE in one.metrics]
     far = [str(ip_interface(one).ip) for one in known.conn.ip.dst_ip_addrs]
     for address in far:
         if refused := here.ping(end.path, address, 64):
+            made = f" (when it was made: {verdicts[0]})" if verdicts else ""
             raise BrokenError(
-                f"{address} does not answer pings from {end.whose}: {refused}",
+                f"{address} does not answer pings from {end.whose}: {refused}{made}",
                 f"look at {known.conn.endpoint}: is it running, and does a firewall there drop"
                 " them?",
             )

@@ -231,6 +231,21 @@ def nameserver() -> Iterator[None]:
             serving.kill()
 
 
+def test_on_a_node_its_own_forwarder_and_manager_are_asked(lab: str) -> None:
+    store = engine.running(lab)[1].node("east-1", "forwarder.sqlite")
+    asked = [*COMMAND, "explain", "app-0", "--store", store]
+    done = nsmctl("lab", "exec", "--lab", lab, "east-1", "--", *asked)
+    assert done.returncode == 1, done.stdout + done.stderr
+    head, *lines, last = done.stdout.splitlines()
+    assert head == "app to db  (app-0)"
+    assert [line[2] for line in lines] == ["\N{CHECK MARK}"] * 10
+    assert "nsm-1 in app (tun)" in done.stdout
+    assert last.startswith("  \N{BALLOT X} DNS: ")
+    done = nsmctl("lab", "exec", "--lab", lab, "east-1", "--", *asked[:-1], "/none.sqlite")
+    assert done.returncode == 3
+    assert "/none.sqlite cannot be used: unable to open" in done.stderr
+
+
 async def test_each_thing_that_breaks_a_wire_has_its_line_and_the_first_ends_the_walk(
     lab: str, faults: Faults, tmp_path: Path
 ) -> None:
