@@ -180,6 +180,30 @@ async def test_every_refusal_says_what_and_what_to_do(made: Lab) -> None:
         assert held.network_service.path_ids[0] == NSE
 
 
+async def test_who_registers_without_end_is_refused_and_the_others_are_served(made: Lab) -> None:
+    store = str(made.folder / "kept.sqlite")
+    await made.start(NSM_STORE=store, NSM_MAX_WRITES="4", NSM_MAX_WRITES_PER_CLIENT="3")
+    async with made.stock("nse") as nse, made.stock("other") as other:
+        await nse.register(endpoint())
+        await other.register(endpoint("calm"))
+        assert made.process is not None
+        made.process.send_signal(signal.SIGSTOP)  # so that all of them come at once
+        flood = [asyncio.create_task(nse.register(endpoint(f"nse-{n}"))) for n in range(60)]
+        calm = asyncio.create_task(other.register(endpoint("calm")))
+        await asyncio.wait([*flood, calm], timeout=0.3)
+        made.process.send_signal(signal.SIGCONT)
+        answers = await asyncio.gather(*flood, return_exceptions=True)
+        assert (await calm)[0].name == "calm"
+        errors = [one for one in answers if isinstance(one, grpc.aio.AioRpcError)]
+        assert 0 < len(errors) < 60
+        for error in errors:
+            assert error.code() == StatusCode.RESOURCE_EXHAUSTED, error.details()
+        said = errors[0].details() or ""
+        assert f"{NSE} has 3 registrations under way at registry, which takes 3 of one" in said
+        assert "raise NSM_MAX_WRITES_PER_CLIENT there" in said
+        await nse.register(endpoint("after"))
+
+
 async def test_a_watch_tells_what_is_there_and_every_change(running: Lab) -> None:
     async with running.stock("nse") as nse:
         held, path = await nse.register(endpoint())
