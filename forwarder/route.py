@@ -173,9 +173,15 @@ class ForwarderRoute:
             await asyncio.sleep(pause)
 
     async def reach(self, conn: Connection, endpoint: str) -> str:
-        """The URL of an endpoint of this node, to be let go of with `forget`."""
+        """The URL of an endpoint of this node, to be let go of with `forget`.
+
+        Raises NotFoundError where it is not registered here, be it not yet: the domain may
+        know it all the same, by a manager or proxy to which nothing of ours leads back.
+        """
         with Descriptors() as fds:
             (offer,) = await self._discovery.offers(replace(conn, endpoint=endpoint), fds)
+            if fds.get(offer.endpoint.url) is None and not offer.endpoint.url.startswith("unix:"):
+                raise NotFoundError(f"endpoint {endpoint} is not registered on this node")
             return self._asking.url(offer, fds)
 
     def forget(self, url: str) -> None:
