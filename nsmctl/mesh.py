@@ -10,6 +10,7 @@ import typer
 
 from nsm.errors import InvalidError, NotFoundError, NsmError
 from nsm.model import SECOND, Connection, Endpoint, Selector, Service
+from nsm.path import PROBE
 from nsmctl import show
 from nsmctl.asking import (
     AGENT,
@@ -217,7 +218,7 @@ def path(
     identity: Identity = AGENT,
     json_: Json = False,
 ) -> None:
-    """Each hop of a wire."""
+    """Each hop of a wire; probe is what the client's forwarder saw when the wire was made."""
     found = _connections(lab, node, manager, identity)
     wanted = [c for c in found if id_ in {s.id for s in c.segments}]
     if not wanted:
@@ -239,10 +240,17 @@ def path(
         show.as_json({**_facts(conn), "path": hops})
         return
     rows = [
-        (hop["hop"], hop["name"], hop["spiffe_id"], hop["id"], left(conn.segments[i].expires))
+        (
+            hop["hop"],
+            hop["name"],
+            hop["spiffe_id"],
+            hop["id"],
+            left(conn.segments[i].expires),
+            conn.segments[i].metrics.get(PROBE, ""),
+        )
         for i, hop in enumerate(hops)
     ]
-    show.table("", (">hop", "name", "identity", "id", "expires in"), rows)
+    show.table("", (">hop", "name", "identity", "id", "expires in", "probe"), rows)
 
 
 def _connections(lab: str, node: str, manager: str, identity: str) -> list[Connection]:

@@ -1,7 +1,8 @@
 """Whether packets come back over a device: ICMP echoes from the namespace it is in.
 
-Everything here blocks and opens sockets where the calling thread is: call it by
-`nsm.kernel.node.Kernel.within`, and nothing is left open in there when it answers.
+By sockets that need no right of their own, which every wire's namespace allows
+(`ping_group_range`). Everything here blocks, and opens sockets where the calling thread is:
+called by `nsm.kernel.node.Kernel.within`, nothing is left open in there when it answers.
 
 An error that comes back from an address that was asked proves as much as an answer: packets
 went there, and came from there. One from anybody else says that they cannot.
@@ -24,13 +25,15 @@ HEADERS = {4: 28, 6: 48}  # bytes of IP and ICMP headers, by family
 _AGAIN = 0.1  # seconds until what is not answered is asked once more
 _LARGE_WAIT = 0.06  # seconds at least for a large one, once the small one is back
 _TURNS = 10  # times the small one's way, for a large one
-_ICMP_FILTER, _ICMP6_FILTER, _MTU_DISCOVER, _MTU_DISCOVER6, _DONT_FRAGMENT6 = 1, 1, 10, 23, 62
-_SOL_RAW = 255
+_MTU_DISCOVER = {4: (socket.IPPROTO_IP, 10), 6: (socket.IPPROTO_IPV6, 23)}
+_RECEIVE_ERRORS = {4: (socket.IPPROTO_IP, 11), 6: (socket.IPPROTO_IPV6, 25)}
+_DONT_FRAGMENT6 = 62
 _PROBE = 3  # IP_PMTUDISC_PROBE: do not fragment, whatever was learnt of the way before
 _NO_WAY = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.ENODEV, errno.ENXIO}
 _FORBIDDEN = {4: {9, 10, 13}, 6: {1, 5, 6}}  # codes by which somebody forbids, and does not lack
 _UNREACHABLE = {4: 3, 6: 1}
 _ECHO, _REPLY = {4: 8, 6: 128}, {4: 0, 6: 129}
+_ERROR = struct.Struct("=IBBBBII")  # sock_extended_err; the address of who says it comes after
 
 
 @dataclass(slots=True)
@@ -88,7 +91,6 @@ class _Run:
         self._device = device
         self._asked = asked
         self._sizes = (0, *sizes)  # their places are the sequence numbers
-        self._id = struct.unpack("=H", os.urandom(2))[0]
         self._end = time.monotonic() + patience
         self._sent: dict[IPAddress, float] = {}
         self._sockets: dict[int, socket.socket] = {}
@@ -127,21 +129,13 @@ class _Run:
             if version == 4
             else (socket.AF_INET6, socket.IPPROTO_ICMPV6)
         )
-        made = socket.socket(family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
+        made = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, protocol)
         try:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._device.encode())
-            wanted = (_REPLY[version], _UNREACHABLE[version])
-            if version == 4:
-                made.setsockopt(socket.IPPROTO_IP, _MTU_DISCOVER, _PROBE)
-                mask = 0xFFFFFFFF & ~sum(1 << kind for kind in wanted)
-                made.setsockopt(_SOL_RAW, _ICMP_FILTER, struct.pack("=I", mask))
-            else:
-                made.setsockopt(socket.IPPROTO_IPV6, _MTU_DISCOVER6, _PROBE)
+            made.setsockopt(*_MTU_DISCOVER[version], _PROBE)
+            made.setsockopt(*_RECEIVE_ERRORS[version], 1)
+            if version == 6:
                 made.setsockopt(socket.IPPROTO_IPV6, _DONT_FRAGMENT6, 1)
-                words = [0xFFFFFFFF] * 8
-                for kind in wanted:
-                    words[kind >> 5] &= ~(1 << (kind & 31))
-                made.setsockopt(socket.IPPROTO_ICMPV6, _ICMP6_FILTER, struct.pack("=8I", *words))
         except BaseException:
             made.close()
             raise
@@ -156,74 +150,70 @@ class _Run:
                 try:
                     self._send(one, number, size)
                 except OSError as failure:
-                    if failure.errno in _NO_WAY:
-                        one.error, one.here = os.strerror(failure.errno), True
                     # else: its own firewall, a full queue, larger than the device: no verdict
+                    if failure.errno in _NO_WAY and not self._errors(one.to.version):
+                        one.error, one.here = os.strerror(failure.errno), True
 
     def _send(self, one: Echo, number: int, size: int) -> None:
         version = one.to.version
+        self._errors(version)  # or they would be told of this one
         data = bytes(size - HEADERS[version] if size else SMALL)
-        head = struct.pack("!BBHHH", _ECHO[version], 0, 0, self._id, number)
-        if version == 4:
-            head = struct.pack("!BBHHH", 8, 0, _checksum(head + data), self._id, number)
+        head = struct.pack("!BBHHH", _ECHO[version], 0, 0, 0, number)
         self._sent.setdefault(one.to, time.monotonic())
         self._sockets[version].sendto(head + data, (str(one.to), 0))
 
     def _hear(self, version: int, ready: socket.socket) -> None:
+        self._errors(version)
         try:
             data, (address, *_) = ready.recvfrom(1 << 16)
         except OSError:
             return
-        who = ip_address(address.partition("%")[0])
-        if version == 4:
-            data = data[(data[0] & 15) * 4 :]
-        if len(data) < 8:
-            return
-        kind, code, _, id_, number = struct.unpack_from("!BBHHH", data)
-        if kind == _REPLY[version]:
-            self._answered(who, id_, number)
-        elif kind == _UNREACHABLE[version]:
-            self._refused(version, who, code, data[8:])
+        if len(data) >= 8:
+            kind, _, _, _, number = struct.unpack_from("!BBHHH", data)
+            if kind == _REPLY[version]:
+                self._answered(ip_address(address.partition("%")[0]), number)
 
-    def _answered(self, who: IPAddress, id_: int, number: int) -> None:
-        one = self._of(who, id_, number)
-        if one:
-            if not one.answered:
-                one.answered, one.after = True, time.monotonic() - self._sent[who]
-            if self._sizes[number]:
-                one.passed.add(self._sizes[number])
-
-    def _refused(self, version: int, who: IPAddress, code: int, inner: bytes) -> None:
-        """inner is the packet that did not get there, as far as it is shown."""
-        if version == 4:
-            if len(inner) < 28:
-                return
-            to, rest = ip_address(inner[16:20]), inner[(inner[0] & 15) * 4 :]
-        else:
-            if len(inner) < 48:
-                return
-            to, rest = ip_address(inner[24:40]), inner[40:]
-        if len(rest) < 8:
+    def _answered(self, who: IPAddress, number: int) -> None:
+        one = self._of(who)
+        if one is None or number >= len(self._sizes):
             return
-        _, _, _, id_, number = struct.unpack_from("!BBHHH", rest)
-        one = self._of(to, id_, number)
-        if one is None or one.answered:
+        if not one.answered:
+            one.answered, one.after = True, time.monotonic() - self._sent[who]
+        if self._sizes[number]:
+            one.passed.add(self._sizes[number])
+
+    def _errors(self, version: int) -> int:
+        """Take in what others say of packets of ours; how many did."""
+        sock, count = self._sockets[version], 0
+        while True:
+            try:
+                _, notes, _, about = sock.recvmsg(128, 512, socket.MSG_ERRQUEUE)
+            except OSError:
+                sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # the same, once more
+                return count
+            count += 1
+            for level, kind, data in notes:
+                if (level, kind) == _RECEIVE_ERRORS[version] and about:
+                    to = ip_address(str(about[0]).partition("%")[0])
+                    self._refused(version, to, data)
+
+    def _refused(self, version: int, to: IPAddress, data: bytes) -> None:
+        if len(data) < _ERROR.size:
+            return
+        _, _, kind, code, _, _, _ = _ERROR.unpack_from(data)
+        one, who = self._of(to), _offender(version, data[_ERROR.size :])
+        if one is None or one.answered or who is None or kind != _UNREACHABLE[version]:
             return
         if who == to:
             one.answered, one.after = True, time.monotonic() - self._sent[to]
         elif code not in _FORBIDDEN[version]:
             one.error = f"{who} says that it is unreachable"
 
-    def _of(self, to: IPAddress, id_: int, number: int) -> Echo | None:
-        if id_ != self._id or number >= len(self._sizes):
-            return None
+    def _of(self, to: IPAddress) -> Echo | None:
         return next((one for one in self._asked if one.to == to), None)
 
 
-def _checksum(data: bytes) -> int:
-    if len(data) % 2:
-        data += b"\0"
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
+def _offender(version: int, address: bytes) -> IPAddress | None:
+    """Who says so, from a sockaddr; None if nobody did."""
+    part = address[4:8] if version == 4 else address[8:24]
+    return ip_address(part) if len(part) in (4, 16) and any(part) else None

@@ -71,6 +71,7 @@ async def test_upstreams_ways_to_reselect_are_both_taken(mesh, alice, both, clos
     assert after != before
     assert stands(mesh, other) == after
     assert other.get("state", "UP") == "UP"
+    assert other["path"]["pathSegments"][2]["metrics"]["probe"] == "proven"
     assert ids(other)[:2] == ids(made)[:2], "the same ids at the same hops"
     await until(lambda: held(both) == {before: 0, after: 1}, "the first is told", bar=0.5)
     await until(lambda: len(mesh.links("serving")) == 1, "nothing is left of the first", bar=0.5)
