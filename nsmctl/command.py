@@ -14,7 +14,7 @@ import typer
 
 from nsm.errors import InternalError, NsmError
 from nsm.process.origins import refuse_foreign
-from nsmctl import chaos, define, doctor, explain, heal, lab, mesh, show, start, units, vl3
+from nsmctl import chaos, define, doctor, explain, heal, lab, leaks, mesh, show, start, units, vl3
 
 UPSTREAM = "sdk 9ac672ca, api ad7e9c4"  # whose protocol we follow
 
@@ -34,6 +34,7 @@ app.add_typer(units.app, name="systemd")
 doctor.register(app)
 mesh.register(app)
 explain.register(app)
+leaks.register(app)
 define.register(app)
 start.register(app)
 
