@@ -819,3 +819,14 @@ async def test_an_mtu_that_does_not_pass_is_lowered_at_both_ends(lives):
     assert wire.end.mtu == 1226
     made = await forwarder.request(made)
     assert made.context.mtu == 1226
+
+
+async def test_who_is_looked_for_on_this_node_is_not_found_by_a_way_through_another(lives):
+    """The domain knows an endpoint that has not registered again at its own manager yet."""
+    made = await lives().request()
+    second = lives()
+    second.mesh.listed["e-a"] = "tcp://198.18.0.2:5004"
+    with pytest.raises(NotFoundError, match="endpoint e-a is not registered on this node"):
+        await second.hop.route.reach(made, "e-a")
+    second.mesh.listed["e-a"] = "unix:/a"
+    assert await second.hop.route.reach(made, "e-a") == "unix:/a"
