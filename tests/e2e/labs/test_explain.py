@@ -282,6 +282,7 @@ async def test_each_thing_that_breaks_a_wire_has_its_line_and_the_first_ends_the
         done = nsmctl("explain", "app", "--lab", lab)
         assert done.returncode == 0, done.stdout + done.stderr
         assert len(re.findall(r"^  \N{CHECK MARK} ", done.stdout, re.MULTILINE)) == 11
+    faults.freeze("endpoint:server")  # or it registers its service again, without rules
     rules = tmp_path / "rules.yaml"
     rules.write_text(RULES)
     assert nsmctl("define", str(rules), "--lab", lab, "-n", "server").returncode == 0
@@ -290,6 +291,7 @@ async def test_each_thing_that_breaks_a_wire_has_its_line_and_the_first_ends_the
     assert re.search(
         r"^  \N{BALLOT X} policy: .*  fix: change the rules", done.stdout, re.MULTILINE
     )
+    faults.thaw("endpoint:server")
     faults.thaw("client:app")
 
 

@@ -75,9 +75,8 @@ def test_every_program_of_a_network_serves_its_figures(lab: str):
     }  # fmt: skip
     for node in ROUTERS:
         assert figures[f"{node}/orders-db-{node}"]["vwire_wires", "kernel"] >= 1, node
-    assert sum(one.get(("vwire_leases", "prefix"), 0) for one in figures.values()) == 2 * len(
-        ROUTERS
-    )  # of each family one
+    lent = sum(one.get(("vwire_leases", "prefix"), 0) for one in figures.values())
+    assert lent == 2 * len(ROUTERS)  # of each family one
     for who, one in figures.items():
         assert one["vwire_open_fds",] > 5, who
 
