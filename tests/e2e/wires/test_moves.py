@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
 from labs import seats
-from tests.e2e.wires.nodes import ROOT, Nodes, addresses, flow, link
+from tests.e2e.wires.nodes import ROOT, Nodes, addresses, far_end, flow, link
 from tests.support.wait import until
 
 RATE = 0.005  # seconds between echoes: 200 a second, each way
@@ -117,3 +118,38 @@ async def test_edited_rules_move_a_client_from_endpoint_to_endpoint_and_no_packe
     assert echoes.received == echoes.sent > 200, (echoes.sent, echoes.received)
     assert app.end() == 0
     assert client.links() == set()
+
+
+def only_small(nodes: Nodes, size: int) -> Iterator[None]:
+    """The way between the nodes takes packets of so many bytes, and says nothing of others."""
+    for words in (
+        "add table ip t",
+        "add chain ip t c { type filter hook prerouting priority 0 ; }",
+        f"add rule ip t c ip length > {size} meta l4proto udp drop",
+    ):
+        done = nodes.space("two").run("nft", words)
+        assert done.returncode == 0, done.stderr
+    yield
+    assert nodes.space("two").run("nft", "delete table ip t").returncode == 0
+
+
+@pytest.fixture
+def narrow(nodes: Nodes) -> Iterator[None]:
+    yield from only_small(nodes, 1280)
+
+
+@pytest.mark.parametrize(
+    ("service", "payload", "over"), [("frames", "ETHERNET", 50), ("sealed", "IP", 60)]
+)
+async def test_a_way_that_drops_large_packets_without_a_word_makes_the_wire_as_small_as_it_is(
+    nodes: Nodes, narrow: None, service: str, payload: str, over: int
+) -> None:
+    client, net = nodes.space("app"), 1 if service == "frames" else 2
+    end = nodes.space("blue" if service == "frames" else "dark-blue")
+    define(nodes, service, payload, "blue")
+    app = nodes.client("app", f"kernel://{service}/nsm-1")
+    mtu = link(client, "nsm-1")["mtu"]
+    assert 1280 - over - 20 <= mtu <= 1280 - over
+    assert far_end(client, "nsm-1", end)["mtu"] == mtu
+    assert await client.pings(f"172.16.{net}.0", "-M", "do", "-s", str(mtu - 28))
+    assert app.end() == 0
