@@ -150,8 +150,11 @@ def _ends(told: Mapping[str, Any]) -> str:
     if none := refused(told):
         result += f"; {none} had to be refused, 0 arrived"
     if lost := under_faults(told):
-        result += f"; {len(lost)} fault{'s' if lost[1:] else ''} under traffic, "
-        result += f"{sum(not n for n in lost)} lost nothing" if any(lost) else "nothing lost"
+        whole = sum(not one for one in lost)
+        result += f"; {len(lost)} fault{'s' if lost[1:] else ''} under traffic: "
+        said = [f"{whole} lost nothing"] if whole else []
+        said += [f"after {len(lost) - whole} packets flow again"] if whole < len(lost) else []
+        result += ", ".join(said)
     return f"{', '.join(f'{n} {kind}' for kind, n in sorted(wires.items()))} | {result} |"
 
 

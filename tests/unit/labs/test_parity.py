@@ -113,7 +113,7 @@ def test_the_page_has_a_row_for_each_and_nothing_of_a_day_or_a_machine():
     )
     text = parity.page(parts, {"x": GOOD})
     counted = "5 checks; 4 sent, 4 arrived, 4 answered; 2 had to be refused, 0 arrived"
-    counted += "; 2 faults under traffic, 1 lost nothing"
+    counted += "; 2 faults under traffic: 1 lost nothing, after 1 packets flow again"
     assert text.splitlines()[-4:] == [
         "| example | shows | wires | result |",
         "|---|---|---|---|",
