@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from labs import engine, faults, state
+from labs import engine, faults, processes, state
 from labs import lab as labfile
 from labs.alive import Mark as Life
 from labs.alive import started
 from labs.faults import Faults
 from labs.paths import Paths
+from labs.processes import Stage
 from labs.traffic import Couriers, Mark, Traffic
 from labs.wires import Wire, whose
 from labs.wires import wires as all_wires
@@ -92,6 +93,7 @@ class Stand:
         self.audit = Audit(self.lab, self.paths)
         self._flows: dict[str, Traffic] = {}
         self._since: dict[str, Mark] = {}
+        self._between: dict[str, tuple[str, str]] = {}
         self._registered: list[str] = []
         self._caller: subprocess.Popen[str] | None = None
         self._open = contextlib.ExitStack()
@@ -164,8 +166,10 @@ class Stand:
         )  # fmt: skip
         self._flows[name] = flow.__enter__()
         self._since[name] = Mark()
+        self._between[name] = a, b
 
     def _end(self, name: str) -> None:
+        self._between.pop(name, None)
         if flow := self._flows.pop(name, None):
             flow.__exit__(None, None, None)
 
@@ -255,12 +259,18 @@ class Stand:
     def _mend_processes(self, victims: Sequence["Victim"]) -> None:
         """Start again who was killed alone; who is in what has ended comes back with that."""
         ended = faults.standing(self.paths).ended
-        for who in dict.fromkeys(who for victim in victims for who in victim.killed):
-            node, _, own = self.faults.process(who).partition("/")
-            if node not in ended and own not in ended:
-                self.faults.start(who)
+        killed = {self.faults.process(who) for victim in victims for who in victim.killed}
+        stages: dict[Stage, list[str]] = {}
+        for process in processes.plan(self.lab, self.paths).processes:
+            if process.name in killed and not {*process.name.split("/")} & {*ended}:
+                stages.setdefault(process.stage, []).append(process.name)
+        for stage in sorted(stages):
+            self.faults.start_together(stages[stage])
 
     def _mend_namespaces(self) -> None:
+        ended = {*faults.standing(self.paths).ended}
+        for name in [name for name, places in self._between.items() if ended & {*places}]:
+            self._end(name)  # its couriers died with that
         for node in [n for n in faults.standing(self.paths).ended if n in self.lab.nodes]:
             self.faults.start_node(node)
         for place in faults.standing(self.paths).ended:
