@@ -95,7 +95,7 @@ class Births:
         for process in todo:
             stdin.write(json.dumps(process.order()).encode() + b"\n")
         stdin.flush()
-        waiting = {process.name: process for process in todo}
+        waiting = {process.name: process for process in todo if not process.later}
         if todo[0].is_foreign:
             self._programs(waiting)
             return

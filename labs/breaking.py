@@ -13,6 +13,7 @@ _DONE = {
     "kill": "killed", "stop": "stopped", "freeze": "froze", "end": "ended", "reboot": "took down",
     "link-down": "unplugged", "link-up": "plugged in", "partition": "set apart",
     "mend": "mended", "start": "started", "thaw": "thawed", "rate": "slowed down",
+    "fill": "filled the disk of",
 }  # fmt: skip
 
 
@@ -44,6 +45,8 @@ def check(faults: Faults, asked: Broken) -> None:
             _cable(faults, who)
         elif asked.what == "end":
             faults.place(who)
+        elif asked.what == "fill":
+            faults.disk(who)
         elif asked.what != "start" or not _is_ended(faults, who):
             faults.process(who)
     for group in asked.groups:
@@ -131,6 +134,7 @@ _BREAKS: Final[Mapping[str, _Does]] = {
     "link-up": lambda faults, _, who: _switch(faults, who, up=True),
     "rate": lambda faults, asked, who: faults.rate(who, asked.rate or None),
     "partition": lambda faults, asked, _: faults.partition(*asked.groups),
+    "fill": lambda faults, _, who: faults.fill(who),
     "mend": lambda faults, _, __: faults.mend(),
 }
 _MENDS: Final[Mapping[str, _Does]] = {
@@ -142,4 +146,5 @@ _MENDS: Final[Mapping[str, _Does]] = {
     "link-down": lambda faults, _, who: _switch(faults, who, up=True),
     "rate": lambda faults, _, who: faults.rate(who, None),
     "partition": lambda faults, _, __: faults.mend(),
+    "fill": lambda faults, _, who: faults.empty(who),
 }

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import yaml
 
-from labs import alive, nameserver, processes, state
+from labs import alive, disks, nameserver, processes, state
 from labs.alive import Mark
 from labs.births import Births
 from labs.lab import BRIDGE, Lab, Link, Node, matching, parse
@@ -205,11 +205,7 @@ def _made(
     now = State(lab.name, file, "making", time.time(), state.me(), dict.fromkeys(wanted, 0))
     state.write(paths, now)
     state.put(paths.text, text)
-    for folder in paths.folders(tuple(lab.nodes), tuple(lab.clusters)):
-        os.makedirs(folder, exist_ok=True)
-    for place in (*lab.endpoints, *lab.clients):
-        os.makedirs(paths.home(place))
-    os.mkfifo(paths.orders, 0o600)
+    _folders(lab, paths)
     needed = {stage: modules[stage] for stage in Stage if plan.of(stage) and stage in modules}
     also = ("nsm.names.resolver",) if any(map(lab.is_named, lab.clients.values())) else ()
     with _clock(seconds, "imports"), Births(paths, (*needed.values(), *also)) as births:
@@ -252,6 +248,17 @@ def _made(
         state.write(paths, replace(now, phase="up", since=time.time()))
     seconds["imports"] -= sum(v for k, v in seconds.items() if k != "imports")
     return Up(lab, paths, seconds, cleaned)
+
+
+def _folders(lab: Lab, paths: Paths) -> None:
+    for folder in paths.folders(tuple(lab.nodes), tuple(lab.clusters)):
+        os.makedirs(folder, exist_ok=True)
+    for place in (*lab.endpoints, *lab.clients):
+        os.makedirs(paths.home(place))
+    os.mkfifo(paths.orders, 0o600)
+    for cluster in lab.clusters.values():
+        if cluster.disk:
+            disks.mount(paths.disk(cluster.name), cluster.disk)
 
 
 def _await_cables(lab: Lab, paths: Paths) -> None:
@@ -482,6 +489,7 @@ def _taken_down(paths: Paths, report: Report, *, keep_folder: bool) -> Gone:
     for name in names:
         resolvconf.forget(name)
         delete_named(name)
+    disks.unmount(paths.folder)
     left = [*_left(paths, names, stubborn), *(f"socket {path}" for path in sockets)]
     if not left:
         if keep_folder:
@@ -626,6 +634,8 @@ def node_health(lab: Lab, paths: Paths) -> dict[str, bool]:
         if process.is_errand:
             continue
         child = children.get(process.name)
+        if child is None and process.later:
+            continue
         ready = child is not None and (child.ready is not None or not process.module)
         node = process.name.partition("/")[0]
         health[node] = health[node] and ready and child is not None and child.mark.alive

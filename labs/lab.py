@@ -49,6 +49,8 @@ class Cluster:
     managers: bool = True  # else floating: a registry that others share
     excluded: tuple[str, ...] = ()  # prefixes of addresses no wire of its nodes may have
     knows: tuple[str, ...] = ()  # the clusters it is federated with
+    token_lifetime: str = ""  # as the file has it; "": the programs' own
+    disk: int = 0  # bytes of what its stores are on; 0: on the machine's
 
     @property
     def has_doors(self) -> bool:
@@ -121,6 +123,7 @@ class Endpoint:
     policies: tuple[Mapping[str, Any], ...] = ()  # as a responder reads them
     dns: tuple[DNSConfig, ...] = ()  # whom its clients ask about names
     ruled: bool = False  # its service is registered with its rules, by the lab
+    later: bool = False  # it starts when somebody starts it
 
 
 @dataclass(frozen=True, slots=True)
@@ -613,7 +616,11 @@ class _Reader:
             excluded = tuple(item.get("excluded-prefixes", ()))
             if excluded and not managers:
                 raise self._wrong((*where, "excluded-prefixes"), "no wire begins or ends there")
-            clusters[name] = Cluster(name, domain, family, registry, managers, excluded=excluded)
+            clusters[name] = Cluster(
+                name, domain, family, registry, managers, excluded=excluded,
+                token_lifetime=item.get("token-lifetime", ""),
+                disk=units.octets(item["disk"]) if "disk" in item else 0,
+            )  # fmt: skip
         return self._federated(clusters)
 
     def _federated(self, clusters: Mapping[str, Cluster]) -> dict[str, Cluster]:
@@ -724,6 +731,7 @@ class _Reader:
                         for one in item.get("dns", ())
                     ),
                     "matches" in service,
+                    item.get("later", False),
                 )
         return endpoints
 
@@ -1056,13 +1064,16 @@ class _Reader:
         known = processes.called(lab, processes.plan(lab, Paths(lab.name)))
         nodes = {name: node for name, node in lab.nodes.items() if node.kind == "node"}
         places = {**lab.clients, **lab.endpoints, **lab.routers}
+        disks = {name: cluster for name, cluster in lab.clusters.items() if cluster.disk}
         for i, item in enumerate(self._data["checks"]):
             if item["name"] not in faulty:
                 continue
             where: Where = ("checks", i, "fault", (one := faulty[item["name"]]).what)
             for who in (*one.who, *(node for group in one.groups for node in group)):
                 place = who.partition(":")[0] if one.what in _CABLES else ""
-                if one.what in _OF_NODES or place == who:
+                if one.what == "fill":
+                    self._known(where, who, disks, "cluster with a disk of its own")
+                elif one.what in _OF_NODES or place == who:
                     self._known(where, who, nodes, "node")
                 elif one.what == "end" or place:
                     self._known(where, place or who, places, "client or endpoint")
@@ -1205,7 +1216,7 @@ _CABLES: Final = ("link-down", "link-up")  # of a node, or PLACE:INTERFACE
 _OF_NODES: Final = ("reboot", "rate", "partition")
 FAULTS: Final = (
     "kill", "stop", "start", "freeze", "thaw", "end", "reboot", "link-down", "link-up", "rate",
-    "partition", "mend",
+    "partition", "fill", "mend",
 )  # fmt: skip
 
 

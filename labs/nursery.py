@@ -98,7 +98,8 @@ class Nursery:
                 self._bear_again(again)
             else:
                 self._given[order["name"]] = order
-                self._bear(order)
+                if not order.get("later"):
+                    self._bear(order)
 
     def _bear_again(self, name: str) -> None:
         """Never beside one that lives: two would fight for one socket and one identity."""

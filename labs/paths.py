@@ -86,6 +86,10 @@ class Paths:
         """Something of a cluster."""
         return os.path.join(self.folder, "cluster", cluster, *more)
 
+    def disk(self, cluster: str) -> str:
+        """Where a disk of a cluster's own is mounted, if it has one: what its stores are on."""
+        return self.cluster(cluster, "disk")
+
     def authority(self, cluster: str) -> str:
         """The folder of the key by which a cluster's issuer signs."""
         return self.cluster(cluster, "authority")

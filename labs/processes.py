@@ -87,6 +87,7 @@ class Process:
     argv: tuple[str, ...] = ()  # the module's arguments; a program of the author's without one
     privileged: bool = False
     tcp: int = 0  # it is ready when something listens there; 0: it says so itself
+    later: bool = False  # it starts when somebody starts it
 
     @property
     def is_foreign(self) -> bool:
@@ -110,6 +111,7 @@ class Process:
             "module": self.module,
             "argv": list(self.argv),
             "privileged": self.privileged,
+            "later": self.later,
         }
 
 
@@ -335,7 +337,7 @@ class _Planner:
         settings = {
             "NSM_NAME": f"registry-{cluster.name}",
             "NSM_LISTEN_ON": self._registry_url(cluster.name),
-            "NSM_STORE": self._paths.cluster(cluster.name, "registry.sqlite"),
+            "NSM_STORE": self._store(cluster, "registry.sqlite"),
         }
         if cluster.has_doors:
             settings["NSM_PROXY_REGISTRY_URL"] = at(self._lab, cluster, MANAGER_PROXY_PORT)
@@ -359,7 +361,7 @@ class _Planner:
         settings = {
             "NSM_NAME": f"ipam-{cluster.name}",
             "NSM_LISTEN_ON": at(self._lab, cluster, ADDRESS_PLAN_PORT),
-            "NSM_STORE": self._paths.cluster(cluster.name, "ipam.sqlite"),
+            "NSM_STORE": self._store(cluster, "ipam.sqlite"),
             "NSM_OPERATORS": f"spiffe://{cluster.trust_domain}/node/{on}/nsmctl",
         }
         self._identified(f"{on}/ipam", Stage.ADDRESS_PLAN, on, f"node/{on}/ipam", settings)
@@ -469,12 +471,16 @@ class _Planner:
         self._identified(f"{node.name}/nsmgr", Stage.MANAGER, node.name, id_, settings)
 
     def _forwarder(self, node: Node, name: str, labels: Mapping[str, str]) -> None:
+        cluster = self._lab.clusters[node.cluster]
+        store = self._paths.node(node.name, f"{name}.sqlite")
+        if cluster.disk:
+            store = f"{self._paths.disk(cluster.name)}/{node.name}.{name}.sqlite"
         settings = {
             "NSM_NAME": f"{name}-{node.name}",
             "NSM_CONNECT_TO": self._door(node.name),
             "NSM_LISTEN_ON": f"unix://{self._paths.node(node.name, f'{name}.sock')}",
-            "NSM_TUNNEL_IP": node.address(self._lab.clusters[node.cluster].underlay),
-            "NSM_STORE": self._paths.node(node.name, f"{name}.sqlite"),
+            "NSM_TUNNEL_IP": node.address(cluster.underlay),
+            "NSM_STORE": store,
         }
         if labels:
             settings["NSM_LABELS"] = ",".join(f"{k}:{v}" for k, v in labels.items())
@@ -546,6 +552,12 @@ class _Planner:
     def _door(self, node: str) -> str:
         return f"unix://{self._paths.node(node, 'nsm.io.sock')}"
 
+    def _store(self, cluster: Cluster, file: str) -> str:
+        """Where a process of a cluster keeps what its next life needs."""
+        if cluster.disk:
+            return f"{self._paths.disk(cluster.name)}/{file}"
+        return self._paths.cluster(cluster.name, file)
+
     def _registry_url(self, cluster: str) -> str:
         return at(self._lab, self._lab.clusters[cluster], REGISTRY_PORT)
 
@@ -554,7 +566,10 @@ class _Planner:
     ) -> None:
         cluster = self._lab.node_of(place).cluster
         socket = f"unix://{self._paths.cluster(cluster, 'spiffe.sock')}"
-        gid = self._process(name, stage, place, {**settings, "SPIFFE_ENDPOINT_SOCKET": socket})
+        settings = {**settings, "SPIFFE_ENDPOINT_SOCKET": socket}
+        if lifetime := self._lab.clusters[cluster].token_lifetime:
+            settings["NSM_MAX_TOKEN_LIFETIME"] = lifetime.replace("min", "m")
+        gid = self._process(name, stage, place, settings)
         self._entry(cluster, id_, place, gid)
 
     def _entry(self, cluster: str, id_: str, place: str, gid: int) -> None:
@@ -603,6 +618,7 @@ class _Planner:
                 tuple(argv),
                 stage in _PRIVILEGED or is_foreign,
                 tcp,
+                later=place in self._lab.endpoints and self._lab.endpoints[place].later,
             )
         )
         return gid or self._gid

@@ -104,10 +104,18 @@ def _of(lab: Lab, paths: Paths, client: str) -> Iterator[Wire]:
 
 
 def _mechanism(device: Device) -> str:
-    """The kind of a wire's device. A wireguard-go process's is a TUN like any other, to the
-    kernel, and by its owner's mark one whose far end is another node."""
+    """The kind of a wire's device, or of what it leads to.
+
+    To the kernel a wireguard-go process's is a TUN like any other. A workload with somebody in it
+    who may change devices has none of a tunnel's, but a way to one that stands on the node: a
+    macvlan of a VXLAN, a veth pair spliced to a WireGuard. Which one an owner's mark tells.
+    """
     mark = owner.Mark.parse(device.alias) if owner.is_ours(device.group) else None
-    return "wireguard" if device.kind == "tun" and mark and mark.far else device.kind
+    if mark and device.kind == "macvlan":
+        return "vxlan"
+    if mark and mark.far and device.kind in ("tun", "veth"):
+        return "wireguard"
+    return device.kind
 
 
 def whose(lab: Lab, registered: str) -> str:

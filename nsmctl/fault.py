@@ -136,6 +136,18 @@ def partition(
     _break(lab, {"partition": groups, "for": for_}, no_traffic, json_)
 
 
+@app.command(epilog="Example: sudo nsmctl lab fault fill disk-full home --for 2s")
+def fill(
+    lab: LabName,
+    cluster: Annotated[list[str], typer.Argument(help="Clusters with a disk of their own.")],
+    for_: For = "ever",
+    no_traffic: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Leave no room on a cluster's disk: its stores cannot be written."""
+    _break(lab, {"fill": cluster, "for": for_}, no_traffic, json_)
+
+
 @app.command(epilog="Example: sudo nsmctl lab fault mend two-nodes")
 def mend(lab: LabName, no_traffic: Quiet = False, json_: Json = False) -> None:
     """All cables are in, at full rate, and no nodes are apart. Starts nobody: see start."""

@@ -274,7 +274,8 @@ def status(
     lab, paths = engine.running(_which(name))
     children = state.born(paths)
     planned = {p.name: p for p in processes.plan(lab, paths).processes}
-    alive = {n: n in children and _is_well(p, children[n]) for n, p in planned.items()}
+    due = {n: p for n, p in planned.items() if n in children or not p.later}
+    alive = {n: n in children and _is_well(p, children[n]) for n, p in due.items()}
     there = wires(lab, paths)
     later = engine.on_demand(lab, paths)
     broken = standing(paths)

@@ -247,6 +247,13 @@ def device(namespace: str, interface: str) -> Device | None:
             raise netlink.explain(refusal, f"ip link show {interface}", namespace) from refusal
 
 
+def interfaces(namespace: str) -> list[str]:
+    """The names of all interfaces of a namespace but its loopback."""
+    with _inside(namespace) as sock:
+        found = [messages.device(body).name for _, body in sock.dump(messages.dump_links())]
+    return [name for name in found if name != "lo"]
+
+
 def addresses(namespace: str, interface: str) -> list[str]:
     """The global addresses of an interface, without lengths. Raises NotFoundError."""
     with _inside(namespace) as sock:
