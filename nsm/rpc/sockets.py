@@ -7,8 +7,10 @@ probes a silent connection and gives up on one whose bytes are not acknowledged.
 import socket
 import struct
 
-IDLE = 10  # seconds of silence before the kernel probes
-INTERVAL = 5  # seconds between probes
+# What the other side gave up while nothing passed is told by its answer to a probe, and a call that
+# waits for one that was lost with it ends then, and not at its deadline.
+IDLE = 2  # seconds of silence before the kernel probes
+INTERVAL = 2  # seconds between probes
 UNACKNOWLEDGED = 20_000  # milliseconds that sent bytes or probes may stay unanswered
 
 

@@ -25,6 +25,28 @@ for order in sys.stdin:
         end.send(b"are you there")
     print(silence.lasts(time.monotonic()), flush=True)
 """
+GIVES_UP = """
+import socket, struct, sys
+door = socket.create_server(("10.9.0.2", 5000))
+print("listens", flush=True)
+held, _ = door.accept()
+sys.stdin.readline()
+held.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+held.close()  # with a reset, and that is lost
+print("gave up", flush=True)
+sys.stdin.read()
+"""
+WAITS = """
+import socket
+from nsm.rpc.sockets import watch_for_death
+end = socket.create_connection(("10.9.0.2", 5000))
+watch_for_death(end)
+print("waits", flush=True)
+try:
+    end.recv(1)
+except ConnectionResetError:
+    print("told", flush=True)
+"""
 
 
 async def child(where, script: str) -> asyncio.subprocess.Process:
@@ -35,12 +57,35 @@ async def child(where, script: str) -> asyncio.subprocess.Process:
     )  # fmt: skip
 
 
+def joined(here, far) -> None:
+    here.do("link", "add", "w0", "type", "veth", "peer", "name", "w0", "netns", far.name)
+    for one, last in ((here, 1), (far, 2)):
+        one.do("link", "set", "w0", "up")
+        one.do("addr", "add", f"10.9.0.{last}/24", "dev", "w0")
+
+
+async def test_who_waits_for_one_that_gave_up_meanwhile_is_told_soon_after_packets_pass_again():
+    with space("here") as here, space("far") as far:
+        joined(here, far)
+        giving = await child(far, GIVES_UP)
+        assert await giving.stdout.readline() == b"listens\n"
+        waiting = await child(here, WAITS)
+        assert await waiting.stdout.readline() == b"waits\n"
+        far.do("link", "set", "w0", "down")
+        giving.stdin.write(b"give up\n")
+        assert await giving.stdout.readline() == b"gave up\n"
+        far.do("link", "set", "w0", "up")
+        told = asyncio.create_task(waiting.stdout.readline())
+        await until(told.done, "a wait for who gave up to end", bar=0.8, record=False)
+        assert told.result() == b"told\n"
+        giving.stdin.close()
+        for one in (giving, waiting):
+            await asyncio.wait_for(one.wait(), 5)
+
+
 async def test_a_gone_machine_acknowledges_nothing_and_a_hanging_process_does():
     with space("here") as here, space("far") as far:
-        here.do("link", "add", "w0", "type", "veth", "peer", "name", "w0", "netns", far.name)
-        for one, last in ((here, 1), (far, 2)):
-            one.do("link", "set", "w0", "up")
-            one.do("addr", "add", f"10.9.0.{last}/24", "dev", "w0")
+        joined(here, far)
         hanging = await child(far, HANGS)
         assert await hanging.stdout.readline() == b"listens\n"
         asking = await child(here, ASKS)
