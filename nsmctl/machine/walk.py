@@ -105,7 +105,8 @@ def walk(known: Known) -> Iterator[Line]:
             except BrokenError as broken:
                 yield Line(name, False, broken.found, broken.fix)
                 return
-            yield Line(name, None if found.startswith("(") else True, found)
+            is_seen = not found.startswith("(")  # else there is nothing to see
+            yield Line(name, True if is_seen else None, found.strip("()"))
 
 
 def _own(name: str) -> str:

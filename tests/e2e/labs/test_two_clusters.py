@@ -81,6 +81,18 @@ def test_every_program_of_a_network_serves_its_figures(lab: str):
         assert one["vwire_open_fds",] > 5, who
 
 
+def test_a_wire_into_a_network_of_two_clusters_is_well_in_every_line(lab: str):
+    done = nsmctl("explain", "app-e1", NETWORK, "--lab", lab)
+    assert done.returncode == 0, done.stdout
+    _, *lines = done.stdout.splitlines()
+    assert [(line[2], line[4:].partition(":")[0]) for line in lines] == [
+        *(("\N{CHECK MARK}", name)
+          for name in ("registration", "lease", "policy", "link", "address", "route")),
+        ("-", "tunnel"), ("-", "handshake"),  # its router is on its node
+        *(("\N{CHECK MARK}", name) for name in ("packets", "MTU", "DNS")),
+    ]  # fmt: skip
+
+
 def test_status_knows_the_network_its_members_and_the_routers_that_were_asked_for(lab: str):
     status = asked("lab", "status", lab)
     assert (status["nodes"], status["well"], status["clusters"], status["wires"]) != (0, 0, 0, 0)
