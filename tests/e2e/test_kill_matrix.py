@@ -136,6 +136,9 @@ def test_a_wire_is_as_the_matrix_says_when_somebody_is_struck(
     summary: Summary, row: Row, wire: str
 ) -> None:
     if row in summary.broken:
+        if excuse := _excuse(row, wire, "row"):
+            summary.not_yet.append(excuse)
+            pytest.xfail(excuse)
         pytest.fail(summary.broken[row], pytrace=False)
     cell = summary.rows[row][wire]
     wrong, later = [], []
@@ -148,6 +151,8 @@ def test_a_wire_is_as_the_matrix_says_when_somebody_is_struck(
         else:
             wrong.append(f"{number} is {cell.numbers.get(number)}: {cell.notes.get(number)}")
     for name, bar in bars(cell).items():
+        if name not in cell.times:  # then the number that says so is not 0
+            continue
         seconds = cell.times[name]
         write(f"{' and '.join(row)} struck: a {wire} {name}", seconds, bar)
         if seconds > PATIENCE * bar:
@@ -161,7 +166,7 @@ def test_a_wire_is_as_the_matrix_says_when_somebody_is_struck(
 def _excuse(row: Row, wire: str, number: str) -> str:
     """Why a number need not be 0 yet; "" if it must."""
     for one in MATRIX["not yet"]:
-        if set(one["row"]) <= set(row) and (one["wire"], one["number"]) == (wire, number):
+        if set(one["row"]) <= set(row) and one["wire"] in (wire, "all") and one["number"] == number:
             return f"{' + '.join(row)}, {wire}, {number}: {one['because']}"
     return ""
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,7 @@ from labs.processes import Stage
 from labs.traffic import Couriers, Mark, Traffic
 from labs.wires import Wire, whose
 from labs.wires import wires as all_wires
+from nsm.errors import PreconditionError
 from nsm.kernel import owner
 from tests.e2e.kills.audit import Audit, look
 from tests.support.wait import PATIENCE, until
@@ -230,9 +231,10 @@ class Stand:
         self._mend_processes(victims)
         mended = time.time()
         clock = began if len(row) == 1 else mended
+        restarted = [c for v in victims for who in v.killed for c in kinds if who == f"client:{c}"]
         for client, cell in cells.items():
             if cell.kind == MOVED:
-                self._heal(client, cell, marks[client], began, clock)
+                self._heal(client, cell, marks[client], began, clock, restarted)
         if faults.standing(self.paths).ended:
             self._gone([c for c in cells.values() if c.kind != KEPT], began)
         self._mend_namespaces()
@@ -276,7 +278,15 @@ class Stand:
         for place in faults.standing(self.paths).ended:
             self.faults.renew(place)
 
-    def _heal(self, client: str, cell: Cell, mark: Mark, began: float, clock: float) -> None:
+    def _heal(
+        self,
+        client: str,
+        cell: Cell,
+        mark: Mark,
+        began: float,
+        clock: float,
+        restarted: Collection[str],
+    ) -> None:
         flow = self._flows[client]
         after = flow.mark()
         flow.until(
@@ -288,14 +298,17 @@ class Stand:
         report = flow.report(mark, patience=0.0)
         late = clock - began
         cell.times["healed"] = max(0.0, max(report.there.silence, report.there.outage) - late)
-        downs = [
-            told["time"] / 1e9
-            for told in self._told(client)
-            if told["event"] == "down" and told["time"] / 1e9 >= began
-        ]
-        cell.count("unnoticed", 0 if downs else 1, "the client never said that it was down")
-        if downs:
-            cell.times["noticed"] = max(0.0, downs[0] - clock)
+        if client in restarted:  # it was dead itself, and had nothing to notice
+            cell.count("unnoticed", 0)
+        else:
+            downs = [
+                told["time"] / 1e9
+                for told in self._told(client)
+                if told["event"] == "down" and told["time"] / 1e9 >= began
+            ]
+            cell.count("unnoticed", 0 if downs else 1, "the client never said that it was down")
+            if downs:
+                cell.times["noticed"] = max(0.0, downs[0] - clock)
         cell.count("twice", report.there.duplicates, str(report))
 
     def _told(self, client: str) -> list[dict[str, Any]]:
@@ -433,10 +446,12 @@ def _processes(*who: str, **serves: str) -> Victim:
     def strike(stand: Stand) -> list[Life]:
         dead = []
         for one in who:
-            with contextlib.suppress(Exception):  # another victim took it along
+            try:
                 pid = stand.faults.pids(one)
-                dead.append(Life(pid, started(pid)))
-                stand.faults.kill(one)
+            except PreconditionError:
+                continue  # another victim took it along
+            dead.append(Life(pid, started(pid)))
+            stand.faults.kill(one)
         return dead
 
     return Victim(strike, who, serves)
