@@ -530,3 +530,34 @@ async def test_100_dials_at_once_are_all_answered_in_time(tmp_path: Any) -> None
     finally:
         process.terminate()
         await process.wait()
+
+
+async def test_whoever_asked_is_answered_where_the_connection_further_on_ends(listen: str) -> None:
+    """A hop in the middle: its own call is cut off, and its caller is told so at once."""
+    asked = asyncio.Event()
+
+    async def hang(*_: Any) -> Any:
+        asked.set()
+        await asyncio.Event().wait()
+
+    async with (
+        serve(["tcp://127.0.0.1:0"], [Echo(hang)], A.source("/far")) as far,
+        Peers(A.source("/middle")) as onward,
+        Peers(A.source("/c")) as peers,
+    ):
+
+        async def pass_on(*_: Any) -> Any:
+            async with onward.link(far.urls[0]) as link:
+                return await call(link)
+
+        async with (
+            serve([listen], [Echo(pass_on)], A.source("/middle")) as middle,
+            peers.link(middle.urls[0]) as link,
+        ):
+            calling = asyncio.create_task(call(link))
+            await asked.wait()
+            for connection in onward._all():
+                connection.protocol.abort()
+            await until(calling.done, "an answer", bar=0.5)
+            with pytest.raises(UnavailableError, match="was cut off"):
+                await calling
