@@ -64,6 +64,8 @@ async def serve(config: Config, process: Process) -> None:
         tunnels = Tunnels(kernel, config.tunnel_ip, config.isolation)
         engine = await kernel.find_wireguard(config.wireguard)
         log.info("WireGuard", engine=engine.name or "none", why=engine.why)
+        probe = Probe(kernel, on=config.probe)
+        figures.shows("probes", lambda: probe.counts)
         route = ForwarderRoute(
             Discovery(registry),
             calls,
@@ -77,7 +79,7 @@ async def serve(config: Config, process: Process) -> None:
             recovery,
             config.dial_timeout,
             process.tasks.spawn,
-            Probe(kernel, on=config.probe),
+            probe,
         )
         changed = asyncio.Event()
         hop: Hop[Crossing] = Hop(

@@ -63,7 +63,7 @@ class Probe:
     def __init__(self, kernel: Kernel, *, on: bool = True) -> None:
         self._kernel = kernel
         self._on = on
-        self.counts: Counter[Verdict] = Counter()
+        self.counts: Counter[str] = Counter()
 
     async def judge(
         self, wire: Wire, made: Connection, fds: Mapping[Namespace, int], caller: Caller

@@ -35,6 +35,7 @@ OTHER: Final = "other"
 BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 GAUGES: Final = {  # what is looked at: its help, and its label
     "wires": ("Wires that are up here, by what carries them", "mechanism"),
+    "probes": ("Wires that were tried when they were made, by what came out", "verdict"),
     "leases": ("What is lent here and has an end", "kind"),
     "registrations": ("What is registered here", "kind"),
 }
