@@ -24,6 +24,7 @@ import pytest
 import yaml
 
 from tests.e2e.kills.stand import KINDS, VICTIMS, Cell, Row, Stand
+from tests.support.spaces import Space
 from tests.support.wait import PATIENCE, write
 
 MATRIX: Final[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("matrix.yaml").read_text())
@@ -33,6 +34,10 @@ LONGEST: Final = 200  # seconds of a row, whatever goes wrong in it
 SINGLES: Final[tuple[Row, ...]] = tuple((name,) for name in MATRIX["victims"])
 PAIRS: Final[tuple[Row, ...]] = tuple(combinations(MATRIX["victims"], 2))
 OF_TEST: Final = {*SINGLES, *random.Random(SEED).sample(PAIRS, DRAWN)}
+DROP: Final = (
+    "table inet t { chain c { type filter hook input priority 0;"
+    " ip protocol udp numgen inc mod 7 == 6 drop;\n }\n }"
+)
 BLOCKED: Final = ("a call that may block a loop",)
 TOLD: Final = Path(__file__).parents[2] / "out" / "kill-matrix.json"
 
@@ -169,6 +174,35 @@ def _excuse(row: Row, wire: str, number: str) -> str:
         if set(one["row"]) <= set(row) and one["wire"] in (wire, "all") and one["number"] == number:
             return f"{' + '.join(row)}, {wire}, {number}: {one['because']}"
     return ""
+
+
+@pytest.mark.long
+def test_what_is_lost_changed_or_left_by_others_is_counted(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """A matrix that is all 0 says something only if it can be otherwise."""
+    name = f"kills{os.getpid() % 100_000}"
+    with Stand(name, str(tmp_path_factory.mktemp("labs"))) as stand:
+        wires = stand.wires()
+        spaces = {place: Space(stand.paths.namespace(place)) for place in stand.lab.places}
+
+        def meddle() -> None:
+            drop = spaces["vxlan"].run("nft", DROP)
+            assert drop.returncode == 0, drop.stderr
+            spaces[wires["veth"].endpoint].do("link", "add", "stray", "type", "bridge")
+            spaces["near"].do("rule", "add", "pref", "7801", "table", "main")
+            spaces["caller"].do("address", "add", "192.0.2.9/32", "dev", "lo")
+            spaces["wireguard"].do("link", "set", "nsm-1", "mtu", "1300")
+
+        cells = stand.judge(("registry",), kinds(("registry",)), meddle)
+    assert [cells[wire].numbers["lost"] for wire in ("veth", "wireguard")] == [0, 0]
+    assert cells["vxlan"].numbers["lost"] > 10, cells["vxlan"]
+    assert [cells[wire].numbers["changed"] for wire in ("veth", "vxlan")] == [0, 0]
+    assert "1300" in cells["wireguard"].notes["changed"]
+    for cell in cells.values():
+        assert cell.numbers["left"] == 4, cell  # the address has a route
+        for what in ("device stray", "rule priority 7801", "address 192.0.2.9/32 on lo"):
+            assert what in cell.notes["left"], cell.notes["left"]
 
 
 def test_no_process_did_on_its_loop_what_may_block(summary: Summary) -> None:

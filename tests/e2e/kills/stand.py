@@ -217,8 +217,13 @@ class Stand:
 
     # -- one row ----------------------------------------------------------------------------
 
-    def judge(self, row: Row, kinds: dict[str, str]) -> dict[str, Cell]:
-        """Strike, mend, and count; by wire. kinds: what is expected to become of each."""
+    def judge(
+        self, row: Row, kinds: dict[str, str], meanwhile: Callable[[], None] = lambda: None
+    ) -> dict[str, Cell]:
+        """Strike, mend, and count; by wire. kinds: what is expected to become of each.
+
+        meanwhile: what else is done while whoever was struck is dead.
+        """
         cells = {client: Cell(kinds[client]) for client in kinds}
         for client in kinds:
             self._flows[client].arrive(ENOUGH, self._since[client], patience=30)
@@ -228,6 +233,7 @@ class Stand:
         began = time.time()
         old = [life for victim in victims for life in victim.strike(self)]
         assert not (alive := [life for life in old if life.alive]), f"still there: {alive}"
+        meanwhile()
         self._mend_processes(victims)
         mended = time.time()
         clock = began if len(row) == 1 else mended
