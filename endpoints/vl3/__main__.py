@@ -55,6 +55,7 @@ async def serve(config: Config, process: Process) -> None:
         lifetime=config.lifetime,
         namespace=config.place,
         labels=config.told,
+        liveness=config.liveness,
         awareness=((url,),),  # all our wires have our address, and lead to one network
     )
     async with (

@@ -11,8 +11,8 @@ from nsm.errors import InvalidError
 from nsm.model import Connection, Path, Segment
 from nsm.names import templates
 from nsm.names.templates import Template
-from nsm.process.config import Duration, Form, Url
-from nsm.process.workload import Surroundings
+from nsm.process.config import Duration, Form, PositiveDuration, Url
+from nsm.process.workload import Asking
 
 
 def _families(text: str) -> tuple[int, ...]:
@@ -45,11 +45,15 @@ class _Any(dict[str, str]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(Surroundings):
+class Config(Asking):
     """vl3: a vL3 domain's router. Its members' wires end in it, and it joins the others."""
 
     name: str = "vL3-server"
     """This router's name, in the registry and on paths. Unique in the domain."""
+
+    liveness_check_interval: PositiveDuration = 1.2
+    """How often the other routers are asked through the wires to them; four times as often, and
+    more, where there is doubt."""
 
     service_names: tuple[str, ...] = ("vL3",)
     """The network service whose routers are one network; exactly one."""
