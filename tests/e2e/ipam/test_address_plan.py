@@ -308,7 +308,7 @@ async def test_a_pool_of_the_settings_that_overlaps_a_made_one_does_not_start(
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("newer", "was written by a newer version: it has schema 99, and this one knows up to 1"),
+        ("newer", "was written by a newer version: it has schema 99, and this one knows up to 2"),
         ("other", "is a database of some other program"),
         ("damaged", "is damaged: file is not a database"),
         ("wrong", "a lease: 'no prefix' is none"),
