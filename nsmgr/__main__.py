@@ -61,6 +61,11 @@ async def serve(config: Config, process: Process) -> None:
         )
         figures.shows("wires", lambda: carried(one.made for one in hop.connections.established()))
         node = NodeRegistry(domain, locals_, config.labels, spawn=process.tasks.spawn)
+        process.tasks.spawn(
+            node.follow(config.forwarder_network_service_name),
+            "endpoints that are gone",
+            forever=True,
+        )
         health = Health(*services.HEALTHY, *registry_services.HEALTHY)
         writes = Places(config.name, config.bounds, "registrations")
         registry = registry_services.handlers(node, lifetime=lifetime, places=writes)

@@ -10,15 +10,23 @@ import asyncio
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 import structlog
 
 from nsm.caller import Caller
-from nsm.errors import InvalidError, NsmError, PreconditionError
+from nsm.errors import (
+    DeadlineError,
+    InvalidError,
+    NsmError,
+    PreconditionError,
+    UnavailableError,
+)
 from nsm.model import SECOND, Endpoint, Found, Service
 from nsm.registration import Registration, RegistrationPath
 from nsm.rpc.registry_services import Store, claim_socket, send_socket
@@ -27,18 +35,26 @@ from nsm.watches import Spawn
 PERIOD = 60 * SECOND  # a registration lives this long at most, and is renewed before
 FD_PATIENCE = 2.0  # seconds a registered socket may come after the call that names it
 SPARE = 2  # seconds of its tokens at most that an endpoint leaves us to unregister it
+LOOK_EVERY = 1.0  # seconds between looks at whether endpoints listen
+DESERTED = 3  # looks in a row at which one does not, until it is taken for gone
 AGAIN = 5  # seconds between tries to unregister one that ended
 log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
 class Local:
-    """An endpoint of this node: url is where we reach it, fd its socket if it came as one."""
+    """An endpoint of this node: url is where we reach it, fd its socket if it came as one.
+
+    owner is who registered it; confirmed, that the domain's registry took it, and is not away.
+    """
 
     endpoint: Endpoint
     url: str
     fd: int | None
+    owner: str = ""
+    confirmed: bool = True
     timer: asyncio.TimerHandle | None = None
+    then: Callable[[], None] = lambda: None
 
 
 class Locals:
@@ -72,6 +88,8 @@ class Locals:
         *,
         until: int | None = None,
         then: Callable[[], None] = lambda: None,
+        owner: str = "",
+        confirmed: bool = True,
     ) -> None:
         """Know endpoint until it expires, instead of an earlier one of its name; owns fd.
 
@@ -87,10 +105,11 @@ class Locals:
             self._forget(known)
         else:
             self.drop(endpoint.name)
-        local = self._by_name[endpoint.name] = Local(endpoint, url, fd)
+        local = self._by_name[endpoint.name] = Local(endpoint, url, fd, owner, confirmed)
         delay = ((until or endpoint.expires or 0) - time.time_ns()) / SECOND
         loop = asyncio.get_running_loop()
-        local.timer = loop.call_later(max(0.0, delay), self._end, endpoint.name, then)
+        local.then = then
+        local.timer = loop.call_later(max(0.0, delay), self.end, endpoint.name)
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -101,9 +120,20 @@ class Locals:
             if local.fd is not None:
                 os.close(local.fd)
 
-    def _end(self, name: str, then: Callable[[], None]) -> None:
-        self.drop(name)
-        then()
+    def end(self, name: str) -> None:
+        """Its time is over, or nobody is there any more: forget it, and do what was to be done."""
+        if local := self._by_name.get(name):
+            self.drop(name)
+            local.then()
+
+    async def deserted(self, besides: str) -> set[str]:
+        """Whose sockets nobody listens at; of those that serve another service than that."""
+        copies = {
+            local.endpoint.name: os.dup(local.fd)
+            for local in self._by_name.values()
+            if local.fd is not None and besides not in local.endpoint.services
+        }
+        return await asyncio.to_thread(_refusing, copies)
 
     def _forget(self, local: Local) -> None:
         if local.timer:
@@ -144,6 +174,21 @@ class NodeRegistry(Store):
         self._locals = locals_
         self._labels = labels
 
+    async def follow(self, forwarder_service: str) -> NoReturn:
+        """Take from the domain whose process is gone and does not come back, until cancelled.
+
+        But a forwarder: it carries wires that stand, and nobody else can.
+        """
+        silent: Counter[str] = Counter()
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            deserted = await self._locals.deserted(forwarder_service)
+            silent = Counter({name: silent[name] + 1 for name in deserted})
+            for name, looks in silent.items():
+                if looks >= DESERTED:
+                    log.info("an endpoint is gone", name=name)
+                    self._locals.end(name)
+
     async def register_endpoint(
         self, asked: Endpoint, by: Registration
     ) -> tuple[Endpoint, RegistrationPath]:
@@ -164,9 +209,14 @@ class NodeRegistry(Store):
         with self._locals.coming():
             try:
                 registered, path = await self._upstream.register_endpoint(told, by)
+            except (UnavailableError, DeadlineError):
+                self._outlast(told, url, fd, by)
+                raise
             except BaseException:
                 if fd is not None:
                     os.close(fd)
+                if (known := self._locals.get(asked.name)) and not known.confirmed:
+                    self._locals.drop(asked.name)  # the registry is back, and says no
                 raise
             until = _until(registered.expires or told.expires, by)
             # Nothing of the call is held but the path: the connection may be long gone.
@@ -177,8 +227,31 @@ class NodeRegistry(Store):
                 fd,
                 until=until,
                 then=lambda: self._ended(registered, by),
+                owner=by.owner,
             )
         return replace(registered, url=asked.url), path
+
+    def _outlast(self, told: Endpoint, url: str, fd: int | None, by: Registration) -> None:
+        """Know an endpoint whose registry is away for as long as it comes back to say so.
+
+        What it serves stands, and is refreshed by its name: wires of this node must not end
+        because of the registry. Nobody else hears of it; whose name it is, is as it was.
+        """
+        known = self._locals.get(told.name)
+        if known and known.owner != by.owner:
+            if fd is not None:
+                os.close(fd)
+            return
+        by = replace(by, caller=Caller(by.caller.handshake))
+        self._locals.put(
+            told,
+            url,
+            fd,
+            until=_until(told.expires, by),
+            then=lambda: self._ended(told, by),
+            owner=by.owner,
+            confirmed=False,
+        )
 
     async def unregister_endpoint(self, asked: Endpoint, by: Registration) -> None:
         """Take it from the domain, if it came through us; else it is nothing of ours."""
@@ -264,6 +337,24 @@ def _until(expires: int | None, by: Registration) -> int:
     left = max(0, by.expires - time.time_ns())
     spare = min(SPARE * SECOND, left // 4)
     return min(by.expires - spare, expires or by.expires)
+
+
+def _refusing(copies: Mapping[str, int]) -> set[str]:
+    """At which of these sockets nobody listens; closes them. Nobody there hears of it: where
+    there is a listener the kernel says that we are of another type, and else that we are refused.
+    """
+    found = set()
+    for name, fd in copies.items():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+            try:
+                probe.connect(f"/proc/self/fd/{fd}")
+            except ConnectionRefusedError:
+                found.add(name)
+            except OSError:
+                pass
+            finally:
+                os.close(fd)
+    return found
 
 
 def _same_file(one: int | None, other: int) -> bool:

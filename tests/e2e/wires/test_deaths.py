@@ -73,6 +73,20 @@ async def test_a_client_whose_namespace_dies_leaves_no_device_and_no_address(
     assert again.end() == 0
 
 
+async def test_an_endpoint_whose_namespace_dies_is_registered_no_more(nodes: Nodes):
+    serving = {"NSM_SERVICE_NAMES": "brief", "NSM_PAYLOAD": "ETHERNET"}
+
+    def withdrawn() -> bool:
+        words = '"method": "registry.NetworkServiceEndpointRegistry/Unregister"'
+        return any(words in line and "two/nsmgr" in line for line in registry.log[known:])
+
+    registry = nodes.now["one/registry"]
+    with nodes.alone("pong", "brief", **serving, NSM_CIDR_PREFIX="172.16.9.0/24") as doomed:
+        known = len(registry.log)
+        doomed.end(signal.SIGKILL)
+        await until(withdrawn, "its registration's end", bar=5)
+
+
 @pytest.mark.parametrize("place", ["app", "near"], ids=["vxlan", "veth"])
 async def test_a_client_whose_endpoints_namespace_dies_is_told_and_gets_another(
     nodes: Nodes, place: str

@@ -97,6 +97,50 @@ async def test_a_process_of_the_mesh_goes_and_comes_back_and_no_packet_is_lost(
     assert kernel_state(client, endpoint, near) == before
 
 
+@pytest.mark.long
+async def test_a_registry_may_be_away_for_longer_than_anything_lives(nodes: Nodes):
+    client, endpoint, near = nodes.space("app"), nodes.space("pong"), nodes.space("near")
+    nodes.now["one/registry"].end()
+    nodes.start("one/registry", NSM_EXPIRE_PERIOD="2s").ready()
+    for name in ("one/forwarder", "two/forwarder", "two/pong"):  # what they told lives as long
+        nodes.now[name].end()
+        nodes.start(name).ready()
+    apps = [
+        nodes.client("app", "kernel://echo/far", name="far", **STEADY),
+        nodes.client("near", "kernel://echo/beside", name="beside", **STEADY),
+    ]
+    before = [
+        identity(device)
+        for place, name in ((client, "far"), (near, "beside"))
+        for device in (link(place, name), far_end(place, name, endpoint))
+    ]
+
+    async def refreshed(times: int) -> None:
+        granted = grants(nodes)
+        await until(
+            lambda: all(a >= b + times for a, b in zip(grants(nodes), granted, strict=True)),
+            f"{times} refreshes of each without a registry",
+            bar=3 * times,
+        )
+
+    (address,) = addresses(client, "far")
+    with flow(client, "172.16.1.0") as echoes, flow(endpoint, address) as back:
+        nodes.now["one/registry"].end(signal.SIGKILL)
+        await refreshed(6)  # each lives a third of a token's life: that is two of them
+        nodes.start("one/registry").ready()
+        await refreshed(1)
+    for counts in (echoes, back):
+        assert counts.received == counts.sent > 200, f"lost {counts.sent - counts.received}"
+    after = [
+        identity(device)
+        for place, name in ((client, "far"), (near, "beside"))
+        for device in (link(place, name), far_end(place, name, endpoint))
+    ]
+    assert after == before
+    for app in apps:
+        assert app.end() == 0, app.words
+
+
 def own(client) -> str:
     (address,) = addresses(client, "steady")
     return address
