@@ -415,7 +415,8 @@ class RouterAddresses:
         self, lent: _Lent, asked: IPContext, spans: Sequence[tuple[int, int]], holder: str
     ) -> Address | None:
         """The address that a request carries and may have without more words of the address
-        plan, as after a restart of either end: it is free, or was this holder's.
+        plan, as after a restart of either end: it is free, or was this holder's. Where it
+        carries none, as after a restart of both, the one that is kept for the holder.
         """
         who = self._who() if holder else {}
         for text in asked.src_ip_addrs:
@@ -428,7 +429,9 @@ class RouterAddresses:
             ours = one in lent.network and one not in (*self._kept, *self._elsewhere)
             if ours and free and one != lent.own:
                 return one
-        return None
+        mine = (one for one, who in self._kept.items() if holder and who == holder)
+        fits = (one for one in mine if one.version == lent.network.version)
+        return next((one for one in fits if not _inside(spans, int(one))), None)
 
     def _ways(self, asked: Sequence[Route], *, whole: bool) -> tuple[Route, ...]:
         """Routes to us: our address, our prefix and, for members, the whole domain."""

@@ -153,6 +153,17 @@ async def test_who_is_lent_nothing_says_nothing(told: Told) -> None:
     assert (await told.say(R1, has("10.0.0.1", ANN, 4)))[R1][0].refused
 
 
+def test_what_is_kept_for_a_member_is_given_to_it_alone_and_also_where_it_carries_nothing() -> None:
+    """As after its node and its router's died, and both are back."""
+    router = RouterAddresses([4])
+    router.keep("172.16.0.2", ANN)
+    router.lend("172.16.0.0/24", ["172.16.0.0/16"])
+    carried = IPContext(src_ip_addrs=("172.16.0.2/32",))
+    assert router.assign("b-1", carried, holder=BOB).src_ip_addrs == ("172.16.0.1/32",)
+    assert router.assign("a-1", IPContext(), holder=ANN).src_ip_addrs == ("172.16.0.2/32",)
+    assert router.assign("c-1", IPContext(), holder="c").src_ip_addrs == ("172.16.0.3/32",)
+
+
 class Network:
     """Three routers, members that go from one to another, and what each carries along."""
 
