@@ -60,9 +60,11 @@ class Hands:
         line = probe.stdout.readline()
         if not line:
             del self._probes[namespace]
+            assert probe.stdin is not None
             with contextlib.suppress(BrokenPipeError):  # of the order that it did not read
-                probe.communicate()
-            status = probe.returncode
+                probe.stdin.close()
+            probe.stdout.close()
+            status = probe.wait()
             raise EndedError(f"{self._module} in {namespace} ended with status {status}")
         told = json.loads(line)
         if "failure" in told:
