@@ -233,7 +233,9 @@ def main() -> int:
     namespace = sys.argv[1]
     enter_named(namespace)
     become.titled("labs.courier", f"{namespace}/courier")
-    roomy = {family: _with_room(family) for family in (socket.AF_INET, socket.AF_INET6)}
+    roomy: dict[int, list[socket.socket]] = {
+        family: _with_room(family) for family in (socket.AF_INET, socket.AF_INET6)
+    }
     become.powerless()  # or this workload would count as one that could misuse a tunnel
     Courier(roomy).run()
     return 0
