@@ -10,6 +10,8 @@ from tests.e2e.wires.nodes import Nodes, addresses
 from tests.support.spaces import Space, kernel_state
 from tests.support.wait import until
 
+PLACES = ["app", pytest.param("near", marks=pytest.mark.long)]
+
 
 def holders(inode: int) -> list[str]:
     """Every process that is in a network namespace or has it open."""
@@ -116,7 +118,7 @@ async def test_a_client_whose_endpoints_namespace_dies_is_told_and_gets_another(
     assert kernel_state(client, nodes.space("pong")) == before
 
 
-@pytest.mark.parametrize("place", ["app", "near"], ids=["vxlan", "veth"])
+@pytest.mark.parametrize("place", PLACES, ids=["vxlan", "veth"])
 async def test_a_wire_that_nobody_refreshed_since_the_forwarders_were_killed_ends_as_any_other(
     nodes: Nodes, place: str
 ):
@@ -136,7 +138,7 @@ async def test_a_wire_that_nobody_refreshed_since_the_forwarders_were_killed_end
     assert again.end() == 0
 
 
-@pytest.mark.parametrize("place", ["app", "near"], ids=["vxlan", "veth"])
+@pytest.mark.parametrize("place", PLACES, ids=["vxlan", "veth"])
 async def test_who_keeps_a_workloads_namespace_by_a_descriptor_keeps_no_wire(
     nodes: Nodes, place: str
 ):
