@@ -177,15 +177,18 @@ class Stand:
     def _hush(self) -> None:
         for name in [*self._flows]:
             self._end(name)
-        if self._caller:
-            assert self._caller.stdin is not None
-            with contextlib.suppress(BrokenPipeError):
-                self._caller.stdin.close()
-            self._caller.kill()
-            self._caller.wait()
-            assert self._caller.stdout is not None
-            self._caller.stdout.close()
+        self._dismiss()
+
+    def _dismiss(self) -> None:
+        if caller := self._caller:
             self._caller = None
+            caller.kill()
+            assert caller.stdin is not None
+            assert caller.stdout is not None
+            with contextlib.suppress(BrokenPipeError):
+                caller.stdin.close()
+            caller.stdout.close()
+            caller.wait()
 
     # -- who is called ----------------------------------------------------------------------
 
@@ -196,6 +199,7 @@ class Stand:
         """
         for _ in range(2):  # a caller whose node died is not there any more
             if self._caller is None or self._caller.poll() is not None:
+                self._dismiss()
                 with open(self.paths.log("caller"), "a") as log:
                     self._caller = subprocess.Popen(
                     [sys.executable, "-P", "-m", "tests.e2e.kills.caller", self.lab.name,
@@ -212,7 +216,7 @@ class Stand:
                 told = json.loads(line)
                 assert not (refused := [*filter(None, told["refused"])]), refused
                 return sorted(whose(self.lab, name) for name in told["registered"])
-            self._caller.communicate()
+            self._dismiss()
         raise AssertionError("the caller ends when it is asked")
 
     # -- one row ----------------------------------------------------------------------------
