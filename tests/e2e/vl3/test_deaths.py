@@ -168,7 +168,7 @@ async def test_one_tcp_connection_lives_through_deaths_of_its_router(
     domain.lend()
     routers = {name: domain.route(name) for name in ("r1", "r2")}
     await joined(domain, "r1", "r2")
-    near, far = domain.member("m1", near="r1"), domain.member("m3", at="r2")
+    near, far = domain.member("m1", near="r1"), domain.member("m3", near="r2")
     before = [near.addresses, far.addresses]
     await reached([near, far])
     for one, other in ((near, far), (far, near)) if family == 6 else ((far, near),):
