@@ -106,7 +106,7 @@ def walk(known: Known) -> Iterator[Line]:
                 yield Line(name, False, broken.found, broken.fix)
                 return
             is_seen = not found.startswith("(")  # else there is nothing to see
-            yield Line(name, True if is_seen else None, found.strip("()"))
+            yield Line(name, True, found) if is_seen else Line(name, None, found[1:-1])
 
 
 def _own(name: str) -> str:

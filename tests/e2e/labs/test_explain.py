@@ -239,7 +239,7 @@ def test_on_a_node_its_own_forwarder_and_manager_are_asked(lab: str) -> None:
     head, *lines, last = done.stdout.splitlines()
     assert head == "app to db  (app-0)"
     assert [line[2] for line in lines] == ["\N{CHECK MARK}"] * 10
-    assert "nsm-1 in app (tun)" in done.stdout
+    assert "link: nsm-1 in app (tun)" in done.stdout
     assert last.startswith("  \N{BALLOT X} DNS: ")
     done = nsmctl("lab", "exec", "--lab", lab, "east-1", "--", *asked[:-1], "/none.sqlite")
     assert done.returncode == 3
