@@ -283,7 +283,8 @@ class Stand:
         ended = {*faults.standing(self.paths).ended}
         for name in [name for name, places in self._between.items() if ended & {*places}]:
             self._end(name)  # its couriers died with that
-        for node in [n for n in faults.standing(self.paths).ended if n in self.lab.nodes]:
+        nodes = [n for n in faults.standing(self.paths).ended if n in self.lab.nodes]
+        for node in sorted(nodes, key=lambda name: name == "near"):  # clients wait for the others
             self.faults.start_node(node)
         for place in faults.standing(self.paths).ended:
             self.faults.renew(place)
