@@ -18,6 +18,7 @@ _DATA: Final = 4
 _RECORDS: Final = {20, 21, 22, 23}  # TLS's: change of cipher, alert, handshake, data
 _EMPTY: Final = 32  # bytes of WireGuard data that carry no packet: a keepalive
 _ECHOES: Final = {0, 8, 128, 129}  # of ICMP and ICMPv6; neighbour discovery is no traffic
+_BARE: Final = 8  # bytes of an echo that carries nothing: forwarders and clients ask who lives
 
 
 def checksum(data: bytes) -> int:
@@ -117,7 +118,7 @@ def _outer(frame: bytes) -> Iterator[str]:
     protocol, body, is_fragment = packet
     if is_fragment:
         yield "fragments"
-    if protocol in _ICMP and body[:1] and body[0] in _ECHOES:
+    if protocol in _ICMP and len(body) > _BARE and body[0] in _ECHOES:
         yield "icmp"
     elif protocol == _TCP:
         yield "tcp"

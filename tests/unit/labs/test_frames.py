@@ -20,7 +20,7 @@ from scapy.layers.inet6 import (
 )
 from scapy.layers.l2 import ARP, Ether
 from scapy.layers.vxlan import VXLAN
-from scapy.packet import Packet
+from scapy.packet import Packet, Padding
 
 from labs import frames
 
@@ -37,13 +37,16 @@ TUNNEL = UDP(sport=40000, dport=4789) / VXLAN(vni=77)
 @pytest.mark.parametrize(
     ("frame", "kinds"),
     [
-        pytest.param(OUTER / ICMP(), {"icmp"}, id="an echo"),
-        pytest.param(OUTER6 / ICMPv6EchoRequest(), {"icmp"}, id="an IPv6 echo"),
+        pytest.param(OUTER / ICMP() / b"x", {"icmp"}, id="an echo"),
+        pytest.param(OUTER6 / ICMPv6EchoRequest(data=b"x"), {"icmp"}, id="an IPv6 echo"),
+        pytest.param(OUTER / ICMP(), set(), id="whether a node lives"),
+        pytest.param(OUTER / ICMP() / Padding(bytes(18)), set(), id="the same, in a full frame"),
+        pytest.param(OUTER6 / ICMPv6EchoRequest(), set(), id="the same, over IPv6"),
         pytest.param(OUTER6 / ICMPv6ND_NS(), set(), id="neighbour discovery is no traffic"),
         pytest.param(Ether() / ARP(), set(), id="nor is ARP"),
         pytest.param(OUTER / TCP() / b"x", {"tcp"}, id="TCP"),
         pytest.param(OUTER / TCP() / b"\x17\x03\x03\x00\x10x", {"tcp", "tls"}, id="TLS"),
-        pytest.param(OUTER / TUNNEL / INNER / ICMP(), {"vxlan", "inner-icmp"}, id="VXLAN"),
+        pytest.param(OUTER / TUNNEL / INNER / ICMP() / b"x", {"vxlan", "inner-icmp"}, id="VXLAN"),
         pytest.param(OUTER6 / TUNNEL / INNER / TCP(), {"vxlan", "inner-tcp"}, id="over IPv6"),
         pytest.param(OUTER / UDP(sport=1000, dport=54) / (b"q" * 20), set(), id="some UDP"),
         pytest.param(OUTER / UDP(dport=53) / DNS(), {"dns"}, id="a question"),
