@@ -98,8 +98,10 @@ class ForwarderRoute:
                     return await self._find(wanted, near, held, caller, fds, undo, [], without)
                 except NsmError as reason:
                     log.warning("nobody else takes it; the old one stays", why=str(reason))
-            if known and not known.url and conn.endpoint == "":
-                conn = replace(conn, endpoint=known.endpoint)  # its socket is found by that
+            if known and not known.url and known.serves(conn.endpoint):
+                # its socket is found by its name, and no service is asked for
+                payload = conn.payload or known.payload
+                conn = replace(conn, endpoint=known.endpoint, payload=payload)
             if known and known.url and known.serves(conn.endpoint):
                 target = Target(
                     known.endpoint,

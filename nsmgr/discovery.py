@@ -5,7 +5,7 @@ from contextlib import aclosing
 
 from nsm.caller import Caller
 from nsm.domains import split
-from nsm.errors import NotFoundError, UnavailableError
+from nsm.errors import DeadlineError, NotFoundError, UnavailableError
 from nsm.model import Connection, Service
 from nsm.rpc.registry_services import Store
 from nsm.selection import match_forwarders
@@ -37,7 +37,12 @@ class Discovery:
                 if self._locals.of(self._forwarder_service):
                     raise
                 raise UnavailableError(away.message, hint=away.hint) from away
-        service = await self._service(conn, caller)
+        try:
+            service = await self._service(conn, caller)
+        except (UnavailableError, DeadlineError):
+            if carrier := await self._carrier(conn, caller.left()):
+                return [carrier]
+            raise
         await self._some(caller.left())
         forwarders = {one.endpoint.name: one for one in self._locals.of(self._forwarder_service)}
         after = conn.segments[conn.index + 1 :]
@@ -63,6 +68,19 @@ class Discovery:
                 else "compare the service's match metadata with the forwarders' NSM_LABELS",
             )
         return [forwarders[one.name] for one in fitting]
+
+    async def _carrier(self, conn: Connection, left: float | None) -> Local | None:
+        """The forwarder that carries conn by its path, for as long as nobody can say which may:
+        it was chosen while the registry was there, and what it carries stands."""
+        after = conn.segments[conn.index + 1 :]
+        if not after:
+            return None
+        try:
+            local = await self.here(after[0].name, left)
+        except NotFoundError:
+            return None
+        # its name is the client's word, and there are others than forwarders here
+        return local if self._forwarder_service in local.endpoint.services else None
 
     async def _service(self, conn: Connection, caller: Caller) -> Service:
         query = Service(conn.service, conn.payload)

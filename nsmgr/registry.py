@@ -212,10 +212,11 @@ class NodeRegistry(Store):
             except (UnavailableError, DeadlineError):
                 self._outlast(told, url, fd, by)
                 raise
-            except BaseException:
+            except BaseException as why:
                 if fd is not None:
                     os.close(fd)
-                if (known := self._locals.get(asked.name)) and not known.confirmed:
+                known = self._locals.get(asked.name)
+                if known and not known.confirmed and isinstance(why, NsmError):
                     self._locals.drop(asked.name)  # the registry is back, and says no
                 raise
             until = _until(registered.expires or told.expires, by)
@@ -300,19 +301,41 @@ class NodeRegistry(Store):
     async def find_endpoints(
         self, query: Endpoint, watch: bool, caller: Caller
     ) -> AsyncGenerator[Found[Endpoint], None]:
-        """What the domain knows, with the sockets of this node's endpoints for its workloads."""
-        async for found in self._upstream.find_endpoints(query, watch, caller):
+        """What the domain knows, with the sockets of this node's endpoints for its workloads.
+
+        One that is asked for by its name alone, and is here, is told while the registry is away:
+        whose wire is refreshed knows whom it leads to.
+        """
+        try:
+            async with aclosing(self._upstream.find_endpoints(query, watch, caller)) as known:
+                async for found in known:
+                    if told := await self._as_here(found, caller):
+                        yield told
+        except (UnavailableError, DeadlineError):
+            local = self._locals.get(query.name)
+            if watch or not local or not caller.unix or query != Endpoint(name=query.name):
+                raise
+            yield Found(self._with_socket(local.endpoint, local, caller))
+
+    async def _as_here(self, found: Found[Endpoint], caller: Caller) -> Found[Endpoint] | None:
+        """What the domain tells, as this node knows it; None for what is not here though the
+        domain believes so."""
+        ours = found.item.url == self.public_url
+        local = self._locals.get(found.item.name)
+        if not local and not found.deleted and ours:
+            await self._locals.settled()  # watchers hear before the registrant's answer
             local = self._locals.get(found.item.name)
-            if not local and not found.deleted and found.item.url == self.public_url:
-                await self._locals.settled()  # watchers hear before the registrant's answer
-                local = self._locals.get(found.item.name)
-            if local and caller.unix:
-                url = local.url
-                if local.fd is not None and not found.deleted:
-                    url = send_socket(caller, local.fd)
-                yield replace(found, item=replace(found.item, url=url))
-            elif local or found.deleted or found.item.url != self.public_url:
-                yield found
+        if local and not local.confirmed and not found.deleted and not ours:
+            local = None  # the name is somebody's elsewhere, and the registry has not said so yet
+        if local and caller.unix:
+            if found.deleted:
+                return replace(found, item=replace(found.item, url=local.url))
+            return replace(found, item=self._with_socket(found.item, local, caller))
+        return found if local or found.deleted or not ours else None
+
+    def _with_socket(self, told: Endpoint, local: Local, caller: Caller) -> Endpoint:
+        url = local.url if local.fd is None else send_socket(caller, local.fd)
+        return replace(told, url=url)
 
     async def register_service(
         self, asked: Service, by: Registration
