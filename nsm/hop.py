@@ -139,7 +139,7 @@ class Hop(Generic[M]):
         began = time.monotonic()
         async with (
             self._in_time(conn, caller),
-            self.places.entered(policy.whose(conn, caller)) as ticket,
+            self.places.entered(policy.whose(conn, caller), conn.index) as ticket,
             self.connections.turn(conn.id) as held,
             self._place(held, ticket),
         ):

@@ -7,6 +7,10 @@ himself. Who is counted is the peer and, behind it, where the request began,
 because a manager asks for all workloads of its node: what a peer says of those
 to its left is believed as far as sharing the peer's own part goes, and no further.
 
+Who has a place may wait for a place further along the path, and nodes ask one another: were all
+places theirs who come first, two nodes full of one another's requests would wait until every
+deadline. So at each step further along there are some places that nobody before it gets.
+
 Nothing here knows what it lets in.
 """
 
@@ -23,6 +27,8 @@ K = TypeVar("K")
 Whose = tuple[str, str]  # who asks, and for whom: SPIFFE ids
 PART = 4  # no client has more than one place in so many
 QUEUE = 4  # so many wait for each place there is, at most
+STEPS = 6  # hops of a path, of which no two share their last places; longer ones go between domains
+KEPT = 32  # one place in so many is kept for each of them
 UNREAD = "a client whose token says no name"
 
 
@@ -40,6 +46,7 @@ class Ticket:
 
     whose: Whose
     number: int
+    step: int
     let_in: "asyncio.Future[None] | None" = None
 
 
@@ -61,14 +68,18 @@ class Places:
     _numbers: int = 0
 
     @asynccontextmanager
-    async def entered(self, whose: Whose) -> AsyncIterator[Ticket]:
-        """Be counted for the block, working or not. Raises ExhaustedError."""
+    async def entered(self, whose: Whose, step: int = STEPS) -> AsyncIterator[Ticket]:
+        """Be counted for the block, working or not. Raises ExhaustedError.
+
+        step: how far along its path it is here, 1 at the first hop; what is worked on here may
+        wait for those of greater steps elsewhere.
+        """
         if self._here[whose] >= self.bounds.in_all:
             raise self._too_many(whose)
         self._here[whose] += 1
         self._numbers += 1
         try:
-            yield Ticket(whose, self._numbers)
+            yield Ticket(whose, self._numbers, step)
         finally:
             _less(self._here, whose)
 
@@ -126,7 +137,8 @@ class Places:
 
     def _free(self, ticket: Ticket) -> bool:
         part = max(1, self.bounds.at_once // PART)
-        return self.working < self.bounds.at_once and self._working[ticket.whose] < part
+        kept = max(0, STEPS - ticket.step) * (self.bounds.at_once // KEPT)
+        return self.working < self.bounds.at_once - kept and self._working[ticket.whose] < part
 
     def _turn(self, ticket: Ticket) -> tuple[int, int, int]:
         return self._peers[ticket.whose[0]], self._working[ticket.whose], ticket.number

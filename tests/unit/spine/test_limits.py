@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from nsm.errors import ExhaustedError
-from nsm.limits import Bounds, Places
+from nsm.limits import KEPT, STEPS, Bounds, Places
 from tests.support.wait import until
 
 FLOOD, CALM = ("spiffe://td/flood", "spiffe://td/flood"), ("spiffe://td/calm", "spiffe://td/calm")
@@ -23,10 +23,10 @@ class Crowd:
         self._ends: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
-    async def ask(self, name: str, whose: tuple[str, str]) -> None:
+    async def ask(self, name: str, whose: tuple[str, str], step: int = STEPS) -> None:
         """Returns when it is in, waits, or was refused."""
         self._ends[name] = asyncio.Event()
-        self.tasks[name] = asyncio.create_task(self._stay(name, whose))
+        self.tasks[name] = asyncio.create_task(self._stay(name, whose, step))
         await settled()
 
     async def end(self, name: str) -> None:
@@ -34,9 +34,9 @@ class Crowd:
         await self.tasks[name]
         await settled()
 
-    async def _stay(self, name: str, whose: tuple[str, str]) -> None:
+    async def _stay(self, name: str, whose: tuple[str, str], step: int) -> None:
         try:
-            async with self.places.entered(whose) as ticket, self.places.place(ticket):
+            async with self.places.entered(whose, step) as ticket, self.places.place(ticket):
                 self.order.append(name)
                 await self._ends[name].wait()
         except ExhaustedError as why:
@@ -106,6 +106,25 @@ async def test_a_peer_that_names_many_clients_waits_behind_one_that_has_few(
     await crowd.ask("calm-0", CALM)
     await crowd.end("lie-0")
     assert crowd.order[-1] == "calm-0"
+
+
+async def test_who_comes_along_a_path_finds_a_place_where_all_who_begin_here_wait_for_others(
+    gather: Callable[[int], Crowd],
+) -> None:
+    """Two nodes full of requests that wait for one another would wait until every deadline."""
+    crowd = gather(2 * KEPT)
+    for number in range(3 * KEPT):
+        await crowd.ask(f"begins-{number}", (f"spiffe://td/{number}",) * 2, step=1)
+    taken = len(crowd.order)
+    assert KEPT < taken < 2 * KEPT
+    for step in range(2, STEPS + 1):  # each may wait for who comes after it
+        await crowd.ask(f"step-{step}", (f"spiffe://td/step-{step}",) * 2, step)
+        assert crowd.order[-1] == f"step-{step}"
+    for number in range(2 * KEPT):
+        await crowd.ask(f"last-{number}", (f"spiffe://td/last-{number}",) * 2)
+    assert crowd.places.working == 2 * KEPT
+    await crowd.end("begins-0")
+    assert crowd.order[-1].startswith("last-"), "what was kept stays kept"
 
 
 async def test_one_more_than_a_client_may_have_is_refused_with_a_sentence() -> None:
