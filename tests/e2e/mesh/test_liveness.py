@@ -122,4 +122,4 @@ def test_a_connection_whose_peer_is_silent_ends_by_the_kernel(mesh, process):
         for one in connections:
             assert one.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
             assert one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-            assert one.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 10
+            assert one.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 2
