@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 MOST_LEFT = 4096  # addresses of a pool that are known as somebody's who left
+MOST_HELD = 16_384  # addresses of a pool that members of one router have
+MOST_UNKNOWN = 1024  # of those, of others' prefixes, and nobody knew whose: a router has 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,24 +35,42 @@ class Holdings:
     def __init__(self) -> None:
         self._pools: dict[str, dict[Address, Holding]] = {}
         self._left: dict[str, dict[Address, None]] = {}  # the longest ago first
+        self._at: dict[tuple[str, str], set[Address]] = {}  # by pool and router, what is not left
+        self._unknown: dict[tuple[str, str], set[Address]] = {}  # of those, had on its word alone
 
     def put(self, holding: Holding) -> None:
         """Have it so, as an earlier life kept it, or as it was before."""
+        before = self.get(holding.pool, holding.address)
+        if before and (holding.left or before.router != holding.router):
+            self._nowhere(before)
         self._pools.setdefault(holding.pool, {})[holding.address] = holding
         left = self._left.setdefault(holding.pool, {})
         left.pop(holding.address, None)
         if holding.left:
             left[holding.address] = None
+        else:
+            self._at.setdefault((holding.pool, holding.router), set()).add(holding.address)
 
     def drop(self, pool: str, address: Address) -> None:
         """Forget it."""
-        self._pools.get(pool, {}).pop(address, None)
+        if before := self._pools.get(pool, {}).pop(address, None):
+            self._nowhere(before)
         self._left.get(pool, {}).pop(address, None)
+
+    def _nowhere(self, before: Holding) -> None:
+        at = (before.pool, before.router)
+        for where in (self._at, self._unknown):
+            if at in where:
+                where[at].discard(before.address)
+                if not where[at]:
+                    del where[at]
 
     def forget(self, pool: str) -> None:
         """Forget all of a pool."""
         self._pools.pop(pool, None)
         self._left.pop(pool, None)
+        self._at = {at: of for at, of in self._at.items() if at[0] != pool}
+        self._unknown = {at: of for at, of in self._unknown.items() if at[0] != pool}
 
     def get(self, pool: str, address: Address) -> Holding | None:
         """What is known of an address."""
@@ -71,6 +91,11 @@ class Holdings:
         router, and not that this one says what it has had.
         """
         now, own = self.get(wanted.pool, wanted.address), lent_to == wanted.router
+        at, unknown = (wanted.pool, wanted.router), now is None and not own
+        if wanted.address not in (has := self._at.get(at, set())) and len(has) >= MOST_HELD:
+            return False
+        if unknown and len(self._unknown.get(at, ())) >= MOST_UNKNOWN:
+            return False  # all that is free could be taken from the others so
         same = now is not None and now.holder == wanted.holder
         if moves:  # and so proves by what is known here that the address is its own
             fine = same or (own and (now is None or now.left))
@@ -80,6 +105,8 @@ class Holdings:
             fine = (own or same) and (now.left or now.router == wanted.router)
         if fine:
             self.put(wanted)
+            if unknown:
+                self._unknown.setdefault(at, set()).add(wanted.address)
         return fine
 
     def leave(self, pool: str, address: Address, holder: str, router: str) -> Holding | None:
@@ -93,9 +120,7 @@ class Holdings:
     def without(self, pool: str, router: str) -> list[Holding]:
         """The router has nothing lent any more: its members are nobody's; what changed."""
         ended = [
-            replace(one, left=True)
-            for one in self._pools.get(pool, {}).values()
-            if one.router == router and not one.left
+            replace(self._pools[pool][one], left=True) for one in self._at.get((pool, router), ())
         ]
         for one in ended:
             self.put(one)

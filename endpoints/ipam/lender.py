@@ -14,9 +14,9 @@ from endpoints.ipam import store as kept
 from endpoints.ipam.holdings import Address, Holding, Holdings
 from endpoints.ipam.plan import Lease, Plan, Pool, parse, pool
 from endpoints.ipam.store import Store
-from nsm.errors import DeniedError, InvalidError, NsmError
+from nsm.errors import DeniedError, ExhaustedError, InvalidError, NsmError
 from nsm.identity.spiffe import SpiffeId
-from nsm.rpc.holdings import Listener, MemberAddress
+from nsm.rpc.holdings import MOST_UNREAD, Listener, MemberAddress
 from nsm.rpc.prefixes import AddressPool, LentPrefix
 
 SWEEP = 60.0  # seconds between looks for what nobody came back for
@@ -165,8 +165,15 @@ class Lender:
             if not listeners:
                 self._listening.pop((pool, router), None)
 
-    async def hold(self, pool: str, router: str, said: Sequence[MemberAddress]) -> None:
-        """What a router says of its members; answers and news go to the listeners.
+    async def hold(
+        self,
+        pool: str,
+        router: str,
+        said: Sequence[MemberAddress],
+        answer: Listener | None = None,
+    ) -> None:
+        """What a router says of its members. answer is told what that is to the router itself,
+        and not its other streams, one of an earlier life or of a twin; news go to all listeners.
 
         All of it is kept in one go, before anybody is told. Raises UnavailableError where it
         cannot be, and then it is not so; DeniedError for who is no router of the pool.
@@ -186,7 +193,11 @@ class Lender:
             except BaseException:
                 decisions.undo()
                 raise
-            self._tell(pool, decisions.told)
+            for to, news in decisions.told:
+                if to == router and answer:
+                    answer(news)
+                else:
+                    self._tell(pool, [(to, news)])
 
     def _tell(self, pool: str, told: Iterable[tuple[str, MemberAddress]]) -> None:
         for router, news in told:
@@ -245,6 +256,11 @@ class _Decisions:
 
     def hear(self, router: str, said: MemberAddress) -> None:
         """One thing it said."""
+        if len(self.told) > MOST_UNREAD:
+            raise ExhaustedError(
+                f"{router} asks for more at once than it would read",
+                hint="ask about a prefix once, and for the next when that is answered",
+            )
         if "/" in said.address:
             self._about(router, said)
             return
@@ -259,7 +275,7 @@ class _Decisions:
                     self.told.append((lent_to, _news(left, lent_to)))
             return
         wanted = Holding(self._pool, address, said.holder, router)
-        fine = self._of_pool(address) and self._holdings.claim(
+        fine = self._plan.covers(self._pool, address) and self._holdings.claim(
             wanted, lent_to, moves=said.number > 0
         )
         if said.number:
@@ -286,16 +302,12 @@ class _Decisions:
 
     def _about(self, router: str, said: MemberAddress) -> None:
         prefix = parse(said.address, f"the prefix that {router} asks about")
-        if self._plan.lent_to(self._pool, prefix.network_address) != router:
+        if not self._plan.lends(self._pool, router, prefix):
             self.told.append((router, replace(said, refused=True)))
             return
         found = self._holdings.told(self._pool, router, prefix)
         self.told += [(router, _news(one, router)) for one in found]
         self.told.append((router, said))
-
-    def _of_pool(self, address: Address) -> bool:
-        pool = next(one for one in self._plan.pools() if one.name == self._pool)
-        return any(address in one for one in pool.prefixes)
 
     def _changed(self, holding: Holding, before: Holding | None) -> None:
         self._before.append((holding.address, before))

@@ -174,6 +174,20 @@ class Plan:
         held = self._stock(name).leases.values()
         return next((one.owner for one in held if address in one.prefix), "")
 
+    def covers(self, name: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+        """Whether an address is of a pool's prefixes."""
+        return any(address in one for one in self._stock(name).pool.prefixes)
+
+    def lends(self, name: str, owner: str, prefix: Network) -> bool:
+        """Whether all of a prefix is lent to it."""
+        held = self._stock(name).leases.values()
+        return any(
+            one.owner == owner
+            and one.prefix.version == prefix.version
+            and prefix.subnet_of(one.prefix)  # type: ignore[arg-type]
+            for one in held
+        )
+
     def has(self, name: str, owner: str) -> bool:
         """Whether anything of a pool is lent to it."""
         stock = self._stocks.get(name)

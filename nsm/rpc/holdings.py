@@ -18,6 +18,8 @@ from grpclib.client import Stream as ClientStream
 from grpclib.server import Stream
 
 from nsm.errors import InvalidError, NsmError, UnavailableError, UnsupportedError
+from nsm.identity.spiffe import MAX_ID
+from nsm.path import MAX_NAME
 from nsm.proto import pools_pb2 as pb
 from nsm.proto.pools_grpc import AddressHoldingsBase, AddressHoldingsStub
 from nsm.race import both, unless
@@ -25,7 +27,7 @@ from nsm.rpc.peers import Peers
 from nsm.rpc.prefixes import FIRST_PAUSE, GROWTH, LONGEST_PAUSE, POOL
 from nsm.rpc.server import current_caller
 
-LONGEST = 1024  # characters of a holder
+LONGEST = MAX_ID + 1 + MAX_NAME  # characters of a holder: a member must not end its router's stream
 MOST_WAITING = 1024  # things said that are not decided yet: more are not read
 MOST_UNREAD = 8192  # things told that a router did not read: its stream is ended
 ANSWER = 1.0  # seconds a member waits for the address plan's word on its address
@@ -52,8 +54,10 @@ class Keeper(Protocol):
     def listening(self, pool: str, router: str, listener: Listener) -> AbstractContextManager[None]:
         """Tell a router's stream of its addresses for a block."""
 
-    async def hold(self, pool: str, router: str, said: Sequence[MemberAddress]) -> None:
-        """What a router says; the answers go to its listeners. Raises NsmError."""
+    async def hold(
+        self, pool: str, router: str, said: Sequence[MemberAddress], answer: Listener
+    ) -> None:
+        """What a router says; the answers go to answer, news to listeners. Raises NsmError."""
 
 
 class AddressHoldings(AddressHoldingsBase):
@@ -121,7 +125,7 @@ class _Following:
             batch = [await self._said.get()]
             while not self._said.empty():
                 batch.append(self._said.get_nowait())
-            await self._keeper.hold(self._pool, self._router, batch)
+            await self._keeper.hold(self._pool, self._router, batch, self.hear)
 
     async def _tell(self) -> None:
         while True:
@@ -160,6 +164,7 @@ class HoldingsClient:
         self._out: asyncio.Queue[MemberAddress] | None = None  # there is a stream
         self._lent = asyncio.Event()
         self._unsupported = False
+        self._pause = FIRST_PAUSE
 
     def ask_about(self, prefix: str) -> None:
         """A prefix is ours: be told of its addresses, now and with each new stream."""
@@ -196,12 +201,14 @@ class HoldingsClient:
         except TimeoutError:
             self.say(MemberAddress(address, holder, left=True))  # if it says yes later
             return False
+        except asyncio.CancelledError:
+            self.say(MemberAddress(address, holder, left=True))  # the same, and nobody wants it
+            raise
         finally:
             self._asked.pop(number, None)
 
     async def run(self) -> NoReturn:
         """Keep the stream for as long as this runs, for a task."""
-        pause = FIRST_PAUSE
         await self._lent.wait()
         while True:
             try:
@@ -212,13 +219,12 @@ class HoldingsClient:
                         )
                         async with opened as stream:
                             await self._follow(stream)
-                            pause = FIRST_PAUSE
                 raise UnavailableError(f"the address plan at {self._url} ended the stream")
             except UnsupportedError:
                 self._unsupported = True
                 for prefix in self._prefixes:
                     self._on_known(prefix, False)
-                pause = LONGEST_PAUSE
+                self._pause = LONGEST_PAUSE
             except NsmError as failure:
                 self._on_failure(failure)
             finally:
@@ -227,8 +233,8 @@ class HoldingsClient:
                     if answer and not answer.done():
                         answer.set_result(False)
                 self._asked.clear()
-            await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
-            pause = min(pause * GROWTH, LONGEST_PAUSE)
+            await asyncio.sleep(self._pause * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            self._pause = min(self._pause * GROWTH, LONGEST_PAUSE)
 
     async def _follow(self, stream: "ClientStream[pb.Holding, pb.Holding]") -> None:
         out: asyncio.Queue[MemberAddress] = asyncio.Queue()
@@ -257,6 +263,7 @@ class HoldingsClient:
         self._out.put_nowait(MemberAddress(prefix, number=number))
 
     def _heard(self, told: MemberAddress) -> None:
+        self._pause = FIRST_PAUSE  # not at a stream's begin: who is refused is told after that
         if not told.number:
             self._on_news(told)
             return

@@ -3,19 +3,21 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from endpoints.ipam.holdings import MOST_UNKNOWN
 from endpoints.ipam.lender import Lender
 from endpoints.ipam.plan import Plan, pool
 from endpoints.ipam.store import open_store
 from endpoints.vl3.addresses import RouterAddresses
-from nsm.errors import DeniedError, InvalidError, UnavailableError
+from nsm.errors import DeniedError, ExhaustedError, InvalidError, UnavailableError
 from nsm.model import SECOND, IPContext
-from nsm.rpc.holdings import MemberAddress
+from nsm.rpc.holdings import MOST_UNREAD, MemberAddress
 
 pytestmark = pytest.mark.unit
 R1, R2, R3 = (f"spiffe://east.test/router/r{n}" for n in (1, 2, 3))
@@ -151,6 +153,39 @@ async def test_who_is_lent_nothing_says_nothing(told: Told) -> None:
     with pytest.raises(InvalidError, match="names a member's address 'x'"):
         await told.say(R1, has("x"))
     assert (await told.say(R1, has("10.0.0.1", ANN, 4)))[R1][0].refused
+
+
+async def test_a_router_is_told_of_what_is_lent_to_it_and_of_no_more(told: Told) -> None:
+    """Who knows whose an address is could have it."""
+    await told.say(R2, has("172.16.1.1"))
+    asked = MemberAddress("172.16.0.0/16", number=5)  # begins as what R1 is lent does
+    assert await told.say(R1, asked) == {R1: [replace(asked, refused=True)]}
+
+
+async def test_a_router_cannot_take_all_that_others_have_free(told: Told) -> None:
+    before = [has(f"172.16.{n // 254 + 1}.{n % 254 + 1}", BOB) for n in range(MOST_UNKNOWN)]
+    heard = await told.say(R1, *before)
+    assert R1 not in heard, heard[R1][:3]
+    assert (await told.say(R1, has("172.16.9.9", BOB)))[R1][0].elsewhere
+    assert not await told.say(R2, has("172.16.9.9"))  # which is nobody's still
+    assert await told.say(R1, has("172.16.0.9", BOB)) == {}  # its own it may have
+    await told.say(R1, left(before[0].address, BOB))
+    assert R1 not in await told.say(R1, has("172.16.9.10", BOB))
+
+
+async def test_a_stream_is_ended_that_asks_for_more_than_anybody_reads(told: Told) -> None:
+    asked = MemberAddress("172.16.0.0/24", number=5)
+    with pytest.raises(ExhaustedError, match="asks for more at once"):
+        await told.say(R1, *[asked] * (MOST_UNREAD + 2))
+
+
+async def test_what_one_stream_asked_another_of_the_same_router_is_not_told(told: Told) -> None:
+    """Its numbers mean something else there: an earlier life's, or a twin's."""
+    answers: list[MemberAddress] = []
+    await told.say(R1, has("172.16.0.1"))
+    await told.lender.hold("", R2, [has("172.16.0.1", ANN, 4)], answers.append)
+    assert answers == [has("172.16.0.1", ANN, 4)]
+    assert told.heard[R2] == []
 
 
 def test_what_is_kept_for_a_member_is_given_to_it_alone_and_also_where_it_carries_nothing() -> None:
