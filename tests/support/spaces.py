@@ -147,6 +147,15 @@ def fds() -> set[str]:
     return {entry for entry in found if entry and "/proc/" not in entry}
 
 
+def answers(where: Space) -> int:
+    """How many echoes over IPv4 it has answered."""
+    names, counts = (
+        line.split() for line in where.run("cat", "/proc/net/snmp").stdout.splitlines()
+        if line.startswith("Icmp:")
+    )  # fmt: skip
+    return int(dict(zip(names, counts, strict=True))["OutEchoReps"])
+
+
 def kernel_state(*spaces: Space) -> dict[str, object]:
     """Sets of all a wire leaves in namespaces, as stock `ip` sees them."""
     views: dict[str, Callable[[Space], object]] = {

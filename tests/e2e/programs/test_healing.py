@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.programs.mesh import Mesh, Program, mesh, status
-from tests.support.spaces import Space, space
+from tests.support.spaces import Space, answers, space
 from tests.support.wait import until, write
 
 
@@ -93,7 +93,9 @@ def told(here: Space) -> set[str]:
 async def test_where_a_namespace_or_the_way_to_it_goes_the_wire_is_led_elsewhere(node, here, ends):
     app, file = await wired(node, here)
     first = status(file)[0]["endpoint"]
-    # Nobody is told that this device is down, but who pings through it.
+    # Nobody is told that this device is down, but who pings through it and was answered before.
+    so_far = answers(ends.space[first])
+    await until(lambda: answers(ends.space[first]) > so_far, "the client's own ping", bar=0.5)
     (device,) = ends.space[first].links()
     ends.space[first].do("link", "set", device, "down")
     up = await healed(file, 1)

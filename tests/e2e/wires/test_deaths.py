@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from tests.e2e.wires.nodes import Nodes, addresses
-from tests.support.spaces import Space, kernel_state
+from tests.support.spaces import Space, answers, kernel_state
 from tests.support.wait import until
 
 PLACES = ["app", pytest.param("near", marks=pytest.mark.long)]
@@ -34,15 +34,6 @@ def _target(path: str) -> str:
         return os.readlink(path)
     except OSError:
         return ""
-
-
-def answers(node: Space) -> int:
-    """How many echoes the node has answered."""
-    names, counts = (
-        line.split() for line in node.run("cat", "/proc/net/snmp").stdout.splitlines()
-        if line.startswith("Icmp:")
-    )  # fmt: skip
-    return int(dict(zip(names, counts, strict=True))["OutEchoReps"])
 
 
 def tunnel_sockets(node: Space) -> int:
