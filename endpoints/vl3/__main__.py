@@ -23,6 +23,7 @@ from nsm.model import SECOND
 from nsm.names.router import RouterNames
 from nsm.nsurl import NSURL
 from nsm.ondemand import ROLE, ROUTER
+from nsm.process import losses
 from nsm.process.calls import log_call
 from nsm.process.config import read
 from nsm.process.metrics import carried, figures
@@ -49,19 +50,25 @@ async def serve(config: Config, process: Process) -> None:
         fellows, routing, config.families, names, config.called, config.lifetime / SECOND
     )
     url = NSURL(KERNEL, config.service, "", {})
-    settings = Settings(
-        dial_timeout=config.dial_timeout,
-        request_timeout=config.request_timeout,
-        lifetime=config.lifetime,
-        namespace=config.place,
-        labels=config.told,
-        liveness=config.liveness,
-        awareness=((url,),),  # all our wires have our address, and lead to one network
-    )
     async with (
+        losses.noted(config.outage_log) as note,
         config.identity(IDENTITY_PATIENCE) as source,
         Peers(source, dial_timeout=config.dial_timeout) as peers,
-        Client(config.name, source=source, manager=config.connect_to, settings=settings) as client,
+        Client(
+            config.name,
+            source=source,
+            manager=config.connect_to,
+            settings=Settings(
+                dial_timeout=config.dial_timeout,
+                request_timeout=config.request_timeout,
+                lifetime=config.lifetime,
+                namespace=config.place,
+                labels=config.told,
+                liveness=config.liveness,
+                awareness=((url,),),  # all our wires have our address, and lead to one network
+                on_change=lambda what, wire, _: note(what, wire),
+            ),
+        ) as client,
     ):
         registry = RegistryClient(peers, config.connect_to, lifetime=config.lifetime)
         wish = Wish(shape=router.shape, on_answer=router.answered)

@@ -78,7 +78,8 @@ class Config(Asking):
     other routers, and tells members so. Empty: no names."""
 
     namespace: str = ""
-    """The network namespace that wires end in, a path. Empty: the process's own, as in a pod."""
+    """The network namespace that wires end in, a path. Empty: the process's own, as in a pod; only
+    there are the other routers pinged."""
 
     idle_timeout: Duration = 0.0
     """After so long without a member the process ends; 0s is never."""
