@@ -104,6 +104,7 @@ ELSEWHERE = {  # what other tests run: e2e/install, e2e/trouble, e2e/systemd, e2
     "nsmctl heal report",
     "nsmctl lab fault",
     "nsmctl lab run interdomain",
+    "nsmctl leaks",
     "nsmctl vl3",
     "nsmctl --install-completion",
     "nsmctl lab down --all",
