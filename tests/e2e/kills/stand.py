@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -34,6 +35,9 @@ WIRES: Final = ("veth", "vxlan", "wireguard")
 FLAT: Final = ("member-1", "member-2")
 ENOUGH: Final = 400  # datagrams each way
 HEALED: Final = 20  # datagrams that arrive after an outage: it is over
+GONE: Final = 5.0  # seconds until nothing is left of the dead, as matrix.yaml has it
+CLEAN: Final = 2.0  # seconds until wires need all there is, once packets are on all of them
+ANSWER: Final = 60.0  # seconds, several times what the caller's own limits come to
 KEPT, MOVED, ANEW = "kept", "moved", "anew"
 KINDS: Final = (KEPT, MOVED, ANEW)  # the graver the later
 
@@ -212,6 +216,8 @@ class Stand:
             with contextlib.suppress(BrokenPipeError):
                 self._caller.stdin.write(json.dumps({"wires": wires, "patience": 10}) + "\n")
                 self._caller.stdin.flush()
+            ready, _, _ = select.select([self._caller.stdout], [], [], ANSWER)
+            assert ready, f"the caller says nothing for {ANSWER:g} s: {self.paths.log('caller')}"
             if line := self._caller.stdout.readline():
                 told = json.loads(line)
                 assert not (refused := [*filter(None, told["refused"])]), refused
@@ -338,7 +344,7 @@ class Stand:
                 left += [f"registered: {name}" for name in self._call([]) if name in dead]
             return left
 
-        left = self._until_nothing(found)
+        left = self._until_nothing(found, bar=GONE)
         for cell in cells:
             cell.times["gone"] = time.time() - began
             cell.count("left behind", left)
@@ -386,12 +392,12 @@ class Stand:
             differ = [] if now == self._registered else [f"registered: {now}"]
             return [*self.audit.left(self._known()), *differ]
 
-        left = self._until_nothing(found)
+        left = self._until_nothing(found, bar=CLEAN)
         for cell in cells.values():
             cell.times["clean"] = time.time() - began
             cell.count("left", left)
 
-    def _until_nothing(self, found: Callable[[], list[str]]) -> list[str]:
+    def _until_nothing(self, found: Callable[[], list[str]], *, bar: float) -> list[str]:
         left: list[str] = []
 
         def nothing() -> bool:
@@ -400,7 +406,7 @@ class Stand:
             return not left
 
         with contextlib.suppress(AssertionError):
-            _wait(nothing, "nothing is left", bar=1.0)
+            _wait(nothing, "nothing is left", bar=bar)
         return left
 
     # -- facts ------------------------------------------------------------------------------
