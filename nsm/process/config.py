@@ -22,10 +22,12 @@ import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from nsm.domains import show_server
 from nsm.errors import InvalidError, NsmError
 from nsm.process.forms import (
     Count,
@@ -39,6 +41,7 @@ from nsm.process.forms import (
     Url,
     boolean,
     integer,
+    listening,
 )
 
 __all__ = [
@@ -63,7 +66,8 @@ __all__ = [
 ]
 
 C = TypeVar("C")
-_WATCHING = ("NSM_LOOP_GUARD", "PROMETHEUS", "NSM_PROMETHEUS_LISTEN_ON")
+_FIGURES, _FIGURES_AT = "PROMETHEUS", "NSM_PROMETHEUS_LISTEN_ON"
+_WATCHING = ("NSM_LOOP_GUARD", _FIGURES)
 ASKED_WRONGLY = 2  # exit code
 
 # Upstream's manifests set these for their own processes; nothing here reads them (§11.2, §11.3).
@@ -224,10 +228,17 @@ def for_children(
     """What a program hands on to processes of ours that it gives an environment of their own.
 
     That is what watches over all of them, however deep they were started, and of the names in
-    also those that are set.
+    also those that are set. Figures are served at free ports: one that is named is the
+    program's own, and whoever else is told to take it does not start.
     """
     environ = os.environ if environ is None else environ
-    return {name: environ[name] for name in (*_WATCHING, *also) if name in environ}
+    found = {name: environ[name] for name in (*_WATCHING, *also) if name in environ}
+    if _FIGURES in found:
+        said = environ.get(_FIGURES_AT, show_server(Common.prometheus_listen_on))
+        with suppress(ValueError):  # whoever reads it says what is wrong with it
+            said = show_server((listening(said)[0], 0))
+        found[_FIGURES_AT] = said
+    return found
 
 
 def strangers(kind: type[Any], environ: Mapping[str, str] | None = None) -> tuple[str, ...]:

@@ -274,6 +274,26 @@ def test_the_guard_of_a_test_is_handed_on_and_nothing_else_unasked() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("own", "theirs"),
+    [
+        (None, "127.0.0.1:0"),
+        (":8082", ":0"),
+        ("[::1]:8082", "[::1]:0"),
+        ("10.0.0.1:0", "10.0.0.1:0"),
+    ],
+)
+def test_children_serve_their_figures_at_ports_of_their_own(own: str | None, theirs: str) -> None:
+    """At the program's none of them would start."""
+    environ = {"PROMETHEUS": "true"} | ({"NSM_PROMETHEUS_LISTEN_ON": own} if own else {})
+    found = config.for_children(environ)
+    assert found == {"PROMETHEUS": "true", "NSM_PROMETHEUS_LISTEN_ON": theirs}
+    assert config.parse(Config, found).prometheus_listen_on[1] == 0
+    assert config.for_children({"NSM_PROMETHEUS_LISTEN_ON": ":8082"}) == {}
+    wrong = {"PROMETHEUS": "true", "NSM_PROMETHEUS_LISTEN_ON": "8082"}
+    assert config.for_children(wrong) == wrong, "not everywhere"
+
+
 def test_check_shows_every_value_and_where_it_comes_from(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
