@@ -36,6 +36,7 @@ PAIRS: Final[tuple[Row, ...]] = tuple(combinations(MATRIX["victims"], 2))
 _LATER: Final = {frozenset(one["row"]) for one in MATRIX["not yet"]}  # each costs a lab, or waits
 _SOME: Final = [row for row in PAIRS if not any(one <= {*row} for one in _LATER)]
 OF_TEST: Final = {*SINGLES, *random.Random(SEED).sample(_SOME, DRAWN)}
+ALL_LONG: Final = bool(os.environ.get("VWIRE_MATRIX"))  # of all rows what is long
 DROP: Final = (
     "table inet t { chain c { type filter hook input priority 0;"
     " ip protocol udp numgen inc mod 7 == 6 drop;\n }\n }"
@@ -55,7 +56,7 @@ def kinds(row: Row) -> dict[str, str]:
 
 def cells() -> Iterator[Any]:
     for row in (*SINGLES, *PAIRS):
-        marks = () if row in OF_TEST else (pytest.mark.long,)
+        marks = () if row in OF_TEST and not ALL_LONG else (pytest.mark.long,)
         for wire in kinds(row):
             yield pytest.param(row, wire, marks=marks, id=f"{' + '.join(row)}-{wire}")
 
