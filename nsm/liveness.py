@@ -202,7 +202,8 @@ class Pulse:
     async def flows(self) -> bool | None:
         """Whether packets flow now, in a third of a second or so; None where nobody can tell.
 
-        For some seconds more as little silence is enough.
+        For some seconds more as little silence is enough. A loop that comes late to every look
+        can tell nothing for as long: whoever asks waits no longer than that.
         """
         if not self.answered:
             return None
@@ -211,12 +212,14 @@ class Pulse:
             self.anew()
         self._hasty_until = began + HASTY
         self._hurry()
-        while self._pairs and not self.silent:
-            if self.heard > began:
-                return True
-            self._looked.clear()
-            await self._looked.wait()
-        return False if self._pairs else None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HASTY):
+                while self._pairs and not self.silent:
+                    if self.heard > began:
+                        return True
+                    self._looked.clear()
+                    await self._looked.wait()
+        return False if self.silent and self._pairs else None
 
     def _hasty(self, now: float) -> bool:
         return now < self._hasty_until and not self.silent

@@ -1,11 +1,14 @@
 """When a far end is called silent: pings and answers on paper, so that hours take no time."""
 
+import asyncio
 import ipaddress
 import random
+import time
 
 import pytest
 
-from nsm.liveness import MOST_PAIRS, Pair, Rhythm, pairs
+from nsm import liveness
+from nsm.liveness import MOST_PAIRS, Pair, Pulse, Rhythm, pairs
 
 CLIENTS, ROUTERS = Rhythm(), Rhythm(interval=1.2, timeout=1.0)
 
@@ -92,6 +95,25 @@ def test_a_loop_that_did_not_run_knows_nothing_of_what_was_not_answered():
     stops = [(1010.55 + n * 0.6, 1010.85 + n * 0.6) for n in range(20)]
     assert line.until(1020, stops) == 0.0
     assert line.until(1024) < 1024
+
+
+async def test_where_every_look_comes_late_nobody_waits_for_what_it_cannot_tell(monkeypatch):
+    monkeypatch.setattr(liveness, "HASTY", 0.2)
+    ends = [ipaddress.ip_interface(one) for one in ("127.0.0.1/8", "127.0.0.2/8")]
+    pulse = Pulse(ends[:1], ends[1:], CLIENTS, lambda: None)
+    for pair in pulse._pairs.values():
+        pair.answered(time.monotonic(), 0)
+
+    async def late() -> None:
+        while True:
+            pulse.anew()
+            pulse.judge(time.monotonic())
+            await asyncio.sleep(0.01)
+
+    looking = asyncio.create_task(late())
+    async with asyncio.timeout(5):
+        assert await pulse.flows() is None
+    looking.cancel()
 
 
 def test_pairs_are_of_one_family_and_bounded():
