@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 LARGEST: Final = 8192  # bytes of a scrape's request
 PATIENCE: Final = 5.0  # seconds a scrape may take, as upstream has it
 MOST: Final = 8  # scrapes at once
+WAITING: Final = 64  # connections at once; more are cut, so that descriptors stay for the mesh
 METHODS: Final = 64  # that are told apart; a program has fewer
 OTHER: Final = "other"
 BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -111,13 +112,23 @@ async def served(host: str, port: int, kind: str, ready: Callable[[], bool]) -> 
     await asyncio.to_thread(_import)
     answering = asyncio.Semaphore(MOST)
 
+    here: set[asyncio.StreamWriter] = set()
+
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, TimeoutError, EOFError, asyncio.LimitOverrunError):
-            async with asyncio.timeout(PATIENCE), answering:
-                request = await reader.readuntil(b"\r\n\r\n")
-                writer.write(await _answer(request, kind, ready()))
-                await writer.drain()
-        writer.close()
+        if len(here) >= WAITING:
+            writer.transport.abort()
+            return
+        here.add(writer)
+        try:
+            with suppress(OSError, TimeoutError, EOFError, asyncio.LimitOverrunError):
+                async with asyncio.timeout(PATIENCE):
+                    request = await reader.readuntil(b"\r\n\r\n")  # who says nothing has no place
+                    async with answering:
+                        writer.write(await _answer(request, kind, ready()))
+                    await writer.drain()
+        finally:
+            here.discard(writer)
+            writer.close()
 
     try:
         server = await asyncio.start_server(answer, host or None, port, limit=LARGEST)

@@ -1,7 +1,9 @@
 """What is counted is served as Prometheus reads it, and whoever asks otherwise is refused."""
 
 import asyncio
+import os
 import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -13,7 +15,8 @@ from nsm.errors import PreconditionError
 from nsm.heal import Cause
 from nsm.model import Connection, Mechanism
 from nsm.process import metrics
-from nsm.process.metrics import METHODS, Figures, carried, served
+from nsm.process.metrics import METHODS, MOST, PATIENCE, WAITING, Figures, carried, served
+from tests.support.wait import until
 
 LOCAL = "127.0.0.1"
 
@@ -91,6 +94,31 @@ async def test_who_asks_for_something_else_is_told_and_who_says_nothing_keeps_no
         there.write(b"GET /" + b"x" * 100_000)
         assert await long.read() == b""
         there.close()
+
+
+async def test_many_that_say_nothing_keep_no_scrape_out_and_take_no_more_descriptors_than_may_be(
+    figures: Figures,
+) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    async with served(LOCAL, 0, "nsmgr", lambda: True) as url:
+        port = int(url.rpartition(":")[2].partition("/")[0])
+        listening = len(os.listdir("/proc/self/fd")) - before
+        quiet = [socket.create_connection((LOCAL, port)) for _ in range(MOST)]
+        try:
+            began = time.monotonic()
+            assert (await scraped(url))["vwire_ready", "nsmgr"] == 1
+            assert time.monotonic() - began < PATIENCE / 2
+            for _ in range(2 * WAITING):
+                connecting = asyncio.to_thread(socket.create_connection, (LOCAL, port), 5)
+                quiet.append(await connecting)
+
+            def theirs() -> int:
+                return len(os.listdir("/proc/self/fd")) - before - listening - len(quiet)
+
+            await until(lambda: 0 < theirs() <= WAITING, "what is too much to be cut", bar=0.5)
+        finally:
+            for one in quiet:
+                one.close()
 
 
 async def test_a_port_that_is_taken_is_told_with_what_to_set(figures: Figures) -> None:
