@@ -35,8 +35,7 @@ class Recovery:
         """Find what is ours in every namespace; return how many wires that is."""
         found = await self._kernel.find()
         self._node = await self._kernel.own_number()
-        # a wire whose device is marked so is not in use: not yet, or not any more
-        beside = {one.mark.wire for one in found if one.mark and one.mark.beside}
+        beside = _beside(found)
         await self._kernel.remove_found(
             [one for one in found if one.mark is None or one.mark.wire in beside]
         )
@@ -121,3 +120,24 @@ class Recovery:
 
 def _apart(one: Found) -> bool:
     return one.place.nsid == OWN and one.mark is not None and one.mark.hop
+
+
+def _beside(found: Iterable[Found]) -> set[str]:
+    """The wires that are not in use: not yet, or not any more. Their device in the client's
+    namespace says so, and there is none of the same wire's that does not.
+
+    Whoever has rights in a workload can write what he likes on a device of its own, and would
+    take away another's wire by that: one that has such a device elsewhere, or ends on this node
+    and begins on another.
+    """
+    marked: set[str] = set()
+    in_use: set[str] = set()
+    for one in found:
+        mark = one.mark
+        if mark is None:
+            continue
+        if mark.side == "src" and not mark.role:
+            (marked if mark.beside else in_use).add(mark.wire)
+        elif mark.side == "dst" and (mark.role or one.device.kind != "veth"):
+            in_use.add(mark.wire)
+    return marked - in_use

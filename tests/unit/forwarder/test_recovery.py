@@ -27,7 +27,7 @@ class Kernel:
         return NODE
 
     async def remove_found(self, found):
-        assert not found
+        self.removed = found
 
 
 def one(nsid, kind, *, hop=False, vni=0, far=None):
@@ -50,6 +50,7 @@ FORGED = {
 async def known(*found):
     recovery = Recovery(Kernel(*found))
     await recovery.look()
+    assert not recovery._kernel.removed
     return recovery
 
 
@@ -99,3 +100,41 @@ async def test_where_an_encrypted_tunnel_stands_is_told_only_of_one_on_the_node(
     assert apart.hop("id-1", APP, encrypted=True) is True
     shown = await known(one(5, "wireguard", hop=True))  # a workload says so of its own
     assert shown.hop("id-1", APP, encrypted=True) is None
+
+
+def end(nsid, side, kind, **mark):
+    return Found(Place(nsid, 7), Mark("id-1", side, **mark), replace(DEVICE, kind=kind))
+
+
+async def test_a_wire_that_another_has_replaced_is_taken_away_and_not_known():
+    old = [
+        end(5, "src", "veth", beside=True, leg="0a1b2c3d"),
+        end(6, "dst", "veth", leg="0a1b2c3d"),
+    ]
+    apart = [
+        end(5, "src", "macvlan", beside=True, leg="4e5f6a7b"),
+        end(OWN, "src", "vxlan", hop=True, leg="4e5f6a7b"),
+    ]
+    new = [end(5, "src", "veth", leg="8c9d0e1f"), end(7, "dst", "veth", leg="8c9d0e1f")]
+    kernel = Kernel(*old, *apart, *new)
+    recovery = Recovery(kernel)
+    assert await recovery.look() == 1
+    assert kernel.removed == [*old, *apart]
+    assert recovery.leg("id-1") == "8c9d0e1f"
+
+
+@pytest.mark.parametrize(
+    "victims",
+    [
+        [end(5, "src", "veth"), end(6, "dst", "veth")],
+        [end(5, "src", "macvlan"), end(OWN, "src", "vxlan", hop=True)],
+        [end(6, "dst", "vxlan")],
+        [end(6, "dst", "wireguard")],
+        [end(6, "dst", "veth"), end(OWN, "dst", "wireguard", hop=True)],
+    ],
+    ids=["local", "its client here", "its endpoint here", "encrypted", "encrypted, apart"],
+)
+async def test_nobody_takes_another_s_wire_away_by_what_is_written_in_its_own_namespace(victims):
+    forged = [end(9, "src", "dummy", beside=True), end(9, "dst", "dummy", hop=True, beside=True)]
+    for written in (forged[:1], forged):
+        await known(*victims, *written)
