@@ -184,7 +184,8 @@ class Store:
             self._said(f"{error} ({getattr(error, 'sqlite_errorname', '')})")
             self._later = asyncio.get_running_loop().call_later(AGAIN, self._write)
         else:
-            raise error
+            log.error("leases could not be written down", connections=list(batch), why=repr(error))
+            self._write()
         if not self._writing:
             self._idle.set()
 

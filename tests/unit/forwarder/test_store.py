@@ -222,3 +222,15 @@ async def test_what_was_being_made_is_known_to_the_next_life_until_it_is_made_or
         assert found == [LEASE]
     async with open_store(str(path)) as (store, _):
         assert not store.begun
+
+
+async def test_what_cannot_be_written_at_all_keeps_nobody_from_ending(tmp_path):
+    path = tmp_path / "f.sqlite"
+    with structlog.testing.capture_logs() as logs:
+        async with asyncio.timeout(5), open_store(str(path)) as (store, _):
+            store.keep(replace(LEASE, id="c2", ends=1 << 64))  # more than a column holds
+            await store.flushed()
+            store.keep(LEASE)
+    assert [one["connections"] for one in logs if one["log_level"] == "error"] == [["c2"]]
+    async with open_store(str(path)) as (_, leases):
+        assert leases == [LEASE]
