@@ -8,7 +8,7 @@ of /proc only when that is gone. Blocks: call it in threads, one at a time.
 
 import errno
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 _EVERYBODYS = "pid:[4026531836]"  # the PID namespace the machine began with: it shows all
@@ -67,19 +67,25 @@ class Inhabitants:
 
     def _scan(self, missing: set[int], mounted: dict[str, set[int]]) -> bool:
         """Find witnesses of the missing, and take those from it; whether all could be seen."""
-        whole = True
         wanted = {f"net:[{inode}]": inode for inode in missing}
         spaces: dict[str, str] = {}  # a mountinfo of each mount namespace
-        for pid in filter(str.isdigit, os.listdir(self._proc)):
+        rooted: set[str] = set()  # those whose shows all that is mounted there
+        pids = [pid for pid in os.listdir(self._proc) if pid.isdigit()]
+        own = self._own()
+        # mounted with hidepid, /proc does not say whom it leaves out: the first process among them
+        whole = "1" in pids
+        for pid in pids:
             folder = f"{self._proc}/{pid}"
             try:
-                spaces.setdefault(os.readlink(f"{folder}/ns/mnt"), f"{folder}/mountinfo")
-                for task in os.listdir(f"{folder}/task"):
-                    path = f"{folder}/task/{task}/ns/net"
-                    inode = wanted.get(os.readlink(path))
-                    if inode is not None and inode in missing:
-                        self._witness[inode] = path
-                        missing.discard(inode)
+                # threads of ours are in workloads' namespaces for moments, and keep none
+                if pid != own:
+                    self._tasks(folder, wanted, missing)
+                mounts = os.readlink(f"{folder}/ns/mnt")
+                if mounts not in rooted:  # from inside a chroot one sees only what is below it
+                    if os.readlink(f"{folder}/root") == "/":
+                        rooted.add(mounts)
+                        spaces[mounts] = f"{folder}/mountinfo"
+                    spaces.setdefault(mounts, f"{folder}/mountinfo")
             except OSError as failure:
                 # the first process stays where the machine began; some hide it even from root
                 whole = whole and (failure.errno in _GONE or pid == "1")
@@ -95,6 +101,27 @@ class Inhabitants:
                 self._witness[inode] = path
             missing -= here
         return whole
+
+    def _tasks(self, folder: str, wanted: Mapping[str, int], missing: set[int]) -> None:
+        """Find those of the missing that a task of that process is in."""
+        for task in os.listdir(f"{folder}/task"):
+            path = f"{folder}/task/{task}/ns/net"
+            try:
+                inode = wanted.get(os.readlink(path))
+            except OSError as failure:
+                if failure.errno not in _GONE:
+                    raise
+                continue  # this one ended: the first may, and the others go on
+            if inode is not None and inode in missing:
+                self._witness[inode] = path
+                missing.discard(inode)
+
+    def _own(self) -> str:
+        """Our number in that /proc; empty if we are not in it."""
+        try:
+            return os.readlink(f"{self._proc}/self")
+        except OSError:
+            return ""
 
 
 def _mounted(path: str) -> Iterator[int]:

@@ -79,22 +79,64 @@ async def test_a_namespace_with_a_name_is_kept_also_where_only_another_mount_nam
             subprocess.run(["ip", "netns", "del", name], check=True)
 
 
+def process(proc, pid, *, net="net:[1]", root="/", mounts=""):
+    """One in a /proc of files; all are in one mount namespace."""
+    folder, task = proc / pid, proc / pid / "task" / pid / "ns"
+    task.mkdir(parents=True)
+    (folder / "ns").mkdir()
+    (folder / "ns" / "mnt").symlink_to("mnt:[1]")
+    (folder / "root").symlink_to(root)
+    (task / "net").symlink_to(net)
+    (folder / "mountinfo").write_text(mounts)
+    return task / "net", folder / "mountinfo"
+
+
+MOUNTED = "9 1 0:4 net:[6] /run/netns/a rw - nsfs nsfs rw\n"
+
+
+def test_who_is_hidden_without_a_word_leaves_a_look_in_doubt(tmp_path):
+    process(tmp_path, "7")
+    assert not Inhabitants(str(tmp_path)).look([5]).whole, "hidepid leaves out the first process"
+    process(tmp_path, "1")
+    assert Inhabitants(str(tmp_path)).look([5]).whole
+
+
+def test_our_own_threads_keep_no_namespace(tmp_path):
+    for pid in ("1", "7"):
+        process(tmp_path, pid, net=f"net:[{pid}]", mounts=MOUNTED)
+    (tmp_path / "self").symlink_to("7")
+    seen = Inhabitants(str(tmp_path)).look([6, 7])
+    assert (seen.kept, seen.whole) == ({6}, True)
+
+
+def test_a_namespace_that_is_mounted_outside_of_somebody_s_chroot_is_kept(tmp_path):
+    process(tmp_path, "1", root="/var/empty")
+    process(tmp_path, "7", mounts=MOUNTED)
+    process(tmp_path, "8", root="/var/empty")
+    assert Inhabitants(str(tmp_path)).look([6]).kept == {6}
+
+
+def test_a_process_whose_first_thread_ended_keeps_its_namespace(tmp_path):
+    process(tmp_path, "1")
+    process(tmp_path, "7")[0].unlink()
+    (tmp_path / "7" / "ns" / "mnt").unlink()
+    other = tmp_path / "7" / "task" / "8" / "ns"
+    other.mkdir(parents=True)
+    (other / "net").symlink_to("net:[5]")
+    assert Inhabitants(str(tmp_path)).look([5]).kept == {5}
+
+
 @pytest.mark.parametrize("hidden", ["task", "mountinfo"])
 def test_what_may_not_be_seen_is_said(tmp_path, hidden):
     """A /proc of files, because root is refused nowhere."""
-    task = tmp_path / "7" / "task" / "7" / "ns"
-    task.mkdir(parents=True)
-    (tmp_path / "7" / "ns").mkdir()
-    (tmp_path / "7" / "ns" / "mnt").symlink_to("mnt:[1]")
-    (task / "net").symlink_to("net:[5]")
-    mountinfo = tmp_path / "7" / "mountinfo"
-    mountinfo.write_text("9 1 0:4 net:[6] /run/netns/a rw - nsfs nsfs rw\n")
+    process(tmp_path, "1", root="/var/empty")
+    task, mountinfo = process(tmp_path, "7", net="net:[5]", mounts=MOUNTED)
     seen = Inhabitants(str(tmp_path)).look([5, 6, 7])
     assert (seen.kept, seen.whole) == ({5, 6}, True)
     if hidden == "task":
-        (task / "net").unlink()
-        (task / "net").mkdir()
-        refused = task / "net"
+        task.unlink()
+        task.mkdir()
+        refused = task
     else:
         mountinfo.unlink()
         refused = mountinfo
