@@ -203,6 +203,8 @@ class Wire:
         """Whether packets flow, by pings; None where nobody can tell."""
         self.made: Connection | None = None
         """The last answer; None before the first and after the end."""
+        self.former: IPContext | None = None
+        """What an endpoint before had said of itself, until it is taken away."""
         self.news = News()
 
     @property
@@ -486,14 +488,26 @@ class Client:
         """
         began = time.monotonic()
         if not elsewhere:
-            made = await unless(self._ask(wire, conn), wire.news.silence())
-            return path.stages(made, _ms(began)) if made else None
+            asked = _without(conn, wire.former) if wire.former else conn
+            made = await unless(self._ask(wire, asked), wire.news.silence())
+            if made is None:
+                return None
+            wire.former = None
+            return path.stages(made, _ms(began))
         made = await self._ask(wire, _reselecting(conn, wire.wish.endpoint))
         stages = path.stages(made, _ms(began))
         if made.endpoint != conn.endpoint and _has_of(made.ip, conn.ip):
+            wire.former = conn.ip
+        if wire.former:
             began = time.monotonic()
-            await self._ask(wire, _without(made, conn.ip))
-            stages["cleared"] = _ms(began)
+            try:
+                await self._ask(wire, _without(made, wire.former))
+            except NsmError as error:  # the wire is there: it is not led elsewhere once more
+                log.warning("what another endpoint said stays", id=wire.id, why=str(error))
+                wire.refresh()
+            else:
+                wire.former = None
+                stages["cleared"] = _ms(began)
         return stages
 
     async def _lost(self, wire: Wire, why: Why) -> None:

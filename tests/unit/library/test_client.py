@@ -543,6 +543,38 @@ async def test_what_an_endpoint_said_of_names_is_not_carried_to_another(authorit
         assert seen.asked[1].connection.context.dns is None
 
 
+async def test_a_wire_led_elsewhere_is_not_led_on_where_the_old_ends_words_cannot_go_at_once(
+    authority, door
+):
+    class Moving(Witness):
+        async def establish(self, asked, held, caller, undo):
+            if asked.connection.state == State.RESELECT_REQUESTED:
+                self._name, self.addresses = "other", FromPools(Pools([["10.5.0.0/24"]]))
+            made = await super().establish(asked, held, caller, undo)
+            if asked.connection.state == State.RESELECT_REQUESTED:
+                self.refuse = UnavailableError("its forwarder was killed")
+            return made
+
+    asking = Asking(authority, door)
+    async with managed(authority, door, Moving()) as (manager, seen):
+        async with asking.client as client, client.connect("kernel://echo/nsm-1") as wire:
+            await watched(manager)
+            (held,) = manager._hop.connections.established()
+            manager._hop.events.publish(EventType.DELETE, held.made, held.previous)
+            await until(lambda: len(seen.asked) >= 3, "a try to clear up", bar=0.5)
+            assert seen.asked[2].connection.context.ip.dst_ip_addrs == ("10.5.0.0/32",)
+            seen.refuse = None
+            await until(
+                lambda: wire.connection.ip.dst_ip_addrs == ("10.5.0.0/32",),
+                "what the old endpoint said to be gone",
+                bar=1,
+            )
+            assert (wire.up, wire.endpoint) == (True, "other")
+        states = [one.connection.state for one in seen.asked]
+        assert states.count(State.RESELECT_REQUESTED) == 1, states
+        assert wire.trouble.endpoint == "manager"
+
+
 async def test_a_wire_that_was_left_stands_for_the_next_life(authority, door):
     async with managed(authority, door) as (manager, _):
         for _ in range(2):
