@@ -13,6 +13,7 @@ from nsmctl.asking import Json, Lab
 if TYPE_CHECKING:
     from nsmctl.machine.leaks import Forwarder, Leak
 
+CAP_NET_ADMIN = 12
 COLUMNS = ("node", "what", "where", "why", "connection")
 
 
@@ -102,7 +103,15 @@ def _here() -> "list[Forwarder]":
 
 
 def _is_ours(pid: int) -> bool:
-    return os.readlink(f"/proc/{pid}/ns/net") == os.readlink("/proc/self/ns/net")
+    """In our network namespace, and with the right to change it: because anybody may call a
+    process so, and name a store in which no wire is held.
+    """
+    for kind in ("net", "user"):
+        if os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}"):
+            return False
+    with open(f"/proc/{pid}/status") as file:
+        held = next((int(line.split()[1], 16) for line in file if line.startswith("CapEff:")), 0)
+    return bool(held >> CAP_NET_ADMIN & 1)
 
 
 def _environment(pid: int) -> dict[str, str]:
