@@ -130,6 +130,10 @@ def _read(said: object, where: Site, whose: str) -> Fault:
     there = where.nodes if do in ("unplug", "partition", "rate") else where.processes
     if not isinstance(who, list) or not who or any(one not in there for one in who):
         raise InvalidError(f"{whose}: `who` is {who!r}", hint=f"some of {', '.join(there)}")
+    if len({*who}) < len(who) or (do in ("unplug", "rate") and len(who) > 1):
+        raise InvalidError(
+            f"{whose}: `who` is {who!r}", hint="nobody twice, and one node to unplug or slow down"
+        )
     if do == "partition" and len(set(who)) >= len(there):
         raise InvalidError(f"{whose}: `who` is everybody", hint="name one side of the partition")
     numbers = {key: said.get(key, 0) for key in ("seconds", "rest", "bits")}

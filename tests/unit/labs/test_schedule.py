@@ -67,6 +67,8 @@ def test_whom_chaos_may_break_is_called_as_people_call_them():
         ({"do": "kill", "who": "home-1"}, "`who` is 'home-1'"),
         ({"do": "unplug", "who": ["nsmgr@home-1"]}, "some of home-1, home-2, away-1"),
         ({"do": "partition", "who": ["home-1", "home-2", "away-1"]}, "everybody; name one side"),
+        ({"do": "kill", "who": ["nsmgr@home-1"] * 2}, "nobody twice"),
+        ({"do": "unplug", "who": ["home-1", "home-2"]}, "one node to unplug"),
         ({"do": "rate", "who": ["home-1"]}, "`bits` is missing"),
         ({"do": "kill", "who": ["nsmgr@home-1"], "seconds": -1}, "`seconds` is -1"),
         ({"do": "kill", "who": ["nsmgr@home-1"], "rest": True}, "`rest` is True"),
