@@ -32,6 +32,7 @@ from nsm.descriptors import Descriptors, opened
 from nsm.errors import (
     Code,
     DeadlineError,
+    ExhaustedError,
     InvalidError,
     NotFoundError,
     NsmError,
@@ -522,9 +523,10 @@ class Client:
         self._down(wire, cause, None, noticed)
 
     def _refused(self, wire: Wire, conn: Connection, error: NsmError) -> None:
-        """Nobody there to ask leaves the wire as it is, as long as its tokens last."""
+        """Nobody there to ask, or nobody with time for us now, leaves the wire as it is, as long
+        as its tokens last."""
         expired = _least_expiry(conn) < time.time_ns()
-        if expired or not isinstance(error, UnavailableError | DeadlineError):
+        if expired or not isinstance(error, UnavailableError | DeadlineError | ExhaustedError):
             cause = Cause.EXPIRED if expired else Cause.CONTROL
             self._down(wire, cause, error, time.monotonic())
 

@@ -15,6 +15,7 @@ from nsm.descriptors import Descriptors
 from nsm.endpoint import Endpoint, EndpointRoute, FromPools
 from nsm.errors import (
     DeniedError,
+    ExhaustedError,
     InvalidError,
     NotFoundError,
     PreconditionError,
@@ -668,6 +669,23 @@ async def test_while_the_manager_is_away_a_refresh_is_tried_again_and_the_wire_s
         await second.enter_async_context(managed(authority, door))
         await until(lambda: not wire.news.waiting, "the wire is refreshed again", bar=1)
         assert time.monotonic() - began < 10
+
+
+async def test_a_mesh_that_is_busy_is_asked_again_and_the_wire_is_not_called_down(authority, door):
+    """Who holds more wires than may be asked for at once asks for all when its manager is back."""
+    asking = Asking(authority, door)
+    async with (
+        managed(authority, door) as (manager, seen),
+        asking.client as client,
+        client.connect("kernel://echo/nsm-1") as wire,
+    ):
+        await watched(manager)
+        seen.refuse = ExhaustedError("128 requests under way")
+        wire.refresh()
+        await until(lambda: len(seen.asked) == 3, "two tries", bar=1)
+        seen.refuse = None
+        await until(lambda: not wire.news.waiting, "the wire is refreshed again", bar=1)
+        assert asking.kinds == [Change.UP]
 
 
 async def test_a_wire_that_cannot_be_closed_says_what_will_end_it(authority, door, monkeypatch):
