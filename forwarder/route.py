@@ -76,6 +76,7 @@ class ForwarderRoute:
         self._joining = Joining(kernel, self._asking, tunnels, self._remotes, recovery, probe)
         self._spawn = spawn
         self._leaving: set[str] = set()
+        self._aside: set[str] = set()  # wires that were left and are yet to be taken away
 
     def leave(self, id_: str) -> None:
         """Choose anew when that connection is asked for again; it stays if nobody takes it."""
@@ -204,6 +205,8 @@ class ForwarderRoute:
         same = known if known and known.endpoint == name else None
         chosen = not conn.endpoint or (same is not None and same.chosen)
         leg = known.leg if known else self._recovery.leg(conn.id)
+        if known is None and owner.wire_id(conn.id, leg) in self._aside:
+            leg = new_leg()  # what is taken away in a moment is called so, here and there
         target = Target(name, offer.payload, url, same, name == carrier, chosen, leg)
         if same or not known or near.namespace is None:
             return target, conn
@@ -362,6 +365,8 @@ class ForwarderRoute:
         )
         self._recovery.settled(made.id)
         if before and before.endpoint != target.endpoint and held.made:
+            if before.leg != target.leg:
+                self._aside.add(owner.wire_id(made.id, before.leg))
             self._spawn(
                 self._say_goodbye(held.made, before, target.leg), f"goodbye to {before.endpoint}"
             )
@@ -384,8 +389,11 @@ class ForwarderRoute:
         finally:
             self._sockets.release(before.url)
         if moved:
-            await self._kernel.remove(conn.id, leg=before.leg)
-            self._forget_tunnel(conn.id, before.leg)
+            try:
+                await self._kernel.remove(conn.id, leg=before.leg)
+                self._forget_tunnel(conn.id, before.leg)
+            finally:
+                self._aside.discard(owner.wire_id(conn.id, before.leg))
 
     def _forget_tunnel(self, id_: str, leg: str) -> None:
         for remote in self._remotes.values():

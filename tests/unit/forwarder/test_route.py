@@ -170,6 +170,7 @@ class Endpoints:
         self.listed = {"e-a": "unix:/a", "e-b": "unix:/b"}
         self.payload = "ETHERNET"
         self.dead = set()
+        self.slow = {}  # what those wait for who let nobody close at once, by URL
         self.log = []
         self.asked = []  # each mechanism that was offered, and what was agreed on before
         self.mtus = []  # and the wire's MTU as it was then
@@ -220,6 +221,8 @@ class Endpoints:
 
     async def close(self, url, conn, **how):
         self._reach("close", url)
+        if url in self.slow:
+            await self.slow[url].wait()
         self.closed = conn
 
     def _reach(self, what, url):
@@ -308,6 +311,21 @@ async def test_a_client_may_move_from_an_endpoint_that_is_dead(lives):
     assert moved.endpoint == "e-b"
     await forwarder.said_goodbye()
     assert forwarder.mesh.log[-2:] == [("request", "unix:/b"), ("close", "unix:/a")]
+
+
+async def test_what_is_left_late_is_not_what_was_made_anew_meanwhile(lives):
+    forwarder = lives()
+    made = await forwarder.request(replace(ASKED, endpoint="e-a"))
+    hung = forwarder.mesh.slow["unix:/a"] = asyncio.Event()
+    moved = await forwarder.request(replace(made, endpoint="e-b"))
+    await forwarder.close(moved)
+    again = await forwarder.request(moved)
+    held = forwarder.hop.connections.get(again.segments[1].id)
+    hung.set()
+    await forwarder.said_goodbye()
+    assert forwarder.kernel.wires == {owner.wire_id(held.id, held.memory.leg)}
+    await forwarder.close(again)
+    assert not forwarder.kernel.wires
 
 
 async def test_an_endpoint_that_is_dead_and_no_longer_registered_is_not_found(lives):
