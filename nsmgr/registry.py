@@ -36,6 +36,7 @@ PERIOD = 60 * SECOND  # a registration lives this long at most, and is renewed b
 FD_PATIENCE = 2.0  # seconds a registered socket may come after the call that names it
 SPARE = 2  # seconds of its tokens at most that an endpoint leaves us to unregister it
 LOOK_EVERY = 1.0  # seconds between looks at whether endpoints listen
+AT_ONCE = 64  # endpoints looked at before others have their turn
 DESERTED = 3  # looks in a row at which one does not, until it is taken for gone
 AGAIN = 5  # seconds between tries to unregister one that ended
 log = structlog.get_logger(__name__)
@@ -128,12 +129,14 @@ class Locals:
 
     async def deserted(self, besides: str) -> set[str]:
         """Whose sockets nobody listens at; of those that serve another service than that."""
-        copies = {
-            local.endpoint.name: os.dup(local.fd)
-            for local in self._by_name.values()
-            if local.fd is not None and besides not in local.endpoint.services
-        }
-        return await asyncio.to_thread(_refusing, copies)
+        found = set()
+        for turn, (name, local) in enumerate(list(self._by_name.items()), 1):
+            if turn % AT_ONCE == 0:  # some 20 us each
+                await asyncio.sleep(0)
+            here = self._by_name.get(name) is local and besides not in local.endpoint.services
+            if here and local.fd is not None and _refuses(local.fd):
+                found.add(name)
+        return found
 
     def _forget(self, local: Local) -> None:
         if local.timer:
@@ -362,22 +365,19 @@ def _until(expires: int | None, by: Registration) -> int:
     return min(by.expires - spare, expires or by.expires)
 
 
-def _refusing(copies: Mapping[str, int]) -> set[str]:
-    """At which of these sockets nobody listens; closes them. Nobody there hears of it: where
-    there is a listener the kernel says that we are of another type, and else that we are refused.
+def _refuses(fd: int) -> bool:
+    """Whether nobody listens at that socket; False where it cannot be told. Nobody there hears of
+    it, and nobody waits: where there is a listener the kernel says that we are of another type,
+    and else that we are refused.
     """
-    found = set()
-    for name, fd in copies.items():
+    try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
-            try:
-                probe.connect(f"/proc/self/fd/{fd}")
-            except ConnectionRefusedError:
-                found.add(name)
-            except OSError:
-                pass
-            finally:
-                os.close(fd)
-    return found
+            probe.connect(f"/proc/self/fd/{fd}")
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _same_file(one: int | None, other: int) -> bool:

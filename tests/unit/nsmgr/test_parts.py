@@ -1,4 +1,5 @@
 import os
+import resource
 import socket
 import subprocess
 import time
@@ -148,3 +149,30 @@ async def test_a_renewed_registration_of_the_same_socket_keeps_its_url(tmp_path)
             assert locals_.get("nse").url != url
         locals_.close()
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_whose_socket_nobody_listens_at_is_found_also_where_no_file_can_be_opened(tmp_path):
+    locals_, inf = Locals(), time.time_ns() + 600 * SECOND
+    for name in ("there", "gone", "forwarder"):
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(tmp_path / name))
+            listening.listen()
+            if name == "there":
+                there = listening.dup()
+            fd = os.open(tmp_path / name, os.O_PATH)
+        service = "fwd" if name == "forwarder" else "svc"
+        locals_.put(Endpoint(name, (service,), expires=inf), f"unix:{fd}", fd)
+    with there:
+        before = set(os.listdir("/proc/self/fd"))
+        assert await locals_.deserted("fwd") == {"gone"}
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = os.open("/", os.O_PATH)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        try:
+            assert await locals_.deserted("fwd") == set()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert set(os.listdir("/proc/self/fd")) == before
+    assert await locals_.deserted("fwd") == {"gone", "there"}
+    locals_.close()
