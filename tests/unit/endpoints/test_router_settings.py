@@ -1,8 +1,9 @@
-"""What a router is told about names."""
+"""What a router is told about names, and about the other routers."""
 
 import pytest
 
 from endpoints.vl3.config import Config
+from nsm.liveness import Rhythm
 from nsm.process.config import ConfigError, parse, resolved
 
 LEAST = {"NSM_PREFIX_SERVER_URL": "tcp://ipam:5006", "NSM_NAME": "r-1"}
@@ -59,3 +60,10 @@ def test_what_can_name_nobody_is_refused_at_the_start(more: dict[str, str], why:
 
 def test_a_router_that_dns_cannot_name_is_one_all_the_same() -> None:
     assert config(NSM_NAME="r:1").called == ()
+
+
+def test_other_routers_are_asked_as_often_as_upstreams_are() -> None:
+    assert config().liveness == Rhythm(interval=1.2, timeout=1.0)
+    told = config(NSM_LIVENESS_CHECK_INTERVAL="200ms", NSM_LIVENESS_CHECK_TIMEOUT="3s")
+    assert told.liveness == Rhythm(interval=0.2, timeout=3.0)
+    assert config(NSM_LIVENESS_CHECK_ENABLED="false").liveness is None
