@@ -481,6 +481,11 @@ class Faults:
 
     def fill(self, cluster: str) -> None:
         """Leave no room on a cluster's disk: nothing can be written there any more."""
+        if not os.path.ismount(self._paths.disk(self.disk(cluster))):  # or the machine's is filled
+            raise PreconditionError(
+                f"the disk of {cluster} of lab {self._lab.name} is not mounted where this runs",
+                hint="do it in the mount namespace in which the lab was brought up",
+            )
         with self._noting() as now, open(self._fill(cluster), "wb", buffering=0) as file:
             for size in (1 << 16, 1 << 12, 1):  # to the last page
                 with contextlib.suppress(OSError):

@@ -22,6 +22,7 @@ from nsm.names import templates
 
 UP: Final = "up"  # the lab's coming up, where else a check's name would be
 BRIDGE: Final = "bridge"  # what a switch's own interface is called
+SMALLEST_DISK, LARGEST_DISK = 64_000, 256_000_000  # bytes, of memory
 SMALLEST, LARGEST = 28, 65_535  # bytes of an IP packet with an echo in it
 ON_DEMAND: Final = "on-demand"
 IDLE: Final = "15s"  # as upstream's examples
@@ -616,10 +617,14 @@ class _Reader:
             excluded = tuple(item.get("excluded-prefixes", ()))
             if excluded and not managers:
                 raise self._wrong((*where, "excluded-prefixes"), "no wire begins or ends there")
+            disk = units.octets(item["disk"]) if "disk" in item else 0
+            if "disk" in item and not SMALLEST_DISK <= disk <= LARGEST_DISK:
+                raise self._wrong(
+                    (*where, "disk"), f"{item['disk']}: 64kB to 256MB, because it is in memory"
+                )
             clusters[name] = Cluster(
                 name, domain, family, registry, managers, excluded=excluded,
-                token_lifetime=item.get("token-lifetime", ""),
-                disk=units.octets(item["disk"]) if "disk" in item else 0,
+                token_lifetime=item.get("token-lifetime", ""), disk=disk,
             )  # fmt: skip
         return self._federated(clusters)
 

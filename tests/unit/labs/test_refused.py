@@ -53,6 +53,8 @@ def test_a_file_of_too_many_levels_is_refused(text):
 @pytest.mark.parametrize(
     ("old", "new", "line", "says"),
     [
+        pytest.param("test}", "test, disk: 1GB}", 3, "disk: 1GB: 64kB to 256MB", id="a large disk"),
+        pytest.param("test}", "test, disk: 0MB}", 3, "disk: 0MB: 64kB to 256MB", id="no disk"),
         pytest.param("{name: a, ping", "3\n  - {name: a, ping", 22, "found 3", id="check"),
         pytest.param("serve it", "sh -c 'x", 20, "run[0].exec: No closing", id="exec's quote"),
         pytest.param("serve it", "  ", 20, "run[0].exec: there is no command", id="exec blank"),
