@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 from labs import inventory, processes, state, wear
+from labs.alive import Mark as Life
 from labs.faults import Faults
 from labs.hands import EndedError, FailedError, Hands
 from labs.lab import Lab
@@ -369,10 +370,14 @@ class Chaos:
 
     def _alive(self) -> dict[str, int]:
         """The pid of every process that lives, by how people call it."""
+        return {who: mark.pid for who, mark in self._lives().items()}
+
+    def _lives(self) -> dict[str, Life]:
+        """Every process that lives, by how people call it."""
         born = state.born(self._paths)
         names = {p.name: called(p) for p in self._plan.processes if not p.is_errand}
         return {
-            names[name]: child.mark.pid
+            names[name]: child.mark
             for name, child in born.items()
             if name in names and child.mark.alive
         }
@@ -398,7 +403,8 @@ class Chaos:
                 less = [f"gone: {count} {what}" for what, count in (self._before - now).items()]
                 raise BrokenError("leftovers", [*more, *less, f"for {patience:g} s"])
             time.sleep(_LOOK)
-        ours = {who: (pid, self._logs[who]) for who, pid in self._pids.items() if who in self._logs}
+        lives = {who: mark for who, mark in self._lives().items() if who in self._logs}
+        ours = {who: (mark, self._logs[who]) for who, mark in lives.items()}
         self._looks.append(wear.held(ours))
         self._go()
 

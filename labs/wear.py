@@ -14,6 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from labs import alive
+from labs.alive import Mark
+
 PATIENCE: Final = 2.0  # seconds for a process to say what runs in it
 LEAST: Final = 6  # looks, before anything is said of a trend
 _LOOK: Final = 0.02
@@ -32,13 +35,15 @@ class Held:
     tasks: int
 
 
-def held(of: Mapping[str, tuple[int, str]]) -> dict[str, Held]:
-    """What each process holds, by its name; of: its pid and its log. Who has ended is left out."""
+def held(of: Mapping[str, tuple[Mark, str]]) -> dict[str, Held]:
+    """What each process holds, by its name; of: who it is, and its log. Who ended is left out."""
     asked = {}
-    for name, (pid, log) in of.items():
-        with contextlib.suppress(OSError):
-            asked[name] = os.path.getsize(log)
-            os.kill(pid, signal.SIGUSR2)
+    with alive.held([mark for mark, _ in of.values()]) as there:
+        for name, (mark, log) in of.items():
+            with contextlib.suppress(OSError):
+                if mark in there:  # whoever else has its number by now would end by that signal
+                    asked[name] = os.path.getsize(log)
+                    signal.pidfd_send_signal(there[mark], signal.SIGUSR2)
     end = time.monotonic() + PATIENCE
     tasks: dict[str, int] = {}
     while time.monotonic() < end and tasks.keys() != asked.keys():
@@ -47,7 +52,8 @@ def held(of: Mapping[str, tuple[int, str]]) -> dict[str, Held]:
                 tasks[name] = count
         time.sleep(_LOOK)
     found = {}
-    for name, (pid, _) in of.items():
+    for name, (mark, _) in of.items():
+        pid = mark.pid
         with contextlib.suppress(OSError, StopIteration):
             found[name] = Held(
                 _field(f"/proc/{pid}/smaps_rollup", "Pss:"),
