@@ -81,6 +81,7 @@ def _leaks(forwarder: Forwarder, home: Home) -> Iterator[Leak]:
     found = sweep.find(group)
     names = _names(home)
     owned = {*leases, *begun}
+    untold = unwritten(forwarder.store)
     for one in found:
         if one.mark and one.mark.connection in owned:
             continue
@@ -88,9 +89,9 @@ def _leaks(forwarder: Forwarder, home: Home) -> Iterator[Leak]:
             forwarder.node,
             f"device {one.device.name}",
             names.get(one.place.nsid, f"namespace {one.place.nsid}"),
-            "no lease" if one.mark else "nobody has said whose it is",
+            f"no lease{untold}" if one.mark else "nobody has said whose it is",
             one.mark.connection if one.mark else "",
-            _removal(forwarder, one, group),
+            None if untold else _removal(forwarder, one, group),
         )
     standing = {one.mark.connection for one in found if one.mark and not one.mark.hop}
     for id_, lease in leases.items():
@@ -106,6 +107,15 @@ def _leaks(forwarder: Forwarder, home: Home) -> Iterator[Leak]:
             if running.mark.connection not in owned:
                 yield Leak(forwarder.node, f"wireguard-go {running.pid}", HERE, "no lease",
                            running.mark.connection)  # fmt: skip
+
+
+def unwritten(store: str) -> str:
+    """Why a forwarder may hold more than its store says, which it cannot write now; empty if it
+    can. Then what has no lease may be somebody's, and is not to be taken away."""
+    facts = os.statvfs(store)
+    if facts.f_flag & os.ST_RDONLY:
+        return ", and its store is on a disk that is read-only"
+    return ", and its store is on a disk that is full" if not facts.f_bavail else ""
 
 
 def _removal(forwarder: Forwarder, one: Found, group: int) -> Callable[[], None]:

@@ -8,6 +8,7 @@ import pytest
 
 from nsm.errors import NotFoundError
 from nsmctl import leaks
+from nsmctl.machine.leaks import unwritten
 
 pytestmark = pytest.mark.unit
 NOBODY = 65534
@@ -32,3 +33,18 @@ def test_a_process_that_only_calls_itself_a_forwarder_is_not_asked_what_is_held(
             found = []
         impostor.communicate(b"\n")
     assert "impostor" not in found
+
+
+def test_what_has_no_lease_may_be_held_where_the_disk_is_full_or_read_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk that is not there: to make one takes a right that not everybody has."""
+    store = tmp_path / "forwarder.sqlite"
+    store.touch()
+    assert unwritten(str(store)) == ""
+    facts = list(os.statvfs(store))
+    blocks, flags = 4, 8  # of the free ones that anybody may have; and the flags
+    for place, value, why in ((blocks, 0, "full"), (flags, os.ST_RDONLY, "read-only")):
+        told = [*facts[:place], value, *facts[place + 1 :]]
+        monkeypatch.setattr(os, "statvfs", lambda _, told=told: os.statvfs_result(told))
+        assert unwritten(str(store)).endswith(why)
