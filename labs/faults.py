@@ -256,10 +256,10 @@ class Faults:
                 f"nothing can be started in lab {self._lab.name}: its nursery is dead",
                 hint=f"nsmctl lab down {self._lab.name}",
             )
-        text = "".join(json.dumps(order) + "\n" for order in orders).encode()
         fd = os.open(self._paths.orders, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            os.write(fd, text)  # less than a pipe takes at once
+            for order in orders:  # each at once, because somebody else may give orders, too
+                os.write(fd, json.dumps(order).encode() + b"\n")
         finally:
             os.close(fd)
 

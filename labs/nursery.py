@@ -93,11 +93,18 @@ class Nursery:
             return
         *lines, self._heard[fd] = (self._heard[fd] + data).split(b"\n")
         for line in lines:
-            order = json.loads(line)
-            if again := order.get("again"):
-                self._bear_again(again)
+            try:
+                order = json.loads(line)
+                again = order.get("again")
+                name = again or order["name"]
+            except (ValueError, KeyError, AttributeError):  # all here would be nobody's without us
+                text = line[:64].decode(errors="replace")
+                self._note(event="refused", name="", because=f"{text!r} is no order")
+                continue
+            if again:
+                self._bear_again(name)
             else:
-                self._given[order["name"]] = order
+                self._given[name] = order
                 if not order.get("later"):
                     self._bear(order)
 
