@@ -14,6 +14,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Self
 
 from nsm.errors import (
@@ -43,8 +44,11 @@ NEWNSID, DELNSID, GETNSID = 88, 89, 90
 ROUTE, GENERIC = 0, 16
 NESTED = 0x8000
 SOL_NETLINK = 270
+SO_SNDBUFFORCE = 32  # asm-generic/socket.h; Python has no name for it
 _CAP_ACK, _EXT_ACK, _STRICT = 10, 11, 12
 
+_PARTS = 1024  # of a sendmsg (UIO_MAXIOV)
+_ROOM = 1 << 16  # bytes that every socket has for sending
 _HEADER = struct.Struct("=IHHII")
 _ATTR = struct.Struct("=HH")
 _PATIENCE = struct.pack("=qq", 10, 0)  # seconds; the kernel answers at once or has a defect
@@ -204,7 +208,7 @@ class Socket:
         first = self._sequence + 1
         self._number(batch, last_acknowledged=True)
         last = self._sequence
-        self._sock.sendmsg(batch)
+        self._send(batch)
         results: list[Refusal | None] = [None] * len(batch)
         while True:
             for kind, _, sequence, data in self._receive():
@@ -215,6 +219,21 @@ class Socket:
                     results[sequence - first] = Refusal(-code, _sentence(data))
                 if sequence == last:
                     return results
+
+    def _send(self, batch: Sequence[bytearray]) -> None:
+        """All of it in one call, however much: the kernel works it off without a break."""
+        if len(batch) <= _PARTS and sum(map(len, batch)) <= _ROOM:
+            self._sock.sendmsg(batch)
+            return
+        whole = b"".join(batch)
+        with suppress(PermissionError):  # then what is too long is refused
+            self._sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 2 * len(whole))
+        try:
+            self._sock.send(whole)
+        except OSError as failure:
+            if failure.errno != errno.EMSGSIZE:
+                raise
+            raise Refusal(errno.EMSGSIZE) from failure
 
     def ask(self, question: bytearray) -> memoryview:
         """The one answer to a question; raises Refusal."""

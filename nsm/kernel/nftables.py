@@ -21,7 +21,6 @@ INET: Final = 1  # both families
 PREROUTING, INPUT, FORWARD = 0, 1, 2  # hooks
 ACCEPT, DROP = 1, 0
 _NETFILTER = 12
-_SO_SNDBUFFORCE = 32  # asm-generic/socket.h; Python has no name for it
 _BEGIN, _END = 0x10, 0x11
 _PATIENCE = 5.0  # seconds; the kernel answers at once or has a defect
 _TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
@@ -62,7 +61,7 @@ def transact(changes: Sequence[bytearray]) -> Refusal | None:
         sock.settimeout(_PATIENCE)
         with suppress(PermissionError):  # then what is too long is refused
             # a batch is one message, and the kernel takes none that is longer than this
-            sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * sum(map(len, batch)))
+            sock.setsockopt(socket.SOL_SOCKET, netlink.SO_SNDBUFFORCE, 2 * sum(map(len, batch)))
         try:
             sock.sendmsg(batch)
         except OSError as failure:
