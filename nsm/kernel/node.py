@@ -332,14 +332,21 @@ class Kernel:
         After a restart this is what there is. `Found.mark` is None for a device whose maker
         died before naming it: remove it.
         """
+        before = {connection: dict(hints) for connection, hints in self._hints.items()}
         found = await self._run(self._creating, None, self._found)
+        there = {(_whose(item.mark), item.place) for item in found if item.mark}
         for item in found:
-            if item.mark:
-                hints = self._hints.setdefault(item.mark.connection, {})
-                key = (item.mark.side, item.mark.role, item.mark.leg)
-                known = hints.get(key)
-                space = known[0] if known else Namespace(0, item.place.nsid)
-                hints[key] = (space, item.place)
+            if item.mark is None:
+                continue
+            connection, role = whose = _whose(item.mark)
+            known = self._hints.get(connection, {}).get(role)
+            if known != before.get(connection, {}).get(role):
+                continue  # made or taken away since we looked
+            if known and (whose, known[1]) in there:
+                continue  # another that says the same was marked by somebody in a workload
+            same = known and known[1].nsid == item.place.nsid
+            space = known[0] if known and same else Namespace(0, item.place.nsid)
+            self._hints.setdefault(connection, {})[role] = (space, item.place)
         return found
 
     def _found(self) -> tuple[Found, ...]:
@@ -383,6 +390,11 @@ class Kernel:
             one for one in found if leg is None or one.mark is None or one.mark.leg == leg
         )
         await self.remove_found(found, spaces=[space for space, _ in hints.values()])
+        places = {one.place for one in found}
+        for (side, role, _), (space, place) in hints.items():
+            if side == "src" and not role and place not in places:
+                # somebody else deleted the device: rules, which only clients have, outlive it
+                await self._run(self._deleting, None, self._sweep_left, place.nsid, space)
         return len(found)
 
     async def remove_found(
@@ -420,6 +432,12 @@ class Kernel:
     def _stop(self, names: Iterable[str]) -> None:
         for name in names:
             self._processes.stop(name)
+
+    def _sweep_left(self, nsid: int, space: Namespace) -> None:
+        with Socket.here() as own:
+            (answer,) = own.ask_all([messages.get_link(index=_LOOPBACK, nsid=nsid)])
+        if not isinstance(answer, Refusal):  # else the namespace is gone, and all that was in it
+            self._sweep_rules(nsid, space if space.cookie else None)
 
     def _sweep_rules(self, nsid: int, known: Namespace | None) -> None:
         try:
@@ -752,6 +770,10 @@ def _standing(reach: Reach, end: End, engine: EngineName) -> StandingWireguard |
     if held is None or held.key is None or not held.port:
         return None
     return StandingWireguard(held.key, held.port, engine)
+
+
+def _whose(mark: owner.Mark) -> tuple[str, Role]:
+    return mark.connection, (mark.side, mark.role, mark.leg)
 
 
 def _names(found: Iterable[Found]) -> set[str]:

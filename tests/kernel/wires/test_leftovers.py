@@ -55,6 +55,12 @@ async def test_what_nobody_holds_is_taken_away_and_what_somebody_holds_stays():
             assert links(spaces[0]) == {"held", "scrawled", "before", "theirs"}
             assert links(spaces[1]) == {"held", "scrawled", "before"}
             assert await leftovers.sweep() == 0
+            # what another workload writes on a device of its own hides nobody's wire
+            spaces[1].run("ip", "link", "add", "forged", "group", group, "type", "bridge")
+            spaces[1].run("ip", "link", "set", "forged", "alias", "nsm:held:src")
+            assert await leftovers.sweep() == 0
+            assert await kernel.remove("held") == 2
+            assert links(spaces[0]) == {"scrawled", "before", "theirs"}
             await kernel.remove_all()
     finally:
         for space in spaces:

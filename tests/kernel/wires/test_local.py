@@ -352,6 +352,11 @@ async def test_policies_get_a_rule_and_a_table_each_and_go_with_the_wire(
     await ensured(kernel, wanted, client, server)
     await kernel.remove("id-1")
     assert kernel_state(client, server) == before
+    await ensured(kernel, wanted, client, server)
+    client.run("ip", "link", "del", "nsm-1")  # by somebody in there; its rules stay
+    assert len(client.ip("rule")) == 4
+    assert await kernel.remove("id-1") == 0
+    assert kernel_state(client, server) == before
 
 
 async def test_ipv6_works_where_new_interfaces_have_it_disabled_and_ipv4_does_not_need_it(
