@@ -56,11 +56,15 @@ async def test_what_nobody_holds_is_taken_away_and_what_somebody_holds_stays():
             assert links(spaces[1]) == {"held", "scrawled", "before"}
             assert await leftovers.sweep() == 0
             # what another workload writes on a device of its own hides nobody's wire
-            spaces[1].run("ip", "link", "add", "forged", "group", group, "type", "bridge")
-            spaces[1].run("ip", "link", "set", "forged", "alias", "nsm:held:src")
+            # (numbered as late as can be: in whichever order all are found, theirs is the last)
+            for space in spaces:
+                for index, side in enumerate(("src", "dst"), (1 << 31) - 3):
+                    named = ("index", str(index), "name", side, "group", group)
+                    space.run("ip", "link", "add", *named, "type", "bridge")
+                    space.run("ip", "link", "set", side, "alias", f"nsm:held:{side}")
             assert await leftovers.sweep() == 0
             assert await kernel.remove("held") == 2
-            assert links(spaces[0]) == {"scrawled", "before", "theirs"}
+            assert links(spaces[0]) == {"scrawled", "before", "theirs", "src", "dst"}
             await kernel.remove_all()
     finally:
         for space in spaces:
