@@ -248,7 +248,7 @@ async def test_an_endpoint_that_is_not_refreshed_ends_and_its_name_is_free(made:
 
 async def test_kill_9_loses_no_registration_and_no_owner(made: Lab) -> None:
     store = str(made.folder / "registry.sqlite")
-    await made.start(NSM_STORE=store, NSM_EXPIRE_PERIOD="2s")
+    await made.start(NSM_STORE=store, NSM_EXPIRE_PERIOD="2s", NSM_MAX_WRITES_PER_CLIENT="200")
     async with made.stock("nse") as nse:
         await asyncio.gather(*(nse.register(endpoint(f"nse-{n}")) for n in range(200)))
         before, _ = await nse.register(endpoint("nse-7"))
@@ -387,7 +387,8 @@ async def test_policies_can_be_switched_off_as_upstreams_and_are_said_to_be(made
 
 
 async def test_a_thousand_registrations_at_once_are_kept_in_a_few_transactions(made: Lab) -> None:
-    await made.start(NSM_STORE=str(made.folder / "r.sqlite"))
+    bounds = {"NSM_MAX_WRITES": "4000", "NSM_MAX_WRITES_PER_CLIENT": "1000"}  # 1000 of one client
+    await made.start(NSM_STORE=str(made.folder / "r.sqlite"), **bounds)
     async with made.stock("nse") as nse:
         began = time.monotonic()
         await asyncio.gather(*(nse.register(endpoint(f"nse-{n}")) for n in range(1000)))

@@ -3,7 +3,8 @@
     python3 lasting.py receive ADDRESS        python3 lasting.py send ADDRESS OWN
 
 Both say, at the end, which socket it was: its inode, and both ends. The receiver says how much
-came whenever it is asked by a line.
+came whenever it is asked by a line. The sender is slow near the end until a line says that
+it may end: so a machine that is busy has it still running when the last thing happens.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ import socket
 import sys
 
 AMOUNT, RATE, PORT = 20_000_000, 3_000_000, 8081  # bytes; bytes a second
+ENOUGH, SLOW = 16_000_000, 50_000  # bytes until it is told to go on; bytes a second meanwhile
 PACING = 47  # SO_MAX_PACING_RATE
 
 
@@ -58,7 +60,18 @@ def send(address: str, own: str) -> None:
         to.bind((own, 0))
         to.connect((address, PORT))
         before, digest = which(to), hashlib.sha256()
-        for _ in range(AMOUNT // 10_000):
+        told = False
+        for sent in range(0, AMOUNT, 10_000):
+            if sent == ENOUGH and not told:
+                to.setsockopt(socket.SOL_SOCKET, PACING, SLOW)
+            room = False
+            while not room:
+                said, free, _ = select.select([] if told else [sys.stdin], [to], [])
+                room = bool(free)
+                if said:
+                    sys.stdin.readline()
+                    told = True
+                    to.setsockopt(socket.SOL_SOCKET, PACING, RATE)
             data = os.urandom(10_000)
             digest.update(data)
             to.sendall(data)

@@ -135,7 +135,9 @@ class Lasting:
         await until(lambda: self.came() >= least, "the connection to go on", bar=3, record=False)
 
     def end(self) -> None:
-        """Wait for the end: all came, over the sockets of the beginning."""
+        """Let it end, and wait: all came, over the sockets of the beginning."""
+        assert self._sender.stdin is not None
+        self._sender.stdin.write("go on\n")
         sent = said(self._sender)
         got = self._heard()
         while "came" in got:
@@ -180,10 +182,10 @@ async def test_one_tcp_connection_lives_through_deaths_of_its_router(
         try:
             await lasting.on(2_000_000)
             dying.end(signal.SIGKILL)
-            await lasting.on(lasting.came() + 4_000_000)  # while there is no router's process
+            await lasting.on(lasting.came() + 3_000_000)  # while there is no router's process
             dying = domain.route(router)
             await until(lambda: granted(dying), "its member to be served again", bar=3)  # noqa: B023
-            assert lasting.came() < 18_000_000
+            assert lasting.came() < 18_000_000, "it would be over before the death of its router"
             die(dying, domain.space(router))
             await asyncio.to_thread(lasting.end)
         finally:
