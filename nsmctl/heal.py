@@ -1,6 +1,7 @@
 """`nsmctl heal report`: how often wires were lost, why, and how soon they were back."""
 
 import glob
+import os
 from typing import Annotated
 
 import typer
@@ -49,7 +50,8 @@ def report(
         show.as_json(found)
         return
     if not found:
-        show.line("no outage")
+        missing = [one for one in files if not os.path.exists(one)]  # or it has another name
+        show.line("no outage" + f"; not there: {', '.join(missing)}" * bool(missing))
         return
     rows = [
         (
