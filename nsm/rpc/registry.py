@@ -360,14 +360,21 @@ class _Kept:
 
     async def register(self) -> Endpoint:
         # A service that nobody holds any more (its registry began anew) comes back with us.
+        away: UnavailableError | None = None
         for place, service in enumerate(self._services):
-            answer = await self._client.register_service(service.item, service.path)
+            try:
+                answer = await self._client.register_service(service.item, service.path)
+            except UnavailableError as why:
+                away = why  # the node's manager, which may not be, is to know us all the same
+                break
             self._services[place] = answer
         asked = replace(self._endpoint.item, expires=self._expires)
         self._held = True  # or may be: an answer can get lost
         self._endpoint = await self._client.register_endpoint(
             asked, self._endpoint.path, socket=self._socket
         )
+        if away:
+            raise away
         return self._endpoint.item
 
     async def watch(self, seconds: float) -> bool:

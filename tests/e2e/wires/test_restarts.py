@@ -127,6 +127,12 @@ async def test_a_registry_may_be_away_for_longer_than_anything_lives(nodes: Node
     with flow(client, "172.16.1.0") as echoes, flow(endpoint, address) as back:
         nodes.now["one/registry"].end(signal.SIGKILL)
         await refreshed(6)  # each lives a third of a token's life: that is two of them
+        for node in ("one", "two"):  # and who comes back meanwhile has nobody to ask
+            for name in (f"{node}/nsmgr", f"{node}/forwarder"):
+                nodes.now[name].end(signal.SIGKILL)
+            nodes.start(f"{node}/nsmgr").ready()
+            nodes.start(f"{node}/forwarder")
+        await refreshed(3)
         nodes.start("one/registry").ready()
         await refreshed(1)
     for counts in (echoes, back):
