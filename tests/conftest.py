@@ -71,8 +71,15 @@ def alone() -> leaks.Alone:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _host_is_as_before(alone: leaks.Alone) -> Iterator[None]:
-    """The host's network is the same after the whole run as before it."""
+def _host_is_as_before(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The host's network is the same after the whole run as before it.
+
+    Unit tests touch none of it: they may run beside others.
+    """
+    if all(folder_of(item.path) == "unit" for item in request.session.items):
+        yield
+        return
+    alone = request.getfixturevalue("alone")
     before = leaks.host()
     machine = leaks.of_machine()
     yield
@@ -84,16 +91,19 @@ def _host_is_as_before(alone: leaks.Alone) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left(request: pytest.FixtureRequest, alone: leaks.Alone) -> Iterator[None]:
+def _nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """What the test opened, started or made is gone."""
-    outside = folder_of(request.path) != "unit"
+    alone = None
+    if folder_of(request.path) != "unit":
+        alone = request.getfixturevalue("alone")
     process = leaks.of_process()
-    machine = leaks.of_machine() if outside else {}
-    alone.anew()
+    machine = leaks.of_machine() if alone is not None else {}
+    if alone is not None:
+        alone.anew()
     yield
     if found := leaks.left(leaks.of_process, process):
         pytest.fail("\n".join(found), pytrace=False)
-    if outside:
+    if alone is not None:
         judge(leaks.left(leaks.of_machine, machine), alone, "the test left something")
 
 

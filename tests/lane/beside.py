@@ -1,4 +1,7 @@
-"""Runs tests in the lane while the host runs its own: the process that tests/lane/plugin.py starts.
+"""Runs tests beside the host's: the process that tests/lane/plugin.py starts.
+
+Those for the lane first, in there; and then, on this machine and one after the other, those that
+touch nothing of it: a processor is free once the lane's kernel is built and its tests are done.
 
     python -m tests.lane.beside FOLDER      FOLDER/order: an Order, as JSON
 
@@ -22,6 +25,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -60,7 +64,8 @@ class Order(TypedDict):
     """What is to be run: a pytest, which is told in one more argument where its tests are named."""
 
     command: list[str]
-    tests: list[str]
+    tests: list[str]  # in the lane
+    light: list[str]  # here, afterwards: all that is in their files
     live: bool  # its output goes where ours goes
 
 
@@ -227,6 +232,53 @@ class Run:
         self._open.close()
 
 
+class Here:
+    """One start of a pytest on this machine, in our process group."""
+
+    def __init__(self, folder: Path, order: Order, tests: Sequence[str]) -> None:
+        self.why = ""  # it has ended
+        with ExitStack() as stack:
+            share = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
+            # by file: there are names that cannot be told to pytest
+            (share / "tests").write_text(
+                "\n".join(dict.fromkeys(one.split("::")[0] for one in tests))
+            )
+            (share / "reports").touch()
+            self._lines = Lines(share / "reports")
+            stack.callback(self._lines.close)
+            self._output = share / "output"
+            out = stack.enter_context(self._output.open("wb"))
+            self._process = subprocess.Popen(
+                [*order["command"], f"@{share}/tests"], stdin=subprocess.DEVNULL, stdout=out,
+                stderr=out,
+                # what tests make in a folder for that is no file that others left
+                env={**os.environ, REPORTS: f"{share}/reports", "TMPDIR": str(share)},
+            )  # fmt: skip
+            stack.callback(self._end)
+            self._open = stack.pop_all()
+
+    def listen(self) -> dict[str, Any] | None:
+        """What it says next; None if it has ended, and why then says how."""
+        while True:
+            status = self._process.poll()  # asked first: what it said, it said before it ended
+            if said := self._lines.next():
+                return said
+            if status is not None:
+                words = self._output.read_text(errors="replace").splitlines()
+                self.why = "\n".join([f"exit code {status}", *words[-40:]])
+                return None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.05)
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def close(self) -> None:
+        """End it, whatever it is doing."""
+        self._open.close()
+
+
 class Beside:
     """The order's tests, run one after the other, in as many starts of the lane as it takes."""
 
@@ -242,12 +294,18 @@ class Beside:
             while self._todo:
                 run = Run(kernel, self._folder, self._order, self._todo)
                 with contextlib.closing(run):
-                    self._follow(run)
+                    self._follow(run, "the lane")
         except UnavailableError as no:
             self._tell(unavailable=str(no))
+        self._todo = self._order["light"].copy()
+        if self._todo:
+            with contextlib.closing(Here(self._folder, self._order, self._todo)) as here:
+                self._follow(here, "the run beside the others")
+                for test in self._todo:
+                    self._tell(test=test, failed=f"nobody ran it beside the others: {here.why}")
         self._tell(what="over")
 
-    def _follow(self, run: Run) -> None:
+    def _follow(self, run: Run | Here, what: str) -> None:
         """Pass on what is said, until it ends or has nothing left to say."""
         running = ""
         while self._todo:
@@ -259,13 +317,12 @@ class Beside:
                 case "start":
                     running = said["test"]
                 case "done":
-                    self._todo.remove(said["test"])
+                    if said["test"] in self._todo:
+                        self._todo.remove(said["test"])
                     running = ""
         # its end is the running test's fault, or nobody can run in there
         lost = [running] if running else self._todo.copy()
-        how = (
-            "the lane ended while this test ran in it" if running else "no test can run in the lane"
-        )
+        how = f"{what} ended while this test ran in it" if running else f"no test can run in {what}"
         for test in lost:
             self._todo.remove(test)
             self._tell(test=test, failed=f"{how}: {run.why}")

@@ -6,7 +6,9 @@
 Those of a session's tests that this kernel cannot run are for the lane: another process has it
 built and runs them in there, while the session runs its others (tests/lane/beside.py). They come
 last in the session's order, and their reports are the session's then, as if the tests had run
-here. Tests of the lane itself come after them.
+here. Tests of the lane itself come after them. A session that has tests for the lane, others of
+this machine and many unit tests leaves those to that process as well, once it is done in there:
+they touch nothing of the machine.
 
 Inside, the variable LANE_GUEST is set, and every marked test runs where it is.
 """
@@ -20,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -36,6 +38,7 @@ from tests.support import leaks, wait
 INSIDE = "LANE_GUEST" in os.environ
 ROOT = Path(__file__).parents[2]
 DEAF = 1800  # s; the longest that is right is a builder who waits for another one
+MANY = 500  # unit tests: fewer take no longer than another start of pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -74,12 +77,15 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
     own = [item for item in session.items if item.get_closest_marker("needs_lane")]
     if not there and not own:
         return None
-    first = [item for item in session.items if item not in there and item not in own]
-    session.items[:] = [*first, *there, *own]
+    rest = [item for item in session.items if item not in there and item not in own]
+    light = _light(session.config, there, rest)
+    first = [item for item in rest if item not in light]
+    session.items[:] = [*first, *light, *there, *own]
     here = [*first, *own]
     # what tests share ends with the last of them here: those that run elsewhere have no part in it
-    following = dict.fromkeys(there, own[0] if own else None) | dict(pairwise([*here, None]))
-    with Lane(session.config, there, own) as lane:
+    elsewhere = [*light, *there]
+    following = dict.fromkeys(elsewhere, own[0] if own else None) | dict(pairwise([*here, None]))
+    with Lane(session.config, there, light, own) as lane:
         for item in session.items:
             if not lane.reports(item):
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=following[item])
@@ -104,6 +110,18 @@ def _for_the_lane(session: pytest.Session) -> dict[pytest.Item, str]:
     return found
 
 
+def _light(
+    config: pytest.Config, there: Container[pytest.Item], rest: list[pytest.Item]
+) -> dict[pytest.Item, None]:
+    """Those of the rest that may run beside the others: unit tests, where there are others."""
+    option = config.option
+    chosen = option.keyword or option.markexpr or option.deselect
+    if not there or INSIDE or chosen or option.capture == "no" or option.usepdb:
+        return {}
+    unit = dict.fromkeys(item for item in rest if item.get_closest_marker("unit"))  # in order
+    return unit if MANY <= len(unit) < len(rest) else {}
+
+
 class Lane:
     """The process beside this one that has tests run in the lane, and what is known from it.
 
@@ -112,12 +130,17 @@ class Lane:
     """
 
     def __init__(
-        self, config: pytest.Config, there: Mapping[pytest.Item, str], own: Container[pytest.Item]
+        self,
+        config: pytest.Config,
+        there: Mapping[pytest.Item, str],
+        light: Collection[pytest.Item],
+        own: Container[pytest.Item],
     ) -> None:
         self._config = config
         self._there = there
+        self._light = light
         self._own = own
-        self._todo = {item.nodeid: item for item in there}
+        self._todo = {item.nodeid: item for item in (*there, *light)}
         self._reports: dict[str, list[pytest.TestReport]] = defaultdict(list)
         self._unavailable = ""
         self._waits = False
@@ -132,7 +155,9 @@ class Lane:
             folder = Path(tempfile.mkdtemp(prefix="vwire-tests-", dir="/tmp"))
             stack.callback(shutil.rmtree, folder, ignore_errors=True)  # where it has not done it
             order = Order(
-                command=_pytest(self._config), tests=[*self._todo],
+                command=_pytest(self._config),
+                tests=[item.nodeid for item in self._there],
+                light=[item.nodeid for item in self._light],
                 live=self._config.option.capture == "no",
             )  # fmt: skip
             (folder / "order").write_text(json.dumps(order))
@@ -168,13 +193,13 @@ class Lane:
         """
         while self._hear():
             pass
-        if item in self._there:
+        if item in self._there or item in self._light:
             self._await(item.nodeid)
         elif item in self._own:
             self.wait()
         else:
             return False
-        if self._unavailable:
+        if self._unavailable and item not in self._light:
             item.add_marker(pytest.mark.skip(reason=self._reason(item)))
         if item.nodeid not in self._reports:
             return False
@@ -241,12 +266,13 @@ class Lane:
             case {"test": test, "failed": why}:
                 self._fail(test, why)
             case {"test": test, "what": "done"}:
-                del self._todo[test]
+                self._todo.pop(test, None)  # a name that differs from run to run is nobody's
             case {"what": "over"}:
                 self._over = True
 
     def _fail(self, test: str, why: str) -> None:
-        item = self._todo.pop(test)
+        if (item := self._todo.pop(test, None)) is None:
+            return
         report = pytest.TestReport(
             nodeid=test, location=item.location, keywords=dict.fromkeys(item.keywords, 1),
             outcome="failed", longrepr=why, when="call",

@@ -139,7 +139,7 @@ def test_a_lane_in_which_nothing_moves_is_given_up(
     assert standing
     pytest_there = [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider"]
     frozen = "tests/lane/samples/frozen.py::test_stops"
-    order = beside.Order(command=pytest_there, tests=[frozen], live=False)
+    order = beside.Order(command=pytest_there, tests=[frozen], light=[], live=False)
     (tmp_path / "order").write_text(json.dumps(order))
     beside.Beside(tmp_path).run()
     told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
@@ -159,7 +159,7 @@ def test_a_test_that_hangs_is_ended_and_says_where(
     monkeypatch.setattr(beside, "LONGEST", 5.0)
     pytest_there = [sys.executable, "-P", "-m", "pytest", "-p", "no:cacheprovider"]
     waits = "tests/lane/samples/waits.py::test_waits"
-    order = beside.Order(command=pytest_there, tests=[waits], live=False)
+    order = beside.Order(command=pytest_there, tests=[waits], light=[], live=False)
     (tmp_path / "order").write_text(json.dumps(order))
     beside.Beside(tmp_path).run()
     told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]

@@ -69,6 +69,7 @@ def test_nothing_comes_of_garbage_but_short_answers_to_what_looks_like_a_questio
         (QUERY[:20], dns.rcode.FORMERR),
         (QUERY, dns.rcode.NXDOMAIN),
     ],
+    ids=["update", "two questions", "no question", "cut off", "nobody"],
 )
 def test_a_wrong_question_is_told_what_it_is(data: bytes, code: dns.rcode.Rcode) -> None:
     wire = answered(data)

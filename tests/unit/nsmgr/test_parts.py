@@ -83,6 +83,7 @@ async def test_a_number_that_is_another_process_s_by_now_opens_nothing():
         ("file:///etc/passwd", os.getpid(), InvalidError),
         (f"file:///proc/{os.getpid()}/../1/ns/net", os.getpid(), InvalidError),
     ],
+    ids=["another's", "nobody asks", "another kind", "no namespace", "around a corner"],
 )
 async def test_nobody_else_s_namespace_can_be_named_by_path(url, pid, error):
     with pytest.raises(error):
