@@ -3,7 +3,7 @@
 `matrix.yaml` says which number must be 0 where. One lab has a wire of each kind and a flow on it,
 so a row of the matrix is struck once and judged three times; what arrives after a row has arrived
 before the next. All rows run one after the other before the first cell is judged.
-`make test` has single victims and some pairs, drawn by a seed that the summary tells and
+`make test` has single victims and some pairs, drawn by a seed, the same one each time, that
 VWIRE_KILL_SEED sets; `make matrix` has all pairs.
 """
 
@@ -12,7 +12,6 @@ import json
 import os
 import random
 import sys
-import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -28,7 +27,7 @@ from tests.support.spaces import Space
 from tests.support.wait import PATIENCE, write
 
 MATRIX: Final[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("matrix.yaml").read_text())
-SEED: Final = int(os.environ.get("VWIRE_KILL_SEED") or time.time())
+SEED: Final = int(os.environ.get("VWIRE_KILL_SEED", "7"))
 DRAWN: Final = 12
 LONGEST: Final = 200  # seconds of a row, whatever goes wrong in it
 SINGLES: Final[tuple[Row, ...]] = tuple((name,) for name in MATRIX["victims"])
