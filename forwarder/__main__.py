@@ -107,7 +107,7 @@ async def serve(config: Config, process: Process) -> None:
         process.tasks.spawn(deaths.look_around(), "deserted namespaces", forever=True)
         leftovers = Leftovers(kernel, hop.connections, recovery)
         process.tasks.spawn(leftovers.follow(), "sweep of what nobody holds", forever=True)
-        far = FarNodes(hop, kernel, process.tasks.spawn, changed)
+        far = FarNodes(hop, kernel, process.tasks.spawn, changed, store)
         process.tasks.spawn(far.follow(), "nodes that wires come from", forever=True)
         edits = Edits(hop, route, registry, process.tasks.spawn)
         process.tasks.spawn(edits.follow(), "new rules of services", forever=True)

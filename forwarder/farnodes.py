@@ -4,7 +4,8 @@ No kernel says so here: the tunnel stands, and nothing comes through it any more
 is asked for an echo, once for all its wires. One that answered before and has been silent for
 `DEAD` seconds, while none of its wires received anything, is taken for dead: the endpoint is
 told and has its addresses again. A node that never answered is never judged, and a loop that did
-not run when it should have judges nobody (`nsm.liveness`).
+not run when it should have judges nobody (`nsm.liveness`). That a node answered is known to the
+next life too: it may die together with this process.
 
 Only the side that was asked ends wires. What a partition of the network cuts off looks the same;
 the client's side keeps its interface, and when its client asks again it gets the same addresses.
@@ -23,6 +24,7 @@ import structlog
 
 from forwarder.crossing import Crossing
 from forwarder.mechanisms import ends
+from forwarder.store import Store, Way
 from nsm import mechanisms
 from nsm.connections import Held
 from nsm.errors import InvalidError
@@ -39,7 +41,6 @@ BREATH = 0.02  # seconds: connections that are made at once are looked at togeth
 RHYTHM = Rhythm(interval=0.5, timeout=2.0)  # of the echoes; timeout: until a node is doubted
 DEAD = 3.2  # seconds of silence
 GLANCE, GLANCES = 0.25, 4  # seconds between looks at a node in doubt, and how many at least
-Way = tuple[str, str]  # our address of the tunnels, and theirs
 
 
 @dataclass(slots=True)
@@ -54,7 +55,12 @@ class FarNodes:
     """Asks them, for as long as `follow` runs."""
 
     def __init__(
-        self, hop: Hop[Crossing], kernel: Kernel, spawn: Spawn, changed: asyncio.Event
+        self,
+        hop: Hop[Crossing],
+        kernel: Kernel,
+        spawn: Spawn,
+        changed: asyncio.Event,
+        store: Store,
     ) -> None:
         """changed is set whenever a connection has been made."""
         self._hop = hop
@@ -63,6 +69,8 @@ class FarNodes:
         self._spawn = spawn
         self._liveness = Liveness(RHYTHM)
         self._nodes: dict[Way, Node] = {}
+        self._store = store
+        self._answered = set(store.answered)
 
     async def follow(self) -> NoReturn:
         """Ask all of them, until cancelled."""
@@ -98,6 +106,19 @@ class FarNodes:
             own, far = map(ipaddress.ip_interface, way)
             pulse = self._liveness.watch([own], [far], partial(self._silent, way))
             self._nodes[way] = Node(pulse)
+            if pulse and way in self._answered:
+                pulse.known(time.monotonic())
+        self._remember()
+
+    def _remember(self) -> None:
+        """For the next life: who answers, of those that wires come from."""
+        for way in self._answered - self._nodes.keys():
+            self._store.left(way)
+        self._answered &= self._nodes.keys()
+        for way, node in self._nodes.items():
+            if node.pulse and node.pulse.answered and way not in self._answered:
+                self._answered.add(way)
+                self._store.answers(way)
 
     def _silent(self, way: Way) -> None:
         node = self._nodes.get(way)

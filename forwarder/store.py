@@ -23,6 +23,11 @@ One SQLite file (NSM_STORE) with a row for each connection held here:
                            after a kill is most likely nobody's
     )
 
+    nodes(
+      own         TEXT     our address of tunnels
+      far         TEXT     another node's, that has answered an echo: its silence means something
+    )
+
 The answer to a request does not wait for it: what is made is written a moment later, in one
 thread, all that waits in one transaction. A wire that was made in that moment before a kill
 is adopted when it is refreshed, as without a store. A file that cannot be written is said so
@@ -61,7 +66,10 @@ CREATE TABLE IF NOT EXISTS leases (
     spaces TEXT NOT NULL, ends INTEGER NOT NULL,
     leg TEXT NOT NULL, left_endpoint TEXT NOT NULL
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS begun (id TEXT PRIMARY KEY) WITHOUT ROWID
+CREATE TABLE IF NOT EXISTS begun (id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS nodes (
+    own TEXT NOT NULL, far TEXT NOT NULL, PRIMARY KEY (own, far)
+) WITHOUT ROWID
 """
 KEPT = store.Kept(
     whose="the forwarder",
@@ -107,8 +115,16 @@ class _Begun:
     """In place of a lease: it is being made."""
 
 
+class _Answers:
+    """Of a node: it has answered."""
+
+
 _BEGUN = _Begun()
-_Change = Lease | _Begun | None  # None: forgotten
+_ANSWERS = _Answers()
+Way = tuple[str, str]
+"""Our address of tunnels, and another node's."""
+_Key = str | Way  # a connection's id, or a node
+_Change = Lease | _Begun | _Answers | None  # None: forgotten
 
 
 class Store:
@@ -120,12 +136,14 @@ class Store:
         self.transactions = 0
         self.begun: frozenset[str] = frozenset()
         """Connections that an earlier life was making when it ended."""
+        self.answered: frozenset[Way] = frozenset()
+        """Nodes that answered echoes in an earlier life."""
         self.trouble = ""
         """Why what is kept is not written now; empty if it is."""
         self._path = path
         self._connection = connection
         self._thread = thread
-        self._waiting: dict[str, _Change] = {}
+        self._waiting: dict[_Key, _Change] = {}
         self._writing = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -143,6 +161,14 @@ class Store:
         """Have it forgotten."""
         self._change(id_, None)
 
+    def answers(self, way: Way) -> None:
+        """Have it written that this node answers echoes."""
+        self._change(way, _ANSWERS)
+
+    def left(self, way: Way) -> None:
+        """Have that forgotten: no wire comes from there any more."""
+        self._change(way, None)
+
     async def flushed(self) -> None:
         """Wait until all is written, or cannot be."""
         await self._idle.wait()
@@ -152,11 +178,11 @@ class Store:
         if self._later:
             self._later.cancel()
 
-    def _change(self, id_: str, lease: _Change) -> None:
+    def _change(self, key: _Key, change: _Change) -> None:
         if self._connection is None:
             return
-        self._waiting.pop(id_, None)  # the newest of each, in the order of the newest
-        self._waiting[id_] = lease
+        self._waiting.pop(key, None)  # the newest of each, in the order of the newest
+        self._waiting[key] = change
         if self._later is None:
             self._write()
 
@@ -172,7 +198,7 @@ class Store:
             lambda result: loop.call_soon_threadsafe(self._written, batch, result)
         )
 
-    def _written(self, batch: dict[str, _Change], result: "Future[None]") -> None:
+    def _written(self, batch: dict[_Key, _Change], result: "Future[None]") -> None:
         self._writing = False
         error = result.exception()
         if error is None:
@@ -222,6 +248,7 @@ async def open_store(path: str) -> AsyncIterator[tuple[Store, Sequence[Lease]]]:
         kept = Store(path, connection, thread)
         if connection is not None:
             kept.begun = await run(thread, _unfinished, connection)
+            kept.answered = await run(thread, _nodes, connection)
         try:
             yield kept, leases
         finally:
@@ -287,30 +314,45 @@ def _unfinished(connection: sqlite3.Connection) -> frozenset[str]:
     return found
 
 
-def _commit(connection: sqlite3.Connection, changes: dict[str, _Change]) -> None:
+def _nodes(connection: sqlite3.Connection) -> frozenset[Way]:
+    return frozenset(connection.execute("SELECT own, far FROM nodes"))
+
+
+def _commit(connection: sqlite3.Connection, changes: dict[_Key, _Change]) -> None:
     with store.transaction(connection):
-        for id_, lease in changes.items():
-            if isinstance(lease, _Begun):
-                connection.execute("INSERT OR REPLACE INTO begun VALUES (?)", (id_,))
+        for key, change in changes.items():
+            if isinstance(key, tuple):
+                known = isinstance(change, _Answers)
+                what = "INSERT OR REPLACE INTO nodes VALUES (?, ?)"
+                gone = "DELETE FROM nodes WHERE own = ? AND far = ?"
+                connection.execute(what if known else gone, key)
                 continue
-            connection.execute("DELETE FROM begun WHERE id = ?", (id_,))
-            if lease is None:
-                connection.execute("DELETE FROM leases WHERE id = ?", (id_,))
+            if isinstance(change, _Begun):
+                connection.execute("INSERT OR REPLACE INTO begun VALUES (?)", (key,))
                 continue
-            spaces = [[one.side, one.nsid, one.inode, one.interface] for one in lease.spaces]
-            row = (
-                lease.id,
-                str(lease.previous),
-                lease.origin,
-                wire.to_pb(lease.connection).SerializeToString(),
-                lease.next_url,
-                lease.endpoint,
-                lease.payload,
-                wire.to_pb(lease.outgoing).SerializeToString(),
-                int(lease.chosen),
-                json.dumps(spaces),
-                lease.ends,
-                lease.leg,
-                lease.left_endpoint,
-            )
-            connection.execute(f"INSERT OR REPLACE INTO leases VALUES ({', '.join('?' * 13)})", row)  # noqa: S608
+            connection.execute("DELETE FROM begun WHERE id = ?", (key,))
+            if isinstance(change, Lease):
+                row = _row(change)
+                marks = ", ".join("?" * len(row))
+                connection.execute(f"INSERT OR REPLACE INTO leases VALUES ({marks})", row)  # noqa: S608
+            else:
+                connection.execute("DELETE FROM leases WHERE id = ?", (key,))
+
+
+def _row(lease: Lease) -> tuple[str | bytes | int, ...]:
+    spaces = [[one.side, one.nsid, one.inode, one.interface] for one in lease.spaces]
+    return (
+        lease.id,
+        str(lease.previous),
+        lease.origin,
+        wire.to_pb(lease.connection).SerializeToString(),
+        lease.next_url,
+        lease.endpoint,
+        lease.payload,
+        wire.to_pb(lease.outgoing).SerializeToString(),
+        int(lease.chosen),
+        json.dumps(spaces),
+        lease.ends,
+        lease.leg,
+        lease.left_endpoint,
+    )

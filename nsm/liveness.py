@@ -185,6 +185,11 @@ class Pulse:
         for one in self._pairs.values():
             one.anew()
 
+    def known(self, now: float) -> None:
+        """It is known from elsewhere that the far end answers: its silence means something."""
+        for one in self._pairs.values():
+            one.heard = one.heard or now
+
     async def answers(self, within: float) -> bool:
         """Whether the far end answers at all, in so many seconds."""
         with contextlib.suppress(TimeoutError):
