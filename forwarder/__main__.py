@@ -109,6 +109,9 @@ async def serve(config: Config, process: Process) -> None:
         process.tasks.spawn(leftovers.follow(), "sweep of what nobody holds", forever=True)
         far = FarNodes(hop, kernel, process.tasks.spawn, changed, store)
         process.tasks.spawn(far.follow(), "nodes that wires come from", forever=True)
+        process.tasks.spawn(
+            route.farewells.follow(hop.connections), "late farewells to endpoints", forever=True
+        )
         edits = Edits(hop, route, registry, process.tasks.spawn)
         process.tasks.spawn(edits.follow(), "new rules of services", forever=True)
         handlers = [*services.of(hop), Health(*services.HEALTHY)]

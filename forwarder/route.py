@@ -16,6 +16,7 @@ import structlog
 from forwarder.asking import Asking, name_of, new_leg
 from forwarder.crossing import Crossing, Near, Target, anew, slim, with_context
 from forwarder.discovery import Discovery, Offer
+from forwarder.farewells import Farewells
 from forwarder.joining import Joining
 from forwarder.probe import Probe
 from forwarder.recovery import Recovery
@@ -75,6 +76,7 @@ class ForwarderRoute:
         self._asking = Asking(calls, discovery, sockets, dial_timeout)
         self._joining = Joining(kernel, self._asking, tunnels, self._remotes, recovery, probe)
         self._spawn = spawn
+        self.farewells = Farewells(self._asking)
         self._leaving: set[str] = set()
         self._aside: set[str] = set()  # wires that were left and are yet to be taken away
 
@@ -230,7 +232,10 @@ class ForwarderRoute:
         if memory:
             self._sockets.release(memory.url)
         if isinstance(far, NsmError):
-            log.warning("the endpoint was not told of a close", id=conn.id, error=str(far))
+            later = self.farewells.owe(conn, memory, far)
+            log.warning(
+                "the endpoint was not told of a close", id=conn.id, error=str(far), later=later
+            )
         elif isinstance(far, BaseException):
             raise far
         if isinstance(removed, BaseException):
@@ -383,8 +388,12 @@ class ForwarderRoute:
             async with asyncio.timeout(GOODBYE):
                 await self._asking.close_far(conn, before)
         except (NsmError, TimeoutError) as reason:
+            later = moved and self.farewells.owe(conn, before, reason)
             log.warning(
-                "the endpoint before was not told", endpoint=before.endpoint, error=str(reason)
+                "the endpoint before was not told",
+                endpoint=before.endpoint,
+                error=str(reason),
+                later=later,
             )
         finally:
             self._sockets.release(before.url)

@@ -66,7 +66,7 @@ async def test_a_lease_comes_back_as_it_was_and_a_dropped_one_does_not(tmp_path)
     assert os.stat(path).st_mode & 0o777 == 0o600
 
 
-async def test_nodes_that_answered_are_known_to_the_next_life_until_nothing_comes_from_there(tmp_path):
+async def test_nodes_that_answered_are_known_to_the_next_life(tmp_path):
     path, one, two = str(tmp_path / "f.sqlite"), ("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2")
     async with open_store(path) as (store, _):
         assert not store.answered
