@@ -5,7 +5,7 @@ and members in two others, and between those there is WireGuard only.
 from dataclasses import replace
 
 import pytest
-from scapy.layers.inet import ICMP, TCP, UDP, UDPerror
+from scapy.layers.inet import ICMP, IP, TCP, UDP, UDPerror
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Ether
 
@@ -96,6 +96,8 @@ def readable(packets: list[Ether]) -> list[str]:
             continue  # the nodes' own: members' addresses are looked for below
         elif ICMP in packet and packet[ICMP].type in (0, 8):
             continue  # a forwarder's, of whether the other node is alive; as above
+        elif IP in packet and packet[IP].proto == 2:
+            continue  # IGMP: a switch says within a second that it joined "all snoopers"
         elif UDP in packet and bytes(packet[UDP].payload)[:4] in MESSAGES:
             continue
         elif UDPerror in packet and bytes(packet[UDPerror].payload)[:4] in MESSAGES:
