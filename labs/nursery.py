@@ -72,7 +72,9 @@ class Nursery:
         for fd in self._heard:
             self._poll.register(fd, select.POLLIN)
         while self._listening or self._children or self._has_a_folder():
-            for fd, _ in self._poll.poll(LOOK_AT_LOGS * 1000):
+            ready = [fd for fd, _ in self._poll.poll(LOOK_AT_LOGS * 1000)]
+            # orders last, because they free and take fds that the others' events are named by
+            for fd in sorted(ready, key=self._heard.__contains__):
                 if fd in self._heard:
                     self._read_orders(fd)
                 else:
@@ -110,10 +112,15 @@ class Nursery:
 
     def _bear_again(self, name: str) -> None:
         """Never beside one that lives: two would fight for one socket and one identity."""
+        living = next((child for child in self._children.values() if child.name == name), None)
+        if living and _has_ended(living):
+            self._reap(living)  # the order came in the same round as its end, or just after
+            living = None
         if name not in self._given:
             self._note(event="refused", name=name, because="it was never started here")
-        elif any(child.name == name for child in self._children.values()):
-            self._note(event="refused", name=name, because="it has not ended yet")
+        elif living:
+            because = f"pid {living.pid} of it has not ended yet"
+            self._note(event="refused", name=name, because=because)
         else:
             self._bear(self._given[name])
 
@@ -188,6 +195,12 @@ class Nursery:
         os.write(self._journal, line)
         with contextlib.suppress(BrokenPipeError):  # nobody listens any more: the lab is up
             os.write(1, line)
+
+
+def _has_ended(child: Child) -> bool:
+    end = select.poll()
+    end.register(child.pidfd, select.POLLIN)
+    return bool(end.poll(0))
 
 
 def check_clean() -> None:

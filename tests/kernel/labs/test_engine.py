@@ -297,6 +297,28 @@ async def test_an_ended_process_is_reaped_and_the_lab_is_not_well(lab):
     assert engine.node_health(lab_, paths) == {"n1": False, "n2": True}
 
 
+async def test_an_order_in_the_same_round_as_an_end_comes_after_it(lab):
+    """Whoever saw somebody dead may have them started again at once."""
+    bring_up(lab)
+    born = state.born(Paths(lab))
+    nursery, dead = born["nursery"].mark, born["n1/nsmgr"].mark
+    os.kill(nursery.pid, signal.SIGSTOP)
+    try:
+        os.kill(dead.pid, signal.SIGKILL)
+        await until(lambda: not dead.alive, "n1's nsmgr is dead", bar=0.5)
+        with open(Paths(lab).orders, "wb", buffering=0) as orders:
+            orders.write(b'{"again": "n1/nsmgr"}\n')
+    finally:
+        os.kill(nursery.pid, signal.SIGCONT)
+
+    def answered() -> bool:
+        refused = [one for one in _journal(lab) if one["event"] == "refused"]
+        assert not refused, refused
+        return state.born(Paths(lab))["n1/nsmgr"].mark.alive
+
+    await until(answered, "n1's nsmgr is there again", bar=0.5)
+
+
 def test_a_process_that_fails_ends_the_start_with_its_last_words_and_nothing_left(lab):
     lab_, text, paths = made(lab)
     failing = {**STANDIN, Stage.ENDPOINT: "tests.support.no_such_program"}
