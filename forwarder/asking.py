@@ -14,11 +14,11 @@ from uuid import NAMESPACE_OID, uuid5
 from forwarder.crossing import Crossing, Target, with_context
 from forwarder.discovery import Discovery, Offer
 from forwarder.sockets import Sockets
-from nsm import mechanisms
+from nsm import mechanisms, path
 from nsm.caller import Caller
 from nsm.descriptors import INODE_URL, Descriptors
 from nsm.errors import InvalidError, PeerError
-from nsm.model import Connection, Context, IPContext, Mechanism, Path, Request, Route
+from nsm.model import Connection, Context, IPContext, Mechanism, Request, Route
 from nsm.rpc.calls import Calls
 from nsm.undo import Undo
 
@@ -99,7 +99,7 @@ class Asking:
                 code=InvalidError.code,
             )
         known.append(replace(told, path=made.path))
-        return with_context(_by(made, conn.id))
+        return with_context(path.called(made, conn.id))
 
     async def _take_back(self, url: str, known: Sequence[Connection]) -> None:
         """Close by what was known last: upstream's hops find theirs by their own segment only."""
@@ -144,16 +144,7 @@ def name_of(id_: str, leg: str) -> str:
 
 def called(conn: Connection, leg: str) -> Connection:
     """The connection as the next hop is told of it."""
-    return _by(conn, name_of(conn.id, leg))
-
-
-def _by(conn: Connection, id_: str) -> Connection:
-    if conn.id == id_:
-        return conn
-    own = replace(conn.segments[conn.index], id=id_)
-    segments = (*conn.segments[: conn.index], own, *conn.segments[conn.index + 1 :])
-    path = Path(segments, conn.index, conn.path.unknown if conn.path else b"")
-    return replace(conn, id=id_, path=path)
+    return path.called(conn, name_of(conn.id, leg))
 
 
 def _again(known: Crossing | None, preferences: tuple[Mechanism, ...]) -> Mechanism | None:

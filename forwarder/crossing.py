@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from nsm import path
 from nsm.kernel.state import Interface, LocalWire, Namespace, Wire
-from nsm.model import Connection, Context, IPContext, Mechanism, Path
+from nsm.model import Connection, Context, IPContext, Mechanism
 
 Ways = Mapping[Namespace, int | None]
 """Descriptors that lead into namespaces, borrowed; None where there is none."""
@@ -76,12 +77,10 @@ class Target:
 def anew(conn: Connection, before: IPContext) -> Connection:
     """The connection as another endpoint is asked for it: without the way to the old one, and
     what that one said of routes. The addresses stay if the new one can have them."""
-    segments = conn.segments[: conn.index + 1]
     said = replace(before, src_ip_addrs=(), dst_ip_addrs=())
     return replace(
-        conn,
+        path.end(conn),
         endpoint="",
-        path=Path(segments, conn.index, conn.path.unknown if conn.path else b""),
         context=replace(conn.context or Context(), ip=conn.ip.without(said)),
     )
 

@@ -339,17 +339,12 @@ class Hop(Generic[M]):
         except InvalidError as wrong:
             log.warning("the next hop's news are no connection", why=wrong.message)
             return
-        made, here = held.made, held.made.index + 1
-        segments = (*made.segments[:here], *conn.segments[here:])
-        news = (conn.state, conn.context, [s.id for s in segments])
+        made = held.made
+        told = path.onward(made, conn.segments[made.index + 1 :])
+        news = (conn.state, conn.context, [s.id for s in told.segments])
         if news == (made.state, made.context, [s.id for s in made.segments]):
             return
-        held.made = replace(
-            made,
-            state=conn.state,
-            context=conn.context,
-            path=Path(segments, made.index, made.path.unknown if made.path else b""),
-        )
+        held.made = replace(told, state=conn.state, context=conn.context)
         self._keep(held)
         self.events.publish(EventType.UPDATE, held.made, held.previous)
 
@@ -388,9 +383,7 @@ def _onward(conn: Connection, held: Held[Any]) -> Connection:
     """
     if held.made is None:
         return conn
-    behind = held.made.segments[held.made.index + 1 :]
-    segments = (*conn.segments[: conn.index + 1], *behind)
-    return replace(conn, path=Path(segments, conn.index, conn.path.unknown if conn.path else b""))
+    return path.onward(conn, held.made.segments[held.made.index + 1 :])
 
 
 def _named(conn: Connection) -> None:

@@ -61,7 +61,20 @@ def leave(conn: Connection, index: int) -> Connection:
 
 def end(conn: Connection) -> Connection:
     """Cut what lies behind the hop the connection is at: the path ends here."""
-    return replace(conn, path=_path(conn, conn.segments[: conn.index + 1], conn.index))
+    return onward(conn, ())
+
+
+def onward(conn: Connection, behind: tuple[Segment, ...]) -> Connection:
+    """Lead the path on behind the hop the connection is at by these segments, and no others."""
+    segments = (*conn.segments[: conn.index + 1], *behind)
+    return replace(conn, path=_path(conn, segments, conn.index))
+
+
+def called(conn: Connection, id_: str) -> Connection:
+    """The connection under another id of the hop it is at."""
+    if conn.id == id_:
+        return conn
+    return replace(_here(conn, replace(conn.segments[conn.index], id=id_)), id=id_)
 
 
 def stamp(conn: Connection, index: int, token: str, expires: int | None) -> Connection:

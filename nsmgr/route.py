@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from nsm import path
 from nsm.caller import Caller, inode_url
 from nsm.connections import Held
 from nsm.descriptors import INODE_URL, Descriptors
 from nsm.errors import DeniedError, NotFoundError, NsmError, UnavailableError
 from nsm.hop import Established
-from nsm.model import Connection, Context, IPContext, Mechanism, Path, Request, State
+from nsm.model import Connection, Context, IPContext, Mechanism, Request, State
 from nsm.rpc.calls import Calls
 from nsm.undo import Undo
 from nsmgr.discovery import Discovery
@@ -65,7 +66,7 @@ class ManagerRoute:
             candidates = [one for one in candidates if one.endpoint.name == known.name] or (
                 await self._left(conn, held, candidates)
             )
-            conn = conn if held.memory else _cut(conn)
+            conn = conn if held.memory else path.end(conn)
         refused: list[tuple[Local, NsmError]] = []
         for forwarder in candidates:
             try:
@@ -182,14 +183,6 @@ class ManagerRoute:
             labels={**self._labels, **conn.labels},
             context=replace(context, ip=replace(ip, excluded_prefixes=excluded)),
         )
-
-
-def _cut(conn: Connection) -> Connection:
-    """conn without its way behind this hop."""
-    path = Path(
-        conn.segments[: conn.index + 1], conn.index, conn.path.unknown if conn.path else b""
-    )
-    return replace(conn, path=path)
 
 
 def _carrier(conn: Connection, memory: Next | None) -> str:
