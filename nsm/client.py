@@ -316,7 +316,7 @@ class Client:
         self._peers: Peers
         self._calls: Calls
         self._wires: dict[str, Wire] = {}
-        self._seen: dict[str, Connection] = {}
+        self._seen: dict[str, list[Connection]] = {}  # there may be a dead one of the same id
         self._looked = asyncio.Event()  # the stream said, once, which wires there are
         self._reachable = asyncio.Event()  # the manager answered a dial: open the stream now
         self._stack = contextlib.AsyncExitStack()
@@ -670,17 +670,15 @@ class Client:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.request_timeout):
                 await self._looked.wait()
-        found = self._seen.get(wire.id)
+        with Descriptors() as fds:
+            here = await self._namespace(fds)
+        found = next((one for one in self._seen.get(wire.id, ()) if _may_be_in(one, here)), None)
         if found is None:
             return None
         context = replace(found.context or Context(), ip=replace(found.ip, excluded_prefixes=()))
         path = replace(found.path or Path(), index=0)
         found = replace(found, id=wire.id, path=path, context=context)
         mechanism = found.mechanism or Mechanism()
-        with Descriptors() as fds:
-            here = await self._namespace(fds)
-        if mechanism.get(INODE_URL).startswith("inode://") and mechanism.get(INODE_URL) != here:
-            return None
         same = found.service == wire.url.service and mechanism.type == KERNEL
         same = same and wire.wish.endpoint in ("", found.endpoint)
         if same and (not wire.url.interface or mechanism.get(NAME) == wire.url.interface):
@@ -742,22 +740,25 @@ class Client:
 
     def _heard(self, event: Event, known: Sequence[Wire]) -> None:
         """Pass on what an event says; known are the wires there were when the stream was opened."""
-        told = {
-            own: conn
+        told = [
+            (own, conn)
             for conn in event.connections.values()
             if (own := self._own_id(conn)) is not None
-        }
+        ]
         if event.type == EventType.INITIAL_STATE_TRANSFER:
-            self._seen = dict(told)
+            self._seen = {}
+            for id_, conn in told:
+                self._seen.setdefault(id_, []).append(conn)
             self._looked.set()
             for wire in known:
-                if wire.id not in told:
+                if not any(id_ == wire.id and _is_of(wire, conn) for id_, conn in told):
                     wire.news.add(Why.LOST)  # the manager was restarted
-        for id_, conn in told.items():
-            if id_ in self._wires:
-                _judge(self._wires[id_].news, event, conn)
-            elif event.type == EventType.DELETE:
-                self._seen.pop(id_, None)
+        for id_, conn in told:
+            wire_ = self._wires.get(id_)
+            if wire_ and _is_of(wire_, conn):
+                _judge(wire_.news, event, conn)
+            elif event.type == EventType.DELETE and id_ in self._seen:
+                self._seen[id_] = [one for one in self._seen[id_] if one.id != conn.id]
 
     def _own_id(self, conn: Connection) -> str | None:
         """What we call the connection, if its event comes from the hop next to us."""
@@ -825,6 +826,21 @@ def _without(conn: Connection, old: IPContext) -> Connection:
 def _has_of(ip: IPContext, old: IPContext) -> bool:
     """Whether another endpoint left in what the one before had said of itself."""
     return not set(old.dst_ip_addrs).isdisjoint(ip.dst_ip_addrs)
+
+
+def _is_of(wire: Wire, conn: Connection) -> bool:
+    """Whether the manager speaks of this wire, and not of an earlier one with the same id.
+
+    That one may have died with its namespace, and be there until its lease ends.
+    """
+    segments = wire.made.segments if wire.made else ()
+    return len(segments) < 2 or segments[1].id == conn.id
+
+
+def _may_be_in(conn: Connection, here: str) -> bool:
+    """Whether a connection may end in the namespace here: those of others are told apart."""
+    there = conn.mechanism.get(INODE_URL) if conn.mechanism else ""
+    return there == here or not there.startswith("inode://")
 
 
 def _judge(news: News, event: Event, conn: Connection) -> None:

@@ -349,6 +349,54 @@ async def test_one_in_another_namespace_is_left_alone(authority, door):
         assert len(manager.connections) == 1
 
 
+@pytest.mark.parametrize("dead", ["first", "last"])
+async def test_beside_one_that_died_with_its_namespace_the_living_one_is_taken_over(
+    authority, door, dead
+):
+    """A manager holds the dead one until its lease ends, and tells both in no certain order."""
+    async with managed(authority, door) as (manager, _):
+        before = [
+            await leave_behind(authority, door, f"kernel://echo/nsm-{turn}", id_=f"app-{turn}")
+            for turn in range(2)
+        ]
+        old = before[0] if dead == "first" else before[1]
+        for held in manager._hop.connections.established():
+            segments = (replace(held.made.segments[0], id="app-0"), held.made.segments[1])
+            held.made = replace(held.made, path=replace(held.made.path, segments=segments))
+            if held.id == old.segments[1].id:
+                elsewhere = held.made.mechanism.with_(inodeURL="inode://4/1")
+                held.made = replace(held.made, mechanism=elsewhere, state=State.DOWN)
+        async with (
+            Asking(authority, door).client as client,
+            client.connect("kernel://echo", id_="app-0") as wire,
+        ):
+            (lives,) = (one for one in before if one is not old)
+            assert wire.connection.segments[1].id == lives.segments[1].id
+            assert len(manager.connections) == 2
+
+
+async def test_the_end_of_a_dead_one_with_the_same_id_is_no_wire_s_end(authority, door):
+    asking = Asking(authority, door)
+    async with managed(authority, door) as (manager, seen):
+        await leave_behind(authority, door)
+        (dead,) = manager._hop.connections.established()
+        elsewhere = dead.made.mechanism.with_(inodeURL="inode://4/1")
+        dead.made = replace(dead.made, mechanism=elsewhere)
+        async with (
+            asking.client as client,
+            client.connect("kernel://echo/nsm-2", id_="app-0") as wire,
+        ):
+            await watched(manager)
+            manager._hop.leases.release(dead.id)
+            await manager._hop.expire(dead.id)
+            (held,) = manager._hop.connections.established()
+            manager._hop._asked_again(held)  # what is told after it is heard after it
+            await until(lambda: len(seen.asked) == 3, "a refresh that was asked for", bar=0.5)
+            assert seen.asked[-1].connection.state == State.UP
+            assert wire.up
+        assert asking.kinds == [Change.UP, Change.CLOSED]
+
+
 async def test_one_that_is_down_and_whose_end_does_not_answer_is_led_elsewhere(authority, door):
     async with managed(authority, door) as (manager, seen):
         before = await leave_behind(authority, door)
