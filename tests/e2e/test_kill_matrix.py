@@ -14,7 +14,7 @@ import random
 import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Final, cast
@@ -22,6 +22,7 @@ from typing import Any, Final, cast
 import pytest
 import yaml
 
+from tests.e2e.kills.kept import Said
 from tests.e2e.kills.stand import KINDS, VICTIMS, Cell, Row, Stand
 from tests.support.spaces import Space
 from tests.support.wait import PATIENCE, write
@@ -42,6 +43,7 @@ DROP: Final = (
 )
 BLOCKED: Final = ("a call that may block a loop",)
 TOLD: Final = Path(__file__).parents[2] / "out" / "kill-matrix.json"
+LOGS: Final = TOLD.with_suffix("")  # a file of each row that is red
 
 
 def kinds(row: Row) -> dict[str, str]:
@@ -126,11 +128,17 @@ def summary(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
                     row = rows.pop(0)
                     # as of a test of its own, because a row is as long as one
                     faulthandler.dump_traceback_later(LONGEST, exit=True, file=sys.__stderr__)
+                    said, kept = Said(stand.paths), LOGS / f"{' + '.join(row)}.txt"
+                    kept.unlink(missing_ok=True)
                     try:
-                        told.rows[row] = stand.judge(row, kinds(row))
+                        judged = told.rows[row] = stand.judge(row, kinds(row))
                     except Exception:  # noqa: BLE001 - its cells tell, and the others go on
                         told.broken[row] = traceback.format_exc()
+                        said.keep(kept, told.broken[row])
                         break  # in a lab of their own
+                    else:
+                        if wrong := _all_wrong(row, judged):
+                            said.keep(kept, wrong)
                     finally:
                         told.write()
     if guard.exists() and (calls := guard.read_text()):
@@ -147,27 +155,51 @@ def test_a_wire_is_as_the_matrix_says_when_somebody_is_struck(
             summary.not_yet.append(excuse)
             pytest.xfail(excuse)
         pytest.fail(summary.broken[row], pytrace=False)
-    cell = summary.rows[row][wire]
-    wrong, later = [], []
+    verdict = _verdict(row, wire, summary.rows[row][wire])
+    summary.holds += verdict.holds
+    for name, (seconds, bar) in verdict.times.items():
+        write(f"{' and '.join(row)} struck: a {wire} {name}", seconds, bar)
+    assert not verdict.wrong, "\n".join(verdict.wrong)
+    if verdict.later:
+        summary.not_yet += verdict.later
+        pytest.xfail("; ".join(verdict.later))
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What is to be said of a cell."""
+
+    wrong: list[str] = field(default_factory=list)
+    later: list[str] = field(default_factory=list)  # wrong too, as is known
+    holds: list[str] = field(default_factory=list)  # that is said not to
+    times: dict[str, tuple[float, float]] = field(default_factory=dict)  # with their bars
+
+
+def _verdict(row: Row, wire: str, cell: Cell) -> Verdict:
+    told = Verdict()
     for number in MATRIX["kinds"][cell.kind]["zero"]:
         excuse = _excuse(row, wire, number)
         if cell.numbers.get(number) == 0:
-            summary.holds += [excuse] if excuse else []
+            told.holds += [excuse] if excuse else []
         elif excuse:
-            later.append(f"{excuse} ({cell.numbers.get(number)})")
+            told.later.append(f"{excuse} ({cell.numbers.get(number)})")
         else:
-            wrong.append(f"{number} is {cell.numbers.get(number)}: {cell.notes.get(number)}")
+            told.wrong.append(f"{number} is {cell.numbers.get(number)}: {cell.notes.get(number)}")
     for name, bar in bars(cell).items():
         if name not in cell.times or (name == "gone" and cell.numbers.get("left behind")):
             continue  # the number that says so is not 0
         seconds = cell.times[name]
-        write(f"{' and '.join(row)} struck: a {wire} {name}", seconds, bar)
+        told.times[name] = seconds, bar
         if seconds > PATIENCE * bar:
-            wrong.append(f"{name} after {seconds:.1f} s, and the bar is {bar:g} s")
-    assert not wrong, "\n".join(wrong)
-    if later:
-        summary.not_yet += later
-        pytest.xfail("; ".join(later))
+            told.wrong.append(f"{name} after {seconds:.1f} s, and the bar is {bar:g} s")
+    return told
+
+
+def _all_wrong(row: Row, judged: Mapping[str, Cell]) -> str:
+    """Of a row what is not as it must be, excused or not; "" if all is well."""
+    verdicts = {wire: _verdict(row, wire, cell) for wire, cell in judged.items()}
+    found = [f"{wire}: {line}" for wire, v in verdicts.items() for line in (*v.wrong, *v.later)]
+    return "\n".join(found)
 
 
 def _excuse(row: Row, wire: str, number: str) -> str:

@@ -23,7 +23,6 @@ from labs.processes import Stage
 from labs.traffic import Couriers, Mark, Traffic
 from labs.wires import Wire, whose
 from labs.wires import wires as all_wires
-from nsm.errors import PreconditionError
 from nsm.kernel import owner
 from tests.e2e.kills.audit import Audit, look
 from tests.support.wait import PATIENCE, until
@@ -463,10 +462,9 @@ def _processes(*who: str, **serves: str) -> Victim:
     def strike(stand: Stand) -> list[Life]:
         dead = []
         for one in who:
-            try:
-                pid = stand.faults.pids(one)
-            except PreconditionError:
+            if {*stand.faults.process(one).split("/")} & {*faults.standing(stand.paths).ended}:
                 continue  # another victim took it along
+            pid = stand.faults.pids(one)
             dead.append(Life(pid, started(pid)))
             stand.faults.kill(one)
         return dead
