@@ -36,7 +36,6 @@ ADDRESSES = 16  # of an endpoint are asked at most
 LEAST = {4: 576, 6: 1280}  # bytes every IPv4 or IPv6 way takes: no wire gets smaller than that
 STEPS = 8  # sizes that are tried at once; three times, so that it is known to a few bytes
 ROUNDS = 3
-METRIC = "probe"
 log = structlog.get_logger(__name__)
 
 

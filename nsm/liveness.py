@@ -309,7 +309,7 @@ class Liveness:
         """
         if not pairs(own, others):
             return None
-        if why := _forbidden():
+        if why := forbidden():
             if not self._refused:
                 log.info("wires are not watched: no pings may be sent here", why=why)
             self._refused = True
@@ -383,8 +383,8 @@ def _opened(own: str) -> socket.socket:
     return one
 
 
-def _forbidden() -> str:
-    """Why we may not ping from here; empty if we may."""
+def forbidden() -> str:
+    """Why nobody without rights may ping from this network namespace; empty if all may."""
     try:
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP).close()
     except OSError as error:

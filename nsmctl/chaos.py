@@ -112,7 +112,7 @@ def _go(
                 with Chaos(lab, paths, report) as chaos:
                     outcome = chaos.run(faults, until)
                 if outcome.broke:
-                    _written(save, lab, file, seed, outcome)
+                    _written(save, file, seed, outcome)
                     _kept(paths.folder, save)
         finally:
             with engine.undisturbed():
@@ -123,7 +123,7 @@ def _go(
     show.finish(show.FAILED if outcome.broke or gone.left else show.OK)
 
 
-def _written(save: str, lab: "Lab", file: str, seed: object, outcome: "Outcome") -> None:
+def _written(save: str, file: str, seed: object, outcome: "Outcome") -> None:
     """What was done until it broke, for `chaos replay`."""
     from labs.schedule import written
 
@@ -138,7 +138,6 @@ def _written(save: str, lab: "Lab", file: str, seed: object, outcome: "Outcome")
         },
         "faults": written(outcome.done),
     }
-    del lab
     with open(save, "w") as out:
         yaml.safe_dump(whole, out, sort_keys=False, width=100, allow_unicode=True)
 

@@ -1,6 +1,6 @@
 """Leave to ask other nodes for an echo, without the right to send whatever one likes."""
 
-import socket
+from nsm.liveness import forbidden
 
 _RANGE = "/proc/sys/net/ipv4/ping_group_range"  # of the namespace whoever opens it is in
 _EVERYBODY = "0 2147483647"
@@ -11,19 +11,11 @@ def allow() -> str:
 
     Most distributions begin with it. Blocks.
     """
-    if not (refused := _refused()):
+    if not (why := forbidden()):
         return ""
     try:
         with open(_RANGE, "w") as file:
             file.write(_EVERYBODY)
     except OSError as failure:
-        return f"{refused}; net.ipv4.ping_group_range cannot be set: {failure.strerror}"
-    return _refused()
-
-
-def _refused() -> str:
-    try:
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP).close()
-    except OSError as failure:
-        return failure.strerror or str(failure)
-    return ""
+        return f"{why}; net.ipv4.ping_group_range cannot be set: {failure.strerror}"
+    return forbidden()
