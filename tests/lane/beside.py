@@ -1,7 +1,8 @@
 """Runs tests beside the host's: the process that tests/lane/plugin.py starts.
 
 Those for the lane first, in there; and then, on this machine and one after the other, those that
-touch nothing of it: a processor is free once the lane's kernel is built and its tests are done.
+need nothing of it but processors: one is free once the lane's kernel is built and its tests are
+done.
 
     python -m tests.lane.beside FOLDER      FOLDER/order: an Order, as JSON
 
@@ -56,6 +57,13 @@ WATCHED = """\
     kill -ABRT $$
 ) & )
 exec "${@:2}"
+"""
+# A pytest here has a network of its own, and empty folders of its own where labs leave traces.
+APART = """\
+mount --make-rprivate / && mkdir -p /etc/netns
+mount -t tmpfs tmpfs /etc/netns && mount -t tmpfs tmpfs /run
+ip link set lo up
+exec "$@"
 """
 NICE = 5  # the host's tests go first, where the scheduler does not share by session
 
@@ -233,7 +241,7 @@ class Run:
 
 
 class Here:
-    """One start of a pytest on this machine, in our process group."""
+    """One start of a pytest on this machine, in our process group and namespaces of its own."""
 
     def __init__(self, folder: Path, order: Order, tests: Sequence[str]) -> None:
         self.why = ""  # it has ended
@@ -249,8 +257,12 @@ class Here:
             self._output = share / "output"
             out = stack.enter_context(self._output.open("wb"))
             self._process = subprocess.Popen(
-                [*order["command"], f"@{share}/tests"], stdin=subprocess.DEVNULL, stdout=out,
-                stderr=out,
+                [
+                    *("unshare", "--mount", "--net", "sh", "-e", "-c", APART, "sh"),
+                    *order["command"],
+                    f"@{share}/tests",
+                ],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                 # what tests make in a folder for that is no file that others left
                 env={**os.environ, REPORTS: f"{share}/reports", "TMPDIR": str(share)},
             )  # fmt: skip

@@ -7,8 +7,8 @@ Those of a session's tests that this kernel cannot run are for the lane: another
 built and runs them in there, while the session runs its others (tests/lane/beside.py). They come
 last in the session's order, and their reports are the session's then, as if the tests had run
 here. Tests of the lane itself come after them. A session that has tests for the lane, others of
-this machine and many unit tests leaves those to that process as well, once it is done in there:
-they touch nothing of the machine.
+this machine and many unit tests leaves those to that process as well, once it is done in there,
+and with them those of labs: they need nothing of the machine, or bring it along.
 
 Inside, the variable LANE_GUEST is set, and every marked test runs where it is.
 """
@@ -38,6 +38,7 @@ from tests.support import leaks, wait
 INSIDE = "LANE_GUEST" in os.environ
 ROOT = Path(__file__).parents[2]
 DEAF = 1800  # s; the longest that is right is a builder who waits for another one
+LABS = ("tests/e2e/labs/", "tests/e2e/parity/")  # of a lab each: two at once are an ordinary thing
 MANY = 500  # unit tests: fewer take no longer than another start of pytest
 
 
@@ -113,13 +114,14 @@ def _for_the_lane(session: pytest.Session) -> dict[pytest.Item, str]:
 def _light(
     config: pytest.Config, there: Container[pytest.Item], rest: list[pytest.Item]
 ) -> dict[pytest.Item, None]:
-    """Those of the rest that may run beside the others: unit tests, where there are others."""
+    """Those of the rest that may run beside the others: labs' and units', where there are many."""
     option = config.option
     chosen = option.keyword or option.markexpr or option.deselect
     if not there or INSIDE or chosen or option.capture == "no" or option.usepdb:
         return {}
-    unit = dict.fromkeys(item for item in rest if item.get_closest_marker("unit"))  # in order
-    return unit if MANY <= len(unit) < len(rest) else {}
+    unit = [item for item in rest if item.get_closest_marker("unit")]
+    labs = [item for item in rest if item.nodeid.startswith(LABS)]
+    return dict.fromkeys([*labs, *unit]) if MANY <= len(unit) < len(rest) else {}
 
 
 class Lane:
@@ -294,13 +296,14 @@ def _pytest(config: pytest.Config) -> list[str]:
 
 
 class Reporter:
-    """The guest's side: each report as a line of JSON, and each time taken into the share."""
+    """The other side: each report as a line of JSON, and a guest's times into the share."""
 
     def __init__(self, config: pytest.Config, path: Path) -> None:
         self._config = config
         self._path = path
-        wait.TIMES = path.with_name(TIMES)
-        wait.PATIENCE *= SLOWER
+        if INSIDE:
+            wait.TIMES = path.with_name(TIMES)
+            wait.PATIENCE *= SLOWER
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self._say({"test": nodeid, "what": "start"})

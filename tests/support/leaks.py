@@ -7,6 +7,7 @@ import glob
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -40,7 +41,7 @@ def of_machine() -> Things:
     """What any process may leave on the machine: namespaces, links, files of ours."""
     return {
         "network namespace": Counter(_listed("/run/netns")),
-        "link of the host": Counter(_listed("/sys/class/net")),
+        "link of the host": Counter(name for _, name in socket.if_nameindex()),
         "file": Counter(path for pattern in OURS for path in glob.glob(pattern) if path != LOCK),
     }
 
