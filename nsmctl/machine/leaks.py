@@ -6,7 +6,7 @@ Both are read twice: what a forwarder is making, or taking away, at this very mo
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -62,13 +62,21 @@ def of(forwarder: Forwarder) -> list[Leak]:
 
 
 def _look(forwarder: Forwarder) -> list[Leak]:
+    with _node(forwarder) as home:
+        return list(_leaks(forwarder, home))
+
+
+@contextmanager
+def _node(forwarder: Forwarder) -> Iterator[Home]:
+    """This thread is on that forwarder's node, which is its home for the block."""
     with Home() as home:
         if not forwarder.namespace:
-            return list(_leaks(forwarder, home))
+            yield home
+            return
         entry = home.opened_path(f"{NAMED}/{forwarder.namespace}", forwarder.node)
         try:
             with home.inside(entry), Home() as there:
-                return list(_leaks(forwarder, there))
+                yield there
         finally:
             os.close(entry)
 
@@ -120,16 +128,8 @@ def unwritten(store: str) -> str:
 
 def _removal(forwarder: Forwarder, one: Found, group: int) -> Callable[[], None]:
     def remove() -> None:
-        with Home() as home:
-            if not forwarder.namespace:
-                sweep.delete(one, group)
-                return
-            entry = home.opened_path(f"{NAMED}/{forwarder.namespace}", forwarder.node)
-            try:
-                with home.inside(entry):
-                    sweep.delete(one, group)
-            finally:
-                os.close(entry)
+        with _node(forwarder):
+            sweep.delete(one, group)
 
     return remove
 
