@@ -7,14 +7,19 @@ told and has its addresses again. A node that never answered is never judged, an
 not run when it should have judges nobody (`nsm.liveness`). That a node answered is known to the
 next life too: it may die together with this process.
 
-Only the side that was asked ends wires. What a partition of the network cuts off looks the same;
+A node whose own network is cut hears nobody, and all the others seem dead to it. So nobody is
+judged while no way or no carrier leads there, nor where everybody who answered fell silent at
+once: all far nodes, those that wires lead to, and the gateway. Silence counts from when that is
+over. Where nobody else was there to be heard, carrier is all there is to go by.
+
+Only the side that was asked ends wires. What a partition further away cuts off looks like a death;
 the client's side keeps its interface, and when its client asks again it gets the same addresses.
 """
 
 import asyncio
 import ipaddress
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -27,12 +32,14 @@ from forwarder.mechanisms import ends
 from forwarder.store import Store, Way
 from nsm import mechanisms
 from nsm.connections import Held
-from nsm.errors import InvalidError
+from nsm.errors import InvalidError, NsmError
 from nsm.hop import Hop
 from nsm.kernel import pings
 from nsm.kernel.ensure import Place
 from nsm.kernel.node import Kernel
+from nsm.kernel.owner import SideName
 from nsm.liveness import Liveness, Pulse, Rhythm
+from nsm.model import Mechanism
 from nsm.watches import Spawn
 
 log = structlog.get_logger(__name__)
@@ -41,6 +48,8 @@ BREATH = 0.02  # seconds: connections that are made at once are looked at togeth
 RHYTHM = Rhythm(interval=0.5, timeout=2.0)  # of the echoes; timeout: until a node is doubted
 DEAD = 3.2  # seconds of silence
 GLANCE, GLANCES = 0.25, 4  # seconds between looks at a node in doubt, and how many at least
+AT_ONCE = 1.0  # seconds within which nodes fall silent whose silence has one cause: two echoes
+HEARD = 1.5  # seconds since its last answer within which somebody answers still: three echoes
 
 
 @dataclass(slots=True)
@@ -69,6 +78,8 @@ class FarNodes:
         self._spawn = spawn
         self._liveness = Liveness(RHYTHM)
         self._nodes: dict[Way, Node] = {}
+        self._beside: dict[Way, Pulse | None] = {}  # who else may tell that our network works
+        self._gateways: dict[Way, Way | None] = {}  # of those among them, by a node's way
         self._store = store
         self._answered = set(store.answered)
 
@@ -84,6 +95,7 @@ class FarNodes:
                     if why := await asyncio.to_thread(pings.allow):
                         log.warning("nobody is told when another node dies", why=why)
                 self._compare(ways)
+                self._compare_beside(await self._others(ways))
                 with suppress(TimeoutError):  # who dies soon is to have answered once
                     async with asyncio.timeout(LOOK_EVERY):
                         await self._changed.wait()
@@ -110,6 +122,32 @@ class FarNodes:
                 pulse.known(time.monotonic())
         self._remember()
 
+    async def _others(self, ways: Collection[Way]) -> set[Way]:
+        """Whom to ask besides: gateways on the way, and nodes that wires lead to."""
+        if not ways:
+            self._gateways.clear()
+            return set()
+        for way in self._gateways.keys() - set(ways):
+            del self._gateways[way]
+        for way in ways - self._gateways.keys():
+            with suppress(NsmError):  # no way there now: asked again at the next look
+                found = await self._kernel.gateway(ipaddress.ip_address(way[1]))
+                self._gateways[way] = (way[0], str(found)) if found else None
+        onward = {
+            to
+            for held in self._hop.connections.established()
+            if held.memory and (to := between(held.memory.outgoing, "src"))
+        }
+        return (onward | {way for way in self._gateways.values() if way}) - set(ways)
+
+    def _compare_beside(self, others: Collection[Way]) -> None:
+        for way in self._beside.keys() - set(others):
+            if pulse := self._beside.pop(way):
+                self._liveness.forget(pulse)
+        for way in set(others) - self._beside.keys():
+            own, far = map(ipaddress.ip_interface, way)
+            self._beside[way] = self._liveness.watch([own], [far], lambda: None)
+
     def _remember(self) -> None:
         """For the next life: who answers, of those that wires come from."""
         for way in self._answered - self._nodes.keys():
@@ -130,9 +168,13 @@ class FarNodes:
         """End its wires, unless it answers or something comes from it."""
         try:
             before = await self._received(way)
-            glances = 0
+            glances, deaf = 0, 0.0
             while (pulse := node.pulse) and pulse.silent and self._nodes.get(way) is node:
-                silence = time.monotonic() - pulse.heard
+                if why := await self._deaf(way, pulse, deaf):
+                    if not deaf:
+                        log.warning("no far node is judged now", node=way[1], why=why)
+                    glances, deaf = 0, time.monotonic()
+                silence = time.monotonic() - max(pulse.heard, deaf)
                 if silence < DEAD or glances < GLANCES:
                     glances += 1
                     await asyncio.sleep(GLANCE)
@@ -149,6 +191,22 @@ class FarNodes:
                 return
         finally:
             node.doubted = False
+
+    async def _deaf(self, way: Way, pulse: Pulse, deaf: float) -> str:
+        """Why its silence may be this node's own; empty if it is not. deaf: until when it was."""
+        pulses = [(other, node.pulse) for other, node in self._nodes.items()]
+        others = [
+            one.heard
+            for other, one in (*pulses, *self._beside.items())
+            if one and one.heard and other[0] == way[0] and other != way
+        ]
+        if together(pulse.heard, others, deaf, time.monotonic()):
+            return "all who answered fell silent at once"
+        try:
+            there = await self._kernel.way_to(ipaddress.ip_address(way[1]))
+        except NsmError as none:
+            return str(none)
+        return "" if there.carrier else f"{there.device} is down, or has no carrier"
 
     def _still(self, way: Way) -> Callable[[Held[Crossing]], Awaitable[bool]]:
         async def comes_from_there(held: Held[Crossing]) -> bool:
@@ -168,11 +226,30 @@ class FarNodes:
 def _way(held: Held[Crossing]) -> Way | None:
     """Between which addresses a wire comes in from another node; None if it comes from here."""
     mechanism = held.made.mechanism if held.made else None
-    if mechanism is None or mechanism.cls != mechanisms.REMOTE:
+    return between(mechanism, "dst") if mechanism else None
+
+
+def between(mechanism: Mechanism, side: SideName) -> Way | None:
+    """Our address and the other node's of a tunnel, of which we are that side; None of others."""
+    if mechanism.cls != mechanisms.REMOTE:
         return None
     try:
-        far = ends.address(mechanism, mechanisms.SRC_IP)
-        own = ends.address(mechanism, mechanisms.DST_IP)
+        src = ends.address(mechanism, mechanisms.SRC_IP)
+        dst = ends.address(mechanism, mechanisms.DST_IP)
     except InvalidError:
         return None
-    return (str(own), str(far)) if own.version == far.version else None
+    if src.version != dst.version:
+        return None
+    return (str(dst), str(src)) if side == "dst" else (str(src), str(dst))
+
+
+def together(heard: float, others: Iterable[float], deaf: float, now: float) -> bool:
+    """Whether a node last heard then fell silent together with everybody who answered at that
+    time, and nobody answers now. others: when each was heard last. Pure.
+
+    deaf is the last moment at which that was so: who was heard only briefly after it proves
+    nothing, and who fell silent later did so for a reason of its own.
+    """
+    there = [one for one in others if one >= heard - AT_ONCE]
+    silent = all(one < now - HEARD for one in there)
+    return silent and any(one <= max(heard, deaf) + AT_ONCE for one in there)

@@ -42,7 +42,7 @@ _OF_INTEREST = frozenset(
     (_ADDRESS, _IFNAME, _MTU, _LINK, _LINKINFO, _IFALIAS, _GROUP, _LINK_NETNSID)
 )
 _SKIP_STATS = 8
-_UP, _NOARP = 1, 0x80
+_UP, _NOARP, _LOWER_UP = 1, 0x80, 0x10000
 _FAMILY = {4: 2, 6: 10}
 _VERSION = {2: 4, 10: 6}
 _LINK_BODY = struct.Struct("=BBHiII")  # family, pad, type, index, flags, change
@@ -73,6 +73,7 @@ class Device:
     local: IPAddress | None = None
     remote: IPAddress | None = None
     quiet: bool = False  # NOARP: nobody is asked for MACs
+    carrier: bool = True  # the cable is in, as far as its driver can tell
 
     def end(self, namespace: Namespace) -> End:
         """What of it is a wire's end."""
@@ -291,6 +292,7 @@ def device(body: memoryview) -> Device:
         local=local,
         remote=remote,
         quiet=bool(flags & _NOARP),
+        carrier=bool(flags & _LOWER_UP),
     )
 
 
@@ -681,13 +683,26 @@ def way(body: memoryview) -> tuple[int, IPAddress | None]:
     return index, _address(have.get(_RTA_PREFSRC))
 
 
+def gateway(body: memoryview) -> IPAddress | None:
+    """Through whom an answer to `get_route` leads; None if straight to where it leads."""
+    return _address(netlink.table(body, 12).get(_RTA_GATEWAY))
+
+
 def default_devices(bodies: Iterable[tuple[int, memoryview]]) -> list[tuple[int, int]]:
     """Devices of default routes of the main table, as (metric, index), best first."""
+    return [(metric, index) for metric, index, _ in default_routes(bodies)]
+
+
+def default_routes(
+    bodies: Iterable[tuple[int, memoryview]],
+) -> list[tuple[int, int, IPAddress | None]]:
+    """Default routes of the main table, as (metric, index, gateway), best first."""
     found = []
     for _, body in bodies:
         _, length, _, _, table, _, _, kind, _ = _ROUTE_BODY.unpack_from(body)
         have = netlink.table(body, 12)
         if length == 0 and table == _MAIN and kind == _UNICAST and _RTA_OIF in have:
             metric = netlink.number(have[_RTA_PRIORITY]) if _RTA_PRIORITY in have else 0
-            found.append((metric, netlink.number(have[_RTA_OIF])))
-    return sorted(found)
+            index = netlink.number(have[_RTA_OIF])
+            found.append((metric, index, _address(have.get(_RTA_GATEWAY))))
+    return sorted(found, key=lambda one: one[:2])

@@ -79,11 +79,15 @@ class Ensured:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How an underlay reaches an address: from which address, over which device of which MTU."""
+    """How an underlay reaches an address: from which address, over which device of which MTU.
+
+    carrier is false where that device is down, or its cable is out.
+    """
 
     source: IPAddress
     device: str
     mtu: int
+    carrier: bool = True
 
 
 class Kernel:
@@ -709,7 +713,31 @@ class Kernel:
                     f"the route to {remote} in {where} has no source address",
                     hint=f"give {device.name} an address, or set the tunnel IP",
                 )
-            return Way(source, device.name, device.mtu)
+            return Way(source, device.name, device.mtu, device.up and device.carrier)
+
+        return await self._asked(underlay, question)
+
+    async def gateway(
+        self, remote: IPAddress, *, underlay: Namespace | None = None
+    ) -> IPAddress | None:
+        """The router on the way to an address, or the default one on the same device.
+
+        None where there is none; PreconditionError without a route.
+        """
+
+        def question(sock: Socket) -> IPAddress | None:
+            try:
+                answer = sock.ask(messages.get_route(remote))
+                routes = sock.dump(messages.dump_routes())
+            except Refusal as refusal:
+                raise explain(refusal, f"ip route get {remote}", underlay or self.own) from refusal
+            index, _ = messages.way(answer)
+            default = [
+                via
+                for _, over, via in messages.default_routes(routes)
+                if over == index and via and via.version == remote.version
+            ]
+            return messages.gateway(answer) or next(iter(default), None)
 
         return await self._asked(underlay, question)
 

@@ -3,9 +3,11 @@
 import os
 import signal
 import subprocess
+import time
 
 import pytest
 
+from forwarder.farnodes import DEAD
 from tests.e2e.wires.nodes import Nodes, addresses
 from tests.support.spaces import Space, answers, kernel_state
 from tests.support.wait import until
@@ -184,3 +186,33 @@ async def test_a_node_that_dies_takes_its_wires_along_on_the_other_node_too(node
     assert [one["event"] for one in beside.told] == ["up"]
     assert beside.end() == 0
     assert kernel_state(single) == before
+
+
+async def test_a_node_whose_own_cable_is_out_takes_nobody_for_dead_and_has_its_wires_again(
+    nodes: Nodes,
+):
+    """It hears nobody, for longer than any node may be silent; that is nobody's death."""
+    single, switch, client = nodes.space("single"), nodes.space("lan"), nodes.space("app")
+    before = kernel_state(single)
+    app = nodes.client("app", "kernel://pair/nsm-1")
+    wire = single.ip("link")
+    await until(lambda: answers(nodes.space("one")), "the node is known to answer", bar=0.5)
+    forwarder = nodes.now["two/forwarder"]
+    since = forwarder.log_file.stat().st_size
+
+    def said() -> list[str]:
+        return [line["event"] for line in forwarder.after(since)]
+
+    switch.run("ip", "link", "set", "p2", "down")
+    began = time.monotonic()
+    try:
+        await until(lambda: "no far node is judged now" in said(), "the doubt", bar=1.5)
+        await until(lambda: time.monotonic() - began > DEAD + 1.0, "its end", bar=6, record=False)
+        assert "a node is gone" not in said()
+    finally:
+        switch.run("ip", "link", "set", "p2", "up")
+    await until(lambda: client.pings("172.16.2.0"), "packets", bar=1.5)
+    assert single.ip("link") == wire
+    assert "a node is gone" not in said()
+    assert app.end() == 0
+    await until(lambda: kernel_state(single) == before, "its end", bar=0.5)

@@ -227,6 +227,24 @@ async def test_the_underlay_tells_its_address_and_mtu(kernel: Kernel, nodes: Nod
     )
 
 
+async def test_the_underlay_tells_its_gateway_and_whether_its_cable_is_in(
+    kernel: Kernel, nodes: Nodes
+) -> None:
+    near = await kernel.namespace(path=nodes.near.path, name="near")
+    far, beyond = ip_address("192.0.2.2"), ip_address("198.51.100.1")
+    assert await kernel.gateway(far, underlay=near) is None
+    with pytest.raises(PreconditionError, match="no route leads there"):
+        await kernel.gateway(beyond, underlay=near)
+    nodes.near.do("route", "add", "default", "via", "192.0.2.9")
+    assert str(await kernel.gateway(far, underlay=near)) == "192.0.2.9", "on the same device"
+    nodes.near.do("route", "add", "198.51.100.0/24", "via", "192.0.2.8")
+    assert str(await kernel.gateway(beyond, underlay=near)) == "192.0.2.8"
+    assert await kernel.gateway(ip_address("2001:db8:ffff::2"), underlay=near) is None
+    assert (await kernel.way_to(far, underlay=near)).carrier
+    nodes.far.do("link", "set", "eth0", "down")
+    assert not (await kernel.way_to(far, underlay=near)).carrier
+
+
 async def test_our_own_underlay_tells_what_stock_ip_tells(kernel: Kernel) -> None:
     routes = [route for route in ip("route") if route["dst"] == "default"]
     if not routes:
