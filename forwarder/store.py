@@ -41,7 +41,7 @@ import json
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -56,8 +56,6 @@ from nsm.proto import connection_pb2 as pb
 from nsm.rpc import wire
 
 SCHEMA = 1
-BATCH = 1000  # changes of one transaction
-AGAIN = 2.0  # seconds until what could not be written is tried again
 _TABLES = """
 CREATE TABLE IF NOT EXISTS leases (
     id TEXT PRIMARY KEY, previous TEXT NOT NULL, origin TEXT NOT NULL,
@@ -133,99 +131,63 @@ class Store:
     def __init__(
         self, path: str, connection: sqlite3.Connection | None, thread: ThreadPoolExecutor
     ) -> None:
-        self.transactions = 0
         self.begun: frozenset[str] = frozenset()
         """Connections that an earlier life was making when it ended."""
         self.answered: frozenset[Way] = frozenset()
         """Nodes that answered echoes in an earlier life."""
-        self.trouble = ""
-        """Why what is kept is not written now; empty if it is."""
         self._path = path
-        self._connection = connection
-        self._thread = thread
-        self._waiting: dict[_Key, _Change] = {}
-        self._writing = False
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._later: asyncio.TimerHandle | None = None
+        self._writer: store.Writer[_Key, _Change] = store.Writer(
+            connection, thread, _commit, self._said
+        )
+
+    @property
+    def transactions(self) -> int:
+        """How many there were."""
+        return self._writer.transactions
+
+    @property
+    def trouble(self) -> str:
+        """Why what is kept is not written now; empty if it is."""
+        return self._writer.trouble
 
     def begin(self, id_: str) -> None:
         """Have it written that this connection is being made."""
-        self._change(id_, _BEGUN)
+        self._writer.change(id_, _BEGUN)
 
     def keep(self, lease: Lease) -> None:
         """Have it written, instead of what was kept of that connection."""
-        self._change(lease.id, lease)
+        self._writer.change(lease.id, lease)
 
     def drop(self, id_: str) -> None:
         """Have it forgotten."""
-        self._change(id_, None)
+        self._writer.change(id_, None)
 
     def answers(self, way: Way) -> None:
         """Have it written that this node answers echoes."""
-        self._change(way, _ANSWERS)
+        self._writer.change(way, _ANSWERS)
 
     def left(self, way: Way) -> None:
         """Have that forgotten: no wire comes from there any more."""
-        self._change(way, None)
+        self._writer.change(way, None)
 
     async def flushed(self) -> None:
         """Wait until all is written, or cannot be."""
-        await self._idle.wait()
+        await self._writer.flushed()
 
     def close(self) -> None:
         """Try nothing again any more."""
-        if self._later:
-            self._later.cancel()
-
-    def _change(self, key: _Key, change: _Change) -> None:
-        if self._connection is None:
-            return
-        self._waiting.pop(key, None)  # the newest of each, in the order of the newest
-        self._waiting[key] = change
-        if self._later is None:
-            self._write()
-
-    def _write(self) -> None:
-        self._later = None
-        if self._writing or not self._waiting or self._connection is None:
-            return
-        self._writing = True
-        self._idle.clear()
-        batch = {id_: self._waiting.pop(id_) for id_ in list(self._waiting)[:BATCH]}
-        loop = asyncio.get_running_loop()
-        self._thread.submit(_commit, self._connection, batch).add_done_callback(
-            lambda result: loop.call_soon_threadsafe(self._written, batch, result)
-        )
-
-    def _written(self, batch: dict[_Key, _Change], result: "Future[None]") -> None:
-        self._writing = False
-        error = result.exception()
-        if error is None:
-            self.transactions += 1
-            self._said("")
-            self._write()
-        elif isinstance(error, sqlite3.Error):
-            self._waiting = batch | self._waiting  # what changed meanwhile is newer
-            self._said(f"{error} ({getattr(error, 'sqlite_errorname', '')})")
-            self._later = asyncio.get_running_loop().call_later(AGAIN, self._write)
-        else:
-            log.error("leases could not be written down", connections=list(batch), why=repr(error))
-            self._write()
-        if not self._writing:
-            self._idle.set()
+        self._writer.close()
 
     def _said(self, trouble: str) -> None:
-        if trouble and not self.trouble:
+        if trouble:
             log.error(
                 "leases are not kept now: a restart adopts wires when they are refreshed",
                 store=self._path,
                 why=trouble,
                 hint="is there space, and may it be written?",
             )
-        elif self.trouble and not trouble:
+        else:
             log.warning("leases are kept again", store=self._path)
-        self.trouble = trouble
 
 
 @asynccontextmanager

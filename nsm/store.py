@@ -1,23 +1,32 @@
 """A program's own SQLite file: opened, known to be its own and whole, or refused with why.
 
-Everything here blocks: whoever has an event loop calls it in the one thread that the
+Everything but `Writer` blocks: whoever has an event loop calls it in the one thread that the
 connection stays in.
 """
 
+import asyncio
 import os
 import sqlite3
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 from urllib.parse import quote
+
+import structlog
 
 from nsm.errors import InvalidError, PreconditionError
 
 BUSY = 1.0  # seconds to wait for a process that is just letting go of the file
+BATCH = 1000  # changes of one transaction
+AGAIN = 2.0  # seconds until what could not be written is tried again
 _CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 T = TypeVar("T")
+K = TypeVar("K")
+C = TypeVar("C")
+log = structlog.get_logger(__name__)
 
 
 class UnusableError(PreconditionError):
@@ -105,6 +114,87 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         with suppress(sqlite3.Error):  # a full disk has ended the transaction already
             connection.execute("ROLLBACK")
         raise
+
+
+class Writer(Generic[K, C]):
+    """Writes changes down a moment after they come: whoever makes them waits for nothing.
+
+    Of each key the newest, all that waits in one transaction. said is told why they cannot be
+    written, once, and "" when they can again; until then they are tried again. commit
+    writes them, in thread. Without a connection nothing is kept.
+    """
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection | None,
+        thread: ThreadPoolExecutor,
+        commit: Callable[[sqlite3.Connection, dict[K, C]], None],
+        said: Callable[[str], None],
+    ) -> None:
+        self.transactions = 0
+        self.trouble = ""
+        """Why what is kept is not written now; empty if it is."""
+        self._connection = connection
+        self._thread = thread
+        self._commit = commit
+        self._said = said
+        self._waiting: dict[K, C] = {}
+        self._writing = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._later: asyncio.TimerHandle | None = None
+
+    def change(self, key: K, change: C) -> None:
+        """Have it written."""
+        if self._connection is None:
+            return
+        self._waiting.pop(key, None)  # the newest of each, in the order of the newest
+        self._waiting[key] = change
+        if self._later is None:
+            self._write()
+
+    async def flushed(self) -> None:
+        """Wait until all is written, or cannot be."""
+        await self._idle.wait()
+
+    def close(self) -> None:
+        """Try nothing again any more."""
+        if self._later:
+            self._later.cancel()
+
+    def _write(self) -> None:
+        self._later = None
+        if self._writing or not self._waiting or self._connection is None:
+            return
+        self._writing = True
+        self._idle.clear()
+        batch = {key: self._waiting.pop(key) for key in list(self._waiting)[:BATCH]}
+        loop = asyncio.get_running_loop()
+        self._thread.submit(self._commit, self._connection, batch).add_done_callback(
+            lambda result: loop.call_soon_threadsafe(self._written, batch, result)
+        )
+
+    def _written(self, batch: dict[K, C], result: "Future[None]") -> None:
+        self._writing = False
+        error = result.exception()
+        if error is None:
+            self.transactions += 1
+            self._tell("")
+            self._write()
+        elif isinstance(error, sqlite3.Error):
+            self._waiting = batch | self._waiting  # what changed meanwhile is newer
+            self._tell(f"{error} ({getattr(error, 'sqlite_errorname', '')})")
+            self._later = asyncio.get_running_loop().call_later(AGAIN, self._write)
+        else:
+            log.error("changes could not be written down", of=list(batch), why=repr(error))
+            self._write()
+        if not self._writing:
+            self._idle.set()
+
+    def _tell(self, trouble: str) -> None:
+        before, self.trouble = self.trouble, trouble
+        if bool(before) != bool(trouble):
+            self._said(trouble)
 
 
 def _check(connection: sqlite3.Connection, path: str, kept: Kept) -> None:
