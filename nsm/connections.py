@@ -28,6 +28,7 @@ class Held(Generic[M]):
     None before the first success. previous is who asked for it; origin is whom
     its first segment's token named. memory is the route's own. again is set where what is
     under way has to be asked for once more: it may have been answered before that was said.
+    ended is whether the next hop has it no more, until it is asked for again.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Held(Generic[M]):
     waiting: int = 0
     running: "Interruptible | None" = None
     again: bool = False
+    ended: bool = False
 
     def forget(self) -> None:
         """Remember nothing; the id is free as soon as nobody waits for it."""

@@ -167,6 +167,7 @@ class Hop(Generic[M]):
                     self._down(held)
                 raise
             held.made, held.previous = made, caller.handshake.peer_id
+            held.ended = False
             held.origin = policy.origin(made)
             if self.watches and done.next_url:
                 self.watches.follow(made.id, done.next_url, done.called)
@@ -323,7 +324,7 @@ class Hop(Generic[M]):
     def _expired(self, id_: str) -> None:
         self._spawn(self.expire(id_), f"expiry of {id_}")
 
-    def _changed(self, id_: str, conn: Connection | None) -> None:
+    def _changed(self, id_: str, conn: Connection | None, *, ended: bool = False) -> None:
         """What the next hop says of a connection of ours; None: gone, or nobody knows."""
         held = self.connections.get(id_)
         if held and held.running and conn and conn.state == State.REFRESH_REQUESTED:
@@ -332,6 +333,7 @@ class Hop(Generic[M]):
         if held is None or held.made is None:
             return
         if conn is None:
+            held.ended |= ended
             self._down(held)
             return
         try:

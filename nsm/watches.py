@@ -24,9 +24,12 @@ class Monitor(Protocol):
 
 
 class Changes(Protocol):
-    """Told of every change; must not block. conn is None when it is lost or deleted."""
+    """Told of every change; must not block. conn is None when it is lost or deleted.
 
-    def __call__(self, id_: str, conn: Connection | None) -> None: ...
+    ended: the next hop says itself that it has it no more, and is not only silent.
+    """
+
+    def __call__(self, id_: str, conn: Connection | None, *, ended: bool = False) -> None: ...
 
 
 Spawn = Callable[[Coroutine[Any, Any, None], str], "asyncio.Task[None]"]
@@ -112,12 +115,13 @@ class Watches:
             own = self._ours(self._own_id(conn))
             if own in followed:
                 told.add(own)
-                self._on_change(own, None if event.type == EventType.DELETE else conn)
+                ended = event.type == EventType.DELETE
+                self._on_change(own, None if ended else conn, ended=ended)
             elif own and conn.state == State.REFRESH_REQUESTED:  # its answer is still on the way
                 self._on_change(own, conn)
         if event.type == EventType.INITIAL_STATE_TRANSFER:
             for id_ in (followed & asked) - told:  # it was restarted and knows nothing of them
-                self._on_change(id_, None)
+                self._on_change(id_, None, ended=True)
 
     def _ours(self, said: str) -> str:
         """What is called that at the next hop; nothing of what has another name there by now."""

@@ -1,6 +1,7 @@
 """Start a manager: `python -P -m nsmgr`. All objects are made here, in start order."""
 
 import sys
+from functools import partial
 
 from nsmgr import origin  # noqa: F401 - first, because what stands in for `nsm` would be run
 
@@ -62,7 +63,7 @@ async def serve(config: Config, process: Process) -> None:
         figures.shows("wires", lambda: carried(one.made for one in hop.connections.established()))
         node = NodeRegistry(domain, locals_, config.labels, spawn=process.tasks.spawn)
         process.tasks.spawn(
-            node.follow(config.forwarder_network_service_name),
+            node.follow(config.forwarder_network_service_name, partial(_joined, hop)),
             "endpoints that are gone",
             forever=True,
         )
@@ -81,6 +82,12 @@ async def serve(config: Config, process: Process) -> None:
                 hop.stop()
         finally:
             locals_.close()
+
+
+def _joined(hop: Hop[Next]) -> set[str]:
+    """The endpoints that a wire leads to, as far as its forwarder says."""
+    there = [held.made for held in hop.connections.established() if not held.ended]
+    return {made.endpoint for made in there if made}
 
 
 def _domain(config: Config, process: Process, peers: Peers, lifetime: int) -> Store:

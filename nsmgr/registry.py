@@ -11,7 +11,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from typing import NoReturn
@@ -177,18 +177,24 @@ class NodeRegistry(Store):
         self._locals = locals_
         self._labels = labels
 
-    async def follow(self, forwarder_service: str) -> NoReturn:
+    async def follow(
+        self, forwarder_service: str, joined: Callable[[], Collection[str]] = frozenset
+    ) -> NoReturn:
         """Take from the domain whose process is gone and does not come back, until cancelled.
 
-        But a forwarder: it carries wires that stand, and nobody else can.
+        But a forwarder: it carries wires that stand, and nobody else can. Nor those that are
+        joined: their wires stand, in a namespace that lives, and wait for their next life.
         """
         silent: Counter[str] = Counter()
         while True:
             await asyncio.sleep(LOOK_EVERY)
             deserted = await self._locals.deserted(forwarder_service)
             silent = Counter({name: silent[name] + 1 for name in deserted})
+            standing = joined()
             for name, looks in silent.items():
-                if looks >= DESERTED:
+                if looks == DESERTED and name in standing:
+                    log.info("an endpoint's process is gone, and its wires stand", name=name)
+                if looks >= DESERTED and name not in standing:
                     log.info("an endpoint is gone", name=name)
                     self._locals.end(name)
 

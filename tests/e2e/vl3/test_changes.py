@@ -123,6 +123,28 @@ async def test_a_router_that_is_killed_and_started_again_is_missed_by_nobody(
     assert await unreachable([*members, new]) == []
 
 
+async def test_a_router_that_others_asked_for_wires_may_be_dead_for_longer(domain: Domain) -> None:
+    """Its manager looks again and again, and leaves it registered for the wires that stand."""
+    domain.lend()
+    killed = domain.route("r1")
+    domain.route("r2")
+    one, two = domain.member("m1", at="r1"), domain.member("m3", at="r2")
+    await joined(domain, "r1", "r2")
+    known = {each: routes(domain.space(each)) for each in ("r1", "r2")}
+    pinging = [Pinging(one, two.addresses[0]), Pinging(two, one.addresses[1])]
+    killed.end(signal.SIGKILL)
+    await until(
+        lambda: any("its wires stand" in line for line in domain.now["one/nsmgr"].log),
+        "its manager to miss it",
+        bar=5,
+    )
+    again = domain.route("r1")
+    await until(lambda: granted(again) >= 2, "its wires to be asked for again", bar=3)
+    sent, gone = lost_of(pinging)
+    assert (sent > 10, gone) == (True, 0)
+    assert {each: routes(domain.space(each)) for each in ("r1", "r2")} == known
+
+
 async def test_a_router_that_does_not_return_is_forgotten_and_has_its_own_again_if_it_does(
     domain: Domain,
 ) -> None:

@@ -31,6 +31,7 @@ class World:
     def __init__(self):
         self.next = NextHop()
         self.changes = []
+        self.ended = set()
         self.tasks = []
         self.watches = Watches("me", self.next.monitor, self.spawn, self.changed)
 
@@ -38,8 +39,9 @@ class World:
         self.tasks.append(asyncio.create_task(coro, name=name))
         return self.tasks[-1]
 
-    def changed(self, id_, conn):
+    def changed(self, id_, conn, *, ended=False):
         self.changes.append((id_, conn and conn.id))
+        self.ended |= {id_} if ended else set()
 
     async def tell(self, url, kind, *conns):
         await until(lambda: url in self.next.queues, "the stream to open", record=False)
@@ -58,6 +60,7 @@ async def test_one_stream_serves_all_connections_through_the_same_next_hop():
     await world.tell("unix:next", EventType.INITIAL_STATE_TRANSFER, conn("a"), conn("b"), conn("c"))
     await world.tell("unix:next", EventType.DELETE, conn("b"))
     await until(lambda: ("b", None) in world.changes, "the deletion to be reported")
+    assert world.ended == {"b"}
     assert len(world.next.opened) == 1
     assert world.next.opened[0][1].segments[0].name == "me"
     await world.end()
@@ -68,6 +71,7 @@ async def test_what_a_restarted_next_hop_no_longer_knows_is_reported_lost():
     world.watches.follow("a", "unix:next")
     await world.tell("unix:next", EventType.INITIAL_STATE_TRANSFER)
     await until(lambda: world.changes == [("a", None)], "the loss to be reported")
+    assert world.ended == {"a"}
     await world.end()
 
 
@@ -78,6 +82,7 @@ async def test_a_broken_stream_is_reported_and_opened_again():
     await world.next.queues["unix:next"].put(None)
     await until(lambda: ("a", None) in world.changes, "the loss to be reported")
     await until(lambda: len(world.next.opened) == 2, "the stream to be opened again", bar=0.2)
+    assert not world.ended, "it is only silent"
     await world.tell("unix:next", EventType.INITIAL_STATE_TRANSFER, conn("a"))
     await until(lambda: world.changes[-1] == ("a", "next-a"), "the connection to be seen again")
     await world.end()
