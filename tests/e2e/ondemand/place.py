@@ -13,23 +13,12 @@ from typing import Any
 
 from labs.processes import Plan, Process, ctl_gid
 from tests.e2e.vl3.domain import DOMAIN, Domain
-from tests.e2e.wires.nodes import ROOT, Program
+from tests.e2e.wires.nodes import ROOT, Program, two_nodes
 
 SERVICE = "net"
 AT = {"r1": "one", "r2": "two"}
-LAB = """
+LAB = two_nodes("""
 name: ondemand
-topology:
-  clusters:
-    east: {trust-domain: east.test}
-  nodes:
-    one: {cluster: east}
-    two: {cluster: east}
-    lan: {kind: switch}
-  links:
-    - {endpoints: ["one:eth0", "lan:p1"]}
-    - {endpoints: ["two:eth0", "lan:p2"]}
-  underlay: {ipv4: 198.18.0.0/24}
 services:
   net:
     payload: ip
@@ -41,7 +30,7 @@ clients:
   m2: {on: one, connect: ["kernel://net/nsm-1"]}
   m3: {on: two, connect: ["kernel://net/nsm-1"]}
 must-be-red: {up: "clients of a test are started by it"}
-"""
+""")
 FIRST_GID = 61_880
 OPERATOR = "spiffe://east.test/node/one/nsmctl"
 

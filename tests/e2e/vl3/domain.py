@@ -17,23 +17,12 @@ from pathlib import Path
 from labs.engine import _introduce
 from labs.lab import Cluster
 from labs.processes import Entry, Plan, Process, Stage, at
-from tests.e2e.wires.nodes import Nodes, Program
+from tests.e2e.wires.nodes import Nodes, Program, two_nodes
 from tests.support.spaces import Space, ip
 from tests.support.wait import until
 
-LAB = """
+LAB = two_nodes("""
 name: vl3
-topology:
-  clusters:
-    east: {trust-domain: east.test}
-  nodes:
-    one: {cluster: east}
-    two: {cluster: east}
-    lan: {kind: switch}
-  links:
-    - {endpoints: ["one:eth0", "lan:p1"]}
-    - {endpoints: ["two:eth0", "lan:p2"]}
-  underlay: {ipv4: 198.18.0.0/24}
 services:
   net:
     payload: ip
@@ -48,7 +37,7 @@ clients:
   m4: {on: two, connect: ["kernel://net/nsm-1"]}
   m5: {on: two, connect: ["kernel://net/nsm-1"]}
 must-be-red: {up: "clients of a test are started by it"}
-"""
+""")
 DOMAIN = "172.16.0.0/16,2001:db8:10::/64"
 FIRST_GID = 61_800
 FIRST_PORT = 5006  # of address plans

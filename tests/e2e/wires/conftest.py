@@ -4,21 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.wires.nodes import Nodes
+from tests.e2e.wires.nodes import Nodes, two_nodes
 
-LAB = """
+LAB = two_nodes("""
 name: wires
-topology:
-  clusters:
-    east: {trust-domain: east.test}
-  nodes:
-    one: {cluster: east}
-    two: {cluster: east}
-    lan: {kind: switch}
-  links:
-    - {endpoints: ["one:eth0", "lan:p1"]}
-    - {endpoints: ["two:eth0", "lan:p2"]}
-  underlay: {ipv4: 198.18.0.0/24}
 services:
   echo:
     payload: ethernet
@@ -31,7 +20,7 @@ services:
 clients:
   app: {on: one, connect: ["kernel://echo/nsm-1"]}
   near: {on: two, connect: ["kernel://echo/nsm-1"]}
-"""
+""")
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,23 @@ READY = 20.0  # seconds
 MESH = (Stage.ISSUER, Stage.REGISTRY, Stage.MANAGER, Stage.FORWARDER, Stage.ENDPOINT)
 
 
+def two_nodes(lab: str) -> str:
+    """A lab's file whose topology is nodes `one` and `two` of cluster `east`."""
+    return f"""{lab}
+topology:
+  clusters:
+    east: {{trust-domain: east.test}}
+  nodes:
+    one: {{cluster: east}}
+    two: {{cluster: east}}
+    lan: {{kind: switch}}
+  links:
+    - {{endpoints: ["one:eth0", "lan:p1"]}}
+    - {{endpoints: ["two:eth0", "lan:p2"]}}
+  underlay: {{ipv4: 198.18.0.0/24}}
+"""
+
+
 @dataclass(eq=False)
 class Program:
     """One life of a process."""

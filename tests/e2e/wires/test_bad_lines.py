@@ -5,23 +5,13 @@ Where the running kernel has WireGuard and netem, this runs in place.
 
 import pytest
 
-from tests.e2e.wires.nodes import Nodes, addresses, identity, link, tentative
+from tests.e2e.wires.nodes import Nodes, addresses, identity, link, tentative, two_nodes
 from tests.support.spaces import Space, kernel_state
 from tests.support.wait import until
 
 pytestmark = pytest.mark.needs_kernel("wireguard", "netem")
-LAB = """
+LAB = two_nodes("""
 name: wires
-topology:
-  clusters: {east: {trust-domain: east.test}}
-  nodes:
-    one: {cluster: east}
-    two: {cluster: east}
-    lan: {kind: switch}
-  links:
-    - {endpoints: ["one:eth0", "lan:p1"]}
-    - {endpoints: ["two:eth0", "lan:p2"]}
-  underlay: {ipv4: 198.18.0.0/24}
 services:                            # of each somebody else, to whom a wire could be led
   frames:
     payload: ethernet
@@ -35,7 +25,7 @@ services:                            # of each somebody else, to whom a wire cou
       packets-2: {on: two, prefixes: [172.16.2.0/24]}
 clients:
   app: {on: one, connect: ["kernel://frames/vxlan", "kernel://packets/wg"]}
-"""
+""")
 WIRES = {"vxlan": "vxlan", "wg": "wireguard"}  # interface: kind of its device
 ENDPOINTS = ("frames-1", "frames-2", "packets-1", "packets-2")
 LINE = "netem delay 100ms loss 5%"

@@ -12,27 +12,17 @@ import pytest
 from scapy.layers.inet import UDP
 
 from tests.e2e.wires.capture import Capture, capture
-from tests.e2e.wires.nodes import Nodes, Program, addresses, far_end, link
+from tests.e2e.wires.nodes import Nodes, Program, addresses, far_end, link, two_nodes
 from tests.support.wait import until, write
 
 pytestmark = pytest.mark.needs_kernel("wireguard", "netem")
-LAB = """
+LAB = two_nodes("""
 name: wires
-topology:
-  clusters: {east: {trust-domain: east.test}}
-  nodes:
-    one: {cluster: east}
-    two: {cluster: east}
-    lan: {kind: switch}
-  links:
-    - {endpoints: ["one:eth0", "lan:p1"]}
-    - {endpoints: ["two:eth0", "lan:p2"]}
-  underlay: {ipv4: 198.18.0.0/24}
 services:
   private: {payload: ip, endpoints: {safe: {on: two, prefixes: [172.16.2.0/24]}}}
 clients:
   app: {on: one, connect: ["kernel://private/nsm-1"]}
-"""
+""")
 INITIATION, RESPONSE, DATA = 1, 2, 4  # types of WireGuard's messages, in their first byte
 ITS_OWN = 5000.0  # ms after which WireGuard itself says again what was lost
 WIRES = 9

@@ -8,23 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from labs import seats
-from tests.e2e.wires.nodes import ROOT, Nodes, addresses, far_end, flow, link
+from tests.e2e.wires.nodes import ROOT, Nodes, addresses, far_end, flow, link, two_nodes
 from tests.support.wait import until
 
 RATE = 0.005  # seconds between echoes: 200 a second, each way
-LAB = """
+LAB = two_nodes("""
 name: moves
-topology:
-  clusters:
-    east: {trust-domain: east.test}
-  nodes:
-    one: {cluster: east}
-    two: {cluster: east}
-    lan: {kind: switch}
-  links:
-    - {endpoints: ["one:eth0", "lan:p1"]}
-    - {endpoints: ["two:eth0", "lan:p2"]}
-  underlay: {ipv4: 198.18.0.0/24}
 services:
   frames:
     payload: ethernet
@@ -41,7 +30,7 @@ services:
       dark-green: {on: one, prefixes: [172.16.2.0/24], labels: {colour: green}}
 clients:
   app: {on: one, connect: ["kernel://frames/nsm-1"]}
-"""
+""")
 
 
 @pytest.fixture(scope="module")
