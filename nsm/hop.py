@@ -28,7 +28,7 @@ from nsm.connections import Connections, Held
 from nsm.errors import DeadlineError, InvalidError, NsmError
 from nsm.events import Events, Sees
 from nsm.leases import Leases
-from nsm.limits import Places, Ticket
+from nsm.limits import Bounds, Places, Ticket
 from nsm.model import Connection, EventType, Path, Request, State
 from nsm.undo import Undo, to_the_end
 from nsm.watches import Monitor, Spawn, Watches
@@ -36,6 +36,7 @@ from nsm.watches import Monitor, Spawn, Watches
 M = TypeVar("M")
 LONGEST = 60.0  # seconds a request may take whose caller set no deadline
 AGAIN = 30.0  # seconds until taking down is tried again that failed
+CLOSES = 1024  # of one client that are here at once, and that wait: it may end all it has
 log = structlog.get_logger(__name__)
 
 
@@ -91,9 +92,10 @@ class Hop(Generic[M]):
     name is the path segment's; lifetime the tokens', in nanoseconds; spawn runs
     what this hop starts of itself (expired leases, watches) in a task of the
     process; monitor opens a stream to a next hop, None where the path ends;
-    places bounds what is worked on at once. moves leaves to the route what stands where
-    another endpoint is asked for (RESELECT_REQUESTED): it lets go of the old one itself, once
-    there is a new one.
+    places bounds what is worked on at once; door says that who calls over a unix socket is a
+    workload, of which no path is believed there (`policy.whose`). moves leaves to the route
+    what stands where another endpoint is asked for (RESELECT_REQUESTED): it lets go of the old
+    one itself, once there is a new one.
     """
 
     def __init__(
@@ -109,18 +111,23 @@ class Hop(Generic[M]):
         places: Places | None = None,
         keeper: Keeper[M] | None = None,
         moves: bool = False,
+        door: bool = False,
     ) -> None:
         self.name = name
         self.route = route
         self.tokens = policy.Tokens(lifetime)
         self.connections: Connections[M] = Connections()
         self.places = places or Places(name)
+        # Apart from requests: who has all its places waits for what only a Close can end.
+        bounds = Bounds(self.places.bounds.at_once, CLOSES)
+        self.closes = Places(name, bounds, "closes", variable="", queue=CLOSES)
         self.events = Events(self.connections, observer)
         self.leases = Leases(self._expired)
         self.watches = Watches(name, monitor, spawn, self._changed) if monitor else None
         self._spawn = spawn
         self._keeper = keeper
         self._moves = moves
+        self._door = door
         self._on_established = on_established  # how many connections there are now
 
     async def request(self, asked: Request, caller: Caller) -> Connection:
@@ -139,7 +146,7 @@ class Hop(Generic[M]):
         began = time.monotonic()
         async with (
             self._in_time(conn, caller),
-            self.places.entered(policy.whose(conn, caller), conn.index) as ticket,
+            self.places.entered(self._whose(conn, caller), conn.index) as ticket,
             self.connections.turn(conn.id) as held,
             self._place(held, ticket),
         ):
@@ -202,21 +209,22 @@ class Hop(Generic[M]):
     async def close(self, asked: Connection, caller: Caller) -> None:
         """Take the connection down. Closing what is not there is not an error."""
         conn, _ = path.enter(asked, self.name)
-        if len(asked.segments) == conn.index and (unanswered := self._unanswered(conn, caller)):
-            conn = unanswered
-        _named(conn)
-        conn = self.tokens.vouch(conn, caller)
-        known = self.connections.get(conn.id)
-        if known:
-            policy.same_owner(known, conn, caller)
-        self.tokens.admit_close(conn, caller, known)
-        self.connections.interrupt(conn.id, str(caller.handshake.peer_id))
-        async with self.connections.turn(conn.id) as held:
-            # After a restart only the caller knows it. What is held here has the
-            # truth of what was made; the caller's tokens are the fresh ones.
-            conn = _onward(conn, held)
-            made = replace(held.made, path=conn.path) if held.made else conn
-            await to_the_end(self._take_down(held, made, caller))
+        async with self.closes.entered(self._whose(conn, caller), conn.index) as ticket:
+            if len(asked.segments) == conn.index and (mine := self._unanswered(conn, caller)):
+                conn = mine
+            _named(conn)
+            conn = self.tokens.vouch(conn, caller)
+            known = self.connections.get(conn.id)
+            if known:
+                policy.same_owner(known, conn, caller)
+            self.tokens.admit_close(conn, caller, known)
+            self.connections.interrupt(conn.id, str(caller.handshake.peer_id))
+            async with self.connections.turn(conn.id) as held:
+                # After a restart only the caller knows it. What is held here has the
+                # truth of what was made; the caller's tokens are the fresh ones.
+                conn = _onward(conn, held)
+                made = replace(held.made, path=conn.path) if held.made else conn
+                await to_the_end(self._closed(held, made, caller, ticket))
 
     async def expire(self, id_: str) -> None:
         """Take down a connection nobody refreshed in time."""
@@ -265,6 +273,15 @@ class Hop(Generic[M]):
         self.events.stop()
         if self.watches:
             self.watches.stop()
+
+    def _whose(self, conn: Connection, caller: Caller) -> tuple[str, str]:
+        return policy.whose(conn, caller, door=self._door)
+
+    async def _closed(
+        self, held: Held[M], conn: Connection, caller: Caller, ticket: Ticket
+    ) -> None:
+        async with self.closes.place(ticket):
+            await self._take_down(held, conn, caller)
 
     async def _take_down(self, held: Held[M], conn: Connection, caller: Caller | None) -> None:
         self.leases.release(held.id)

@@ -6,6 +6,7 @@ nothing. Whoever has least under way is let in first: who floods waits behind
 himself. Who is counted is the peer and, behind it, where the request began,
 because a manager asks for all workloads of its node: what a peer says of those
 to its left is believed as far as sharing the peer's own part goes, and no further.
+Whoever invents them has three quarters of the places at most, and waits behind all others.
 
 Who has a place may wait for a place further along the path, and nodes ask one another: were all
 places theirs who come first, two nodes full of one another's requests would wait until every
@@ -25,7 +26,7 @@ from nsm.errors import ExhaustedError
 
 K = TypeVar("K")
 Whose = tuple[str, str]  # who asks, and for whom: SPIFFE ids
-PART = 4  # no client has more than one place in so many
+PART = 4  # no client has more than one place in so many; no peer those of all
 QUEUE = 4  # so many wait for each place there is, at most
 STEPS = 6  # hops of a path, of which no two share their last places; longer ones go between domains
 KEPT = 32  # one place in so many is kept for each of them
@@ -54,13 +55,15 @@ class Ticket:
 class Places:
     """Lets in what is asked for at one process, called where; what is it: `requests`.
 
-    variable begins the names of the settings that bound it.
+    variable begins the names of the settings that bound it, "" where none does; queue is how
+    many may wait, 0: QUEUE for each place.
     """
 
     where: str
     bounds: Bounds = Bounds()
     what: str = "requests"
     variable: str = "NSM_MAX_REQUESTS"
+    queue: int = 0
     _here: Counter[Whose] = field(default_factory=Counter)
     _working: Counter[Whose] = field(default_factory=Counter)
     _peers: Counter[str] = field(default_factory=Counter)  # those of _working, by who asks
@@ -108,7 +111,7 @@ class Places:
             return
         let_in = ticket.let_in = asyncio.get_running_loop().create_future()
         self._waiting.append(ticket)
-        if len(self._waiting) > self.bounds.at_once * QUEUE:
+        if len(self._waiting) > self._longest:
             self._shed()
         try:
             await let_in
@@ -135,10 +138,19 @@ class Places:
             self._take(next_)
             next_.let_in.set_result(None)
 
+    @property
+    def _longest(self) -> int:
+        return self.queue or self.bounds.at_once * QUEUE
+
     def _free(self, ticket: Ticket) -> bool:
-        part = max(1, self.bounds.at_once // PART)
+        quarter = self.bounds.at_once // PART
         kept = max(0, STEPS - ticket.step) * (self.bounds.at_once // KEPT)
-        return self.working < self.bounds.at_once - kept and self._working[ticket.whose] < part
+        there = self.bounds.at_once - kept
+        return (
+            self.working < there
+            and self._peers[ticket.whose[0]] < max(1, there - quarter)
+            and self._working[ticket.whose] < max(1, quarter)
+        )
 
     def _turn(self, ticket: Ticket) -> tuple[int, int, int]:
         return self._peers[ticket.whose[0]], self._working[ticket.whose], ticket.number
@@ -159,16 +171,17 @@ class Places:
         return ExhaustedError(
             f"{_named(whose)} has {self._here[whose]} {self.what} under way at {self.where},"
             f" which takes {self.bounds.in_all} of one client",
-            hint="wait for answers before asking for more, or raise"
-            f" {self.variable}_PER_CLIENT there",
+            hint="wait for answers before asking for more"
+            + (f", or raise {self.variable}_PER_CLIENT there" if self.variable else ""),
         )
 
     def _overrun(self, whose: Whose) -> ExhaustedError:
         return ExhaustedError(
-            f"{self.bounds.at_once * QUEUE} {self.what} wait at {self.where}, which works on"
+            f"{self._longest} {self.what} wait at {self.where}, which works on"
             f" {self.bounds.at_once} at once; {_named(whose)} has most of them,"
             f" {self._here[whose]}",
-            hint=f"ask again in a moment, or raise {self.variable} there",
+            hint="ask again in a moment"
+            + (f", or raise {self.variable} there" if self.variable else ""),
         )
 
 

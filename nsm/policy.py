@@ -110,10 +110,15 @@ def origin(conn: Connection) -> str:
         return ""
 
 
-def whose(conn: Connection, caller: Caller) -> tuple[str, str]:
-    """Who asks, and for whom: whose place a request takes among others (`nsm.limits`)."""
+def whose(conn: Connection, caller: Caller, *, door: bool = False) -> tuple[str, str]:
+    """Who asks, and for whom: whose place a request takes among others (`nsm.limits`).
+
+    Where the path begins is the caller's word: of its segments only its own is proven. At a
+    door (door) who comes over the unix socket is a workload of this node, and asks for itself
+    whatever path it brings.
+    """
     peer = str(caller.handshake.peer_id)
-    return peer, peer if conn.index < 2 else origin(conn)
+    return peer, peer if conn.index < 2 or (door and caller.unix) else origin(conn)
 
 
 def same_owner(held: Held[Any], conn: Connection, caller: Caller) -> None:

@@ -59,6 +59,7 @@ async def serve(config: Config, process: Process) -> None:
             observer=lambda who: str(who) in config.observers,
             places=Places(config.name, config.bounds),
             moves=True,
+            door=True,
         )
         figures.shows("wires", lambda: carried(one.made for one in hop.connections.established()))
         node = NodeRegistry(domain, locals_, config.labels, spawn=process.tasks.spawn)
@@ -69,7 +70,7 @@ async def serve(config: Config, process: Process) -> None:
         )
         health = Health(*services.HEALTHY, *registry_services.HEALTHY)
         writes = Places(config.name, config.bounds, "registrations")
-        registry = registry_services.handlers(node, lifetime=lifetime, places=writes)
+        registry = registry_services.handlers(node, lifetime=lifetime, places=writes, door=True)
         handlers = [*services.of(hop), *registry, health]
         try:
             async with serve_grpc(

@@ -72,10 +72,12 @@ def handlers(
     policies: frozenset[str] = SERVER_POLICIES,
     record_bytes: int = RECORD_BYTES,
     places: Places | None = None,
+    door: bool = False,
 ) -> "list[Endpoints | Services]":
-    """Both services, for `nsm.rpc.server.serve`. lifetime of our tokens in ns."""
+    """Both services, for `nsm.rpc.server.serve`. lifetime of our tokens in ns; door as in
+    `nsm.hop.Hop`: of who comes over a unix socket no path says whose place it takes."""
     places = places or Places("this registry", what="registrations")
-    gate = Gate(lifetime, policies, record_bytes, places)
+    gate = Gate(lifetime, policies, record_bytes, places, door=door)
     return [Services(store, gate), Endpoints(store, gate)]
 
 
@@ -83,12 +85,19 @@ class Gate:
     """Lets a registration in: onto the path, and past the policies."""
 
     def __init__(
-        self, lifetime: int, policies: frozenset[str], record_bytes: int, places: Places
+        self,
+        lifetime: int,
+        policies: frozenset[str],
+        record_bytes: int,
+        places: Places,
+        *,
+        door: bool,
     ) -> None:
         self._lifetime = lifetime
         self._policies = policies
         self._record_bytes = record_bytes
         self._places = places
+        self._door = door
 
     def enter(self, caller: Caller, what: str) -> Registration:
         """The registration of what as it stands here. Raises DeniedError and InvalidError."""
@@ -118,7 +127,8 @@ class Gate:
     @asynccontextmanager
     async def place(self, by: Registration) -> AsyncIterator[None]:
         """A place to write, of which there are only so many. Raises ExhaustedError."""
-        whose = (str(by.caller.id), by.owner)
+        peer = str(by.caller.id)
+        whose = (peer, peer if self._door and by.caller.unix else by.owner)
         async with self._places.entered(whose) as ticket, self._places.place(ticket):
             yield
 

@@ -8,13 +8,16 @@ from dataclasses import replace
 import pytest
 
 from nsm import registration
-from nsm.errors import DeniedError, InvalidError
+from nsm.caller import Caller
+from nsm.errors import DeniedError, ExhaustedError, InvalidError
 from nsm.identity import tokens
 from nsm.identity.authority import Authority
 from nsm.identity.source import Handshake, Svid
 from nsm.identity.spiffe import SpiffeId
+from nsm.limits import Bounds, Places
 from nsm.model import SECOND
 from nsm.registration import SERVER_POLICIES, RegistrationPath
+from nsm.rpc.registry_services import Gate
 
 TD = Authority.create("td")
 MINUTE = 60 * SECOND
@@ -187,3 +190,23 @@ def test_the_json_is_compact_because_headers_are_bounded() -> None:
     text = registration.write(path)
     assert len(text) < 8 * 720
     assert json.loads(text)["Index"] == 3
+
+
+async def test_at_a_managers_door_who_registers_takes_its_own_place_whatever_owner_it_names():
+    def by(owner: str, *, unix: bool) -> registration.Registration:
+        caller = Caller(met(M, X), unix=unix)
+        return registration.Registration(caller, RegistrationPath(), (owner, str(X.id)), 0)
+
+    def gate(*, door: bool) -> Gate:
+        return Gate(MINUTE, SERVER_POLICIES, 1024, Places("nsmgr", Bounds(8, 1)), door=door)
+
+    named = [f"spiffe://td/invented-{n}" for n in range(2)]
+    for door, unix in ((True, False), (False, True)):
+        one = gate(door=door)
+        async with one.place(by(named[0], unix=unix)), one.place(by(named[1], unix=unix)):
+            pass
+    one = gate(door=True)
+    async with one.place(by(named[0], unix=True)):
+        with pytest.raises(ExhaustedError, match="spiffe://td/stranger has 1 requests under way"):
+            async with one.place(by(named[1], unix=True)):
+                pass

@@ -466,6 +466,57 @@ async def test_a_workload_that_names_anothers_wire_through_their_manager_gets_no
     assert world.route.log == ["establish"]
 
 
+async def test_a_flood_of_closes_waits_for_its_turn_and_each_still_ends_its_request(world):
+    """Requests under way end at once; what is taken down, and how many are here, is bounded."""
+    world.hop.closes = Places("hop", Bounds(at_once=4, in_all=3), "closes", variable="")
+    made = [
+        await world.request(replace(ASKED, id=f"c{n}", path=Path((Segment("nsc", f"c{n}"),))))
+        for n in range(3)
+    ]
+    world.route.log.clear()
+    world.route.leaving = asyncio.Event()
+    world.route.hang = True
+    refresh = asyncio.create_task(world.request(made[2]))
+    await world.route.entered.wait()
+    closing = [asyncio.create_task(world.hop.close(one, world.mesh.call("nsc"))) for one in made]
+    await until(lambda: world.hop.closes.waiting == 2, "two to wait behind the first", bar=0.1)
+    with pytest.raises(AbortedError, match="was closed by"):
+        await refresh
+    assert [one for one in world.route.log if one.startswith("withdraw ")] == [
+        "withdraw memory caller"
+    ], "one client has a quarter of four places"
+    with pytest.raises(ExhaustedError, match="has 3 closes under way at hop") as refused:
+        await world.hop.close(made[0], world.mesh.call("nsc"))
+    assert refused.value.hint == "wait for answers before asking for more"
+    for task in closing[1:]:
+        task.cancel()  # who gave up waiting has closed all the same
+    world.route.leaving.set()
+    await asyncio.gather(*closing, return_exceptions=True)
+    assert (world.hop.closes.working, world.hop.closes.waiting) == (0, 0)
+    assert len(world.hop.connections) == 0
+
+
+async def test_a_workload_that_invents_where_its_requests_begin_is_refused_at_its_own_bound(world):
+    world.hop = Hop("hop", world.route, lifetime=600 * SECOND, spawn=world.spawn, door=True,
+                    places=Places("hop", Bounds(at_once=8, in_all=2)))  # fmt: skip
+    world.route.hang = True
+    caller = replace(world.mesh.call("liar"), unix=True)
+
+    def begun_by(name):
+        token = world.mesh.call(name, to="liar")
+        first = Segment(name, f"{name}-0", token.token, token.token_expires)
+        path = Path((first, Segment("liar", f"{name}-1")), 1)
+        return Request(Connection(id=f"{name}-1", service="vpn", path=path))
+
+    asking = [asyncio.create_task(world.hop.request(begun_by(f"x{n}"), caller)) for n in range(2)]
+    await until(lambda: world.hop.places.working == 2, "two to be worked on", bar=0.1)
+    with pytest.raises(ExhaustedError, match=r"^spiffe://td/liar has 2 requests under way"):
+        await world.hop.request(begun_by("x2"), caller)
+    for task in asking:
+        task.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+
+
 async def test_a_close_ends_the_wait_for_a_place_and_a_full_house_takes_no_wire_down(world):
     made = await world.request()
     world.hop.places = Places("hop", Bounds(at_once=1, in_all=2))

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from nsm.errors import ExhaustedError
-from nsm.limits import KEPT, STEPS, Bounds, Places
+from nsm.limits import KEPT, PART, STEPS, Bounds, Places
 from tests.support.wait import until
 
 FLOOD, CALM = ("spiffe://td/flood", "spiffe://td/flood"), ("spiffe://td/calm", "spiffe://td/calm")
@@ -103,9 +103,32 @@ async def test_a_peer_that_names_many_clients_waits_behind_one_that_has_few(
     liar = "spiffe://td/liar"
     for number in range(8):
         await crowd.ask(f"lie-{number}", (liar, f"spiffe://td/{number}"))
+    await crowd.ask("full", ("spiffe://td/last", "spiffe://td/last"))
     await crowd.ask("calm-0", CALM)
+    assert (crowd.places.working, crowd.order[-1]) == (4, "full")
     await crowd.end("lie-0")
     assert crowd.order[-1] == "calm-0"
+
+
+async def test_who_invents_clients_never_has_all_the_places(gather: Callable[[int], Crowd]) -> None:
+    """Nor a peer that hangs: what it asks for lasts until its deadlines."""
+    crowd = gather(8)
+    for number in range(20):
+        await crowd.ask(f"lie-{number}", ("spiffe://td/liar", f"spiffe://td/{number}"))
+    assert len(crowd.order) == 8 - 8 // PART
+    await crowd.ask("calm-0", CALM)
+    assert crowd.order[-1] == "calm-0", "without waiting for any of the liar's to end"
+
+
+async def test_as_many_wait_as_the_queue_is_long(gather: Callable[[int], Crowd]) -> None:
+    crowd = gather(4)
+    crowd.places = Places("hop", Bounds(4, in_all=100), "closes", variable="", queue=50)
+    for number in range(52):
+        await crowd.ask(f"flood-{number}", FLOOD)
+    assert (crowd.places.working, crowd.places.waiting) == (1, 50)
+    (refused,) = crowd.refused
+    assert "50 closes wait at hop" in refused.message
+    assert "raise" not in refused.hint, "no setting bounds them"
 
 
 async def test_who_comes_along_a_path_finds_a_place_where_all_who_begin_here_wait_for_others(

@@ -87,6 +87,20 @@ def test_what_a_replaced_manager_takes_over_is_what_its_client_calls_by_the_same
         policy.same_owner(held, through(new, "c1"), caller)
 
 
+def test_at_a_managers_door_a_workload_asks_for_itself_whatever_path_it_brings(mesh):
+    liar, own = mesh.svid("liar"), mesh.svid("us")
+    invented = minted(mesh.svid("nobody"), liar.id)
+    conn = entered(Segment("x", "x0", invented.text, invented.expires), Segment("liar", "l0"))
+    judged(conn, call(liar, own))  # nothing is wrong with such a path
+    me = str(liar.id)
+    by_unix, by_tcp = replace(call(liar, own), unix=True), call(liar, own)
+    assert policy.whose(conn, by_unix, door=True) == (me, me)
+    behind = (me, "spiffe://td/nobody")
+    assert policy.whose(conn, by_unix) == behind, "a manager asks a forwarder for its workloads"
+    assert policy.whose(conn, by_tcp, door=True) == behind, "and a forwarder a far manager"
+    assert policy.whose(entered(Segment("liar", "l0")), by_tcp, door=True) == (me, me)
+
+
 def test_a_caller_vouches_no_longer_than_its_token_and_its_certificate_hold(mesh):
     nsc, own = mesh.svid("nsc"), mesh.svid("us")
     honest = call(nsc, own)
