@@ -30,7 +30,7 @@ def said(tmp_path: Path, isolation: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("isolation", ["hop", "in-place"])
+@pytest.mark.parametrize("isolation", ["hop", pytest.param("in-place", marks=pytest.mark.long)])
 @pytest.mark.needs_kernel("before-6.18")
 def test_where_only_processes_lead_to_a_namespace_it_is_asked_to_see_them(tmp_path, isolation):
     assert not have_handles()

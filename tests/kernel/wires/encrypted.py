@@ -28,6 +28,16 @@ ENGINES = [
     "userspace",
     pytest.param("kernel", marks=pytest.mark.needs_kernel("wireguard")),
 ]
+ALIKE = pytest.mark.parametrize(
+    "encrypted",
+    [
+        "userspace",
+        pytest.param("kernel", marks=[pytest.mark.needs_kernel("wireguard"), pytest.mark.long]),
+    ],
+    indirect=True,
+)
+"""For what is ours and above either engine, or is seen with the kernel's by another test too: a
+test in the lane takes some ten times as long."""
 INSTANCE = f"test-{os.getpid()}"  # wireguard-go's sockets are the whole machine's
 _numbers = itertools.count()
 

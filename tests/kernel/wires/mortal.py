@@ -3,7 +3,8 @@
     python -P -m tests.kernel.wires.mortal INSTANCE ID NEAR CLIENT ENGINE STEP
 
 A step is a batch sent to the kernel, a process started, or a word with one. Says "whole" and
-ends well where there are fewer steps than that.
+ends well where there are fewer steps than that. With STEP "each", steps are read line by line, each
+is a child's, and its exit code is said: Python starts once, which takes seconds in the lane.
 """
 
 import asyncio
@@ -59,8 +60,22 @@ async def main(instance: str, id_: str, near: str, client: str, engine: str, ste
         wireguard_go._ask = wrap(wireguard_go._ask)
         os.posix_spawn = wrap(os.posix_spawn)
         await kernel.ensure(RemoteWire(id_, "src", end, tunnel), undo)
-    sys.stdout.write("whole\n")
+
+
+def each(*words: str) -> None:
+    """One life for each step that is asked for."""
+    for step in sys.stdin:
+        if (pid := os.fork()) == 0:
+            asyncio.run(main(*words, step))
+            os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    *asked, number = sys.argv[1:]
+    if number == "each":
+        each(*asked)
+    else:
+        asyncio.run(main(*asked, number))
+        print("whole")

@@ -12,14 +12,13 @@ from nsm.errors import UnavailableError
 from nsm.kernel import owner
 from nsm.kernel.node import Kernel
 from tests.e2e.wires.capture import Capture, capture
-from tests.kernel.wires.encrypted import Nodes, ensured, remains, retold
+from tests.kernel.wires.encrypted import ALIKE, Nodes, ensured, remains, retold
 from tests.support.wait import until, write
 
 pytestmark = pytest.mark.kernel
 IPV4 = b"\x08\x00"  # what is in an Ethernet frame; one of ARP is shorter, and has other bytes there
 INITIATION, ANSWER, DATA = 1, 2, 4
 MARKER = b"what nobody between the nodes should read"
-BRING_UPS = {"userspace": 20, "kernel": 100}  # a wireguard-go wire takes ten times as long
 
 
 def messages(outside: Capture) -> list[tuple[int, str, int]]:
@@ -81,6 +80,7 @@ async def test_the_device_is_in_the_workload_and_its_socket_on_the_node(
     assert sysctl == "0\t2147483647\n"
 
 
+@ALIKE
 async def test_between_the_nodes_are_handshakes_and_ciphertext_and_never_the_payload(
     encrypting: Kernel, encrypted: Nodes
 ) -> None:
@@ -143,6 +143,7 @@ async def test_a_first_word_that_was_lost_is_said_again_within_fractions_of_a_se
     assert encrypted.wg(near).peers[0].keepalive == "10"
 
 
+@ALIKE
 async def test_nobody_there_is_told_with_address_port_and_what_to_look_at(
     encrypting: Kernel, encrypted: Nodes
 ) -> None:
@@ -184,6 +185,7 @@ async def test_where_packets_are_lost_and_far_away_it_still_takes_no_five_second
     assert statistics.median(took) < 5
 
 
+@ALIKE
 async def test_two_wires_have_two_ports_and_each_its_own_keys(
     encrypting: Kernel, encrypted: Nodes
 ) -> None:
@@ -210,12 +212,13 @@ async def test_two_wires_have_two_ports_and_each_its_own_keys(
     assert await encrypted.client.pings("172.16.1.1")
 
 
+@pytest.mark.parametrize("times", [20, pytest.param(100, marks=pytest.mark.long)])
 async def test_no_bring_up_is_slower_than_ten_times_the_others(
-    encrypting: Kernel, encrypted: Nodes
+    encrypting: Kernel, encrypted: Nodes, times: int
 ) -> None:
     """A careless one is: where both ends speak first, or the first word is lost, it takes 5 s."""
     took = []
-    for n in range(BRING_UPS[encrypted.engine]):
+    for n in range(times):
         near, far = await encrypted.wires(encrypting)
         began = time.monotonic()
         await ensured(encrypting, far, near)

@@ -18,7 +18,7 @@ from nsm.kernel.netlink import NameTakenError, PortTakenError
 from nsm.kernel.node import Kernel
 from nsm.kernel.state import Hop, LocalWire, Namespace, RemoteWire, VxlanTunnel
 from nsm.undo import Undo
-from tests.kernel.wires.encrypted import Nodes, Said, ensured, remains, retold
+from tests.kernel.wires.encrypted import ALIKE, Nodes, Said, ensured, remains, retold
 from tests.support.spaces import Space, kernel_state
 from tests.support.wait import until
 
@@ -93,6 +93,7 @@ async def test_a_moved_far_end_is_followed_and_nothing_is_lost(
     assert mark.far == f"{OTHER}:51901"
 
 
+@ALIKE
 async def test_a_far_end_that_is_heard_from_elsewhere_is_not_told_to_come_back(
     encrypting: Kernel, encrypted: Nodes
 ) -> None:
@@ -128,6 +129,7 @@ async def test_ports_are_changed_at_either_end_and_next_to_nothing_is_lost(
     assert ":51900 " not in encrypted.near.run("ss", "-Hlun").stdout
 
 
+@ALIKE
 async def test_who_begins_is_heard_on_its_new_port_before_it_has_anything_to_say(
     encrypting: Kernel, encrypted: Nodes
 ) -> None:
@@ -145,6 +147,7 @@ async def test_who_begins_is_heard_on_its_new_port_before_it_has_anything_to_say
     assert await encrypted.server.pings("172.16.0.0")
 
 
+@ALIKE
 async def test_keepalive_and_size_are_changed_and_nothing_is_lost(
     encrypting: Kernel, encrypted: Nodes
 ) -> None:
@@ -178,6 +181,7 @@ async def test_both_ends_get_new_keys_under_traffic_and_a_new_session_at_once(
         assert [known.public for known in said.peers] == [peer.public]
 
 
+@ALIKE
 async def test_a_far_end_that_was_made_anew_is_reached_at_once(
     encrypting: Kernel, encrypted: Nodes
 ) -> None:
@@ -306,6 +310,7 @@ async def test_a_later_failure_of_a_refresh_brings_back_the_old_tunnel(
     assert await encrypted.client.pings("172.16.0.1")
 
 
+@ALIKE
 async def test_a_later_failure_takes_a_new_tunnel_away(
     encrypting: Kernel, encrypted: Nodes
 ) -> None:
@@ -321,6 +326,7 @@ async def test_a_later_failure_takes_a_new_tunnel_away(
     assert remains() == set()
 
 
+@ALIKE
 async def test_a_name_that_is_taken_and_a_route_that_cannot_be_leave_nothing(
     encrypting: Kernel, encrypted: Nodes
 ) -> None:
@@ -336,6 +342,7 @@ async def test_a_name_that_is_taken_and_a_route_that_cannot_be_leave_nothing(
     assert remains() == set()
 
 
+@ALIKE
 async def test_a_wire_becomes_an_encrypted_one_and_another_kind_again(
     encrypting: Kernel, encrypted: Nodes
 ) -> None:

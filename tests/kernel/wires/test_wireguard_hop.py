@@ -1,11 +1,13 @@
 """A workload that may configure devices gets at no key: the stock tools try to."""
 
+import asyncio
 import fcntl
 import os
+import socket
 import struct
 import subprocess
-import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,26 +26,26 @@ from tests.support.wait import until
 pytestmark = pytest.mark.kernel
 HAS_WIREGUARD = pytest.mark.needs_kernel("wireguard")
 KERNEL = [pytest.param("kernel", marks=HAS_WIREGUARD)]
-BESIDE = pytest.param("userspace", marks=HAS_WIREGUARD)  # wireguard-go on a node that has both
+BESIDE = pytest.param(  # wireguard-go on a node that has both
+    "userspace", marks=[HAS_WIREGUARD, pytest.mark.long]
+)
 kernels = pytest.mark.parametrize("encrypted", KERNEL, indirect=True)
 
 
-TAKE = """
-import hashlib, socket, sys
-listening, digest = socket.create_server((sys.argv[1], 7)), hashlib.sha256()
-print("up", flush=True)
-channel, _ = listening.accept()
-while part := channel.recv(1 << 16):
-    digest.update(part)
-print(digest.hexdigest())
-"""
-GIVE = """
-import hashlib, socket, sys
-stream = bytes(range(256)) * 8192
-with socket.create_connection((sys.argv[1], 7)) as channel:
-    channel.sendall(stream)
-print(hashlib.sha256(stream).hexdigest())
-"""
+STREAM = bytes(range(256)) * 8192
+
+
+def take(listening: socket.socket) -> bytes:
+    """All that whoever connects sends."""
+    channel, _ = listening.accept()
+    with channel:
+        return b"".join(iter(partial(channel.recv, 1 << 16), b""))
+
+
+def give(channel: socket.socket, address: str) -> None:
+    with channel:
+        channel.connect((address, 7))
+        channel.sendall(STREAM)
 
 
 async def behind(kernel: Kernel, nodes: Nodes) -> tuple[RemoteWire, RemoteWire]:
@@ -157,17 +159,17 @@ async def test_the_tunnel_is_on_the_node_and_says_whose_it_is(
 async def test_a_stream_of_large_segments_arrives_whole(
     encrypting: Kernel, encrypted: Nodes
 ) -> None:
-    await behind(encrypting, encrypted)
+    near, far = await behind(encrypting, encrypted)
     for server, client, address in (
-        (encrypted.server, encrypted.client, "172.16.0.1"),
-        (encrypted.client, encrypted.server, "172.16.0.0"),
+        (far.end.namespace, near.end.namespace, "172.16.0.1"),
+        (near.end.namespace, far.end.namespace, "172.16.0.0"),
     ):
-        words = ["ip", "netns", "exec", server.name, sys.executable, "-c", TAKE, address]
-        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as taking:
-            assert taking.stdout is not None
-            assert taking.stdout.readline() == "up\n"
-            given = client.run(sys.executable, "-c", GIVE, address)
-            assert taking.stdout.read() == given.stdout != ""
+        open_ = partial(socket.create_server, (address, 7))
+        with await encrypting.within(server, open_) as listening:
+            listening.settimeout(60)
+            taking = asyncio.create_task(asyncio.to_thread(take, listening))
+            await asyncio.to_thread(give, await encrypting.within(client, socket.socket), address)
+            assert await taking == STREAM
 
 
 @kernels

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from nsm.kernel.netlink import Refusal, Socket
 from nsm.kernel.node import Kernel
 from nsm.undo import Undo
 from tests.kernel.wires.encrypted import (
+    ALIKE,
     INSTANCE,
     Nodes,
     ensured,
@@ -73,6 +74,7 @@ async def test_keys_and_ports_are_read_back_by_the_next_life_which_changes_nothi
     assert encrypted.client.links() == encrypted.server.links() == set()
 
 
+@ALIKE
 async def test_a_life_that_looks_at_nothing_first_still_takes_it_away(
     encrypting: Kernel, encrypted: Nodes
 ) -> None:
@@ -86,6 +88,7 @@ async def test_a_life_that_looks_at_nothing_first_still_takes_it_away(
     assert encrypted.client.links() == set()
 
 
+@ALIKE
 async def test_another_instance_on_the_same_machine_is_left_alone(
     encrypting: Kernel, encrypted: Nodes
 ) -> None:
@@ -122,6 +125,7 @@ async def test_a_killed_workload_takes_everything_of_its_wire_along(
     assert encrypted.near.links() == {"eth0"}
 
 
+@ALIKE
 async def test_nothing_of_ours_stays_in_the_workload(encrypting: Kernel, encrypted: Nodes) -> None:
     near, far = await encrypted.wires(encrypting)
     await ensured(encrypting, far, near)
@@ -136,6 +140,7 @@ async def test_nothing_of_ours_stays_in_the_workload(encrypting: Kernel, encrypt
         assert os.readlink(f"/proc/{pid}/ns/net") != f"net:[{near.end.namespace.inode}]"
 
 
+@ALIKE
 async def test_what_stands_is_read_by_the_way_its_caller_has(
     encrypting: Kernel, encrypted: Nodes
 ) -> None:
@@ -236,23 +241,41 @@ async def test_a_forwarder_killed_at_any_step_leaves_nothing_its_next_life_does_
         encrypted.client.path,
         encrypted.engine,
     ]
-    for step in range(1, ANY_STEP):
-        command = [sys.executable, "-P", "-m", "tests.kernel.wires.mortal", *words, str(step)]
-        done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-        async with Kernel(INSTANCE) as later:  # as a forwarder that starts again
-            found = await later.find()
-            await later.remove_found([one for one in found if one.mark is None])
-            if done.returncode == 0:
-                assert await later.remove(near.connection) == 1
-                break
-            assert done.returncode == -signal.SIGKILL
-            if any(one.mark for one in found):  # nobody comes back for it
-                await later.remove(near.connection)
-        await until(lambda: not remains(), "nothing remains of a killed attempt", bar=0.2)
-        assert encrypted.near.links() == {"eth0"}, step
-        assert encrypted.client.links() == set(), step
+    with lives(words) as live:
+        for step in range(1, ANY_STEP):
+            code = live(step)
+            async with Kernel(INSTANCE) as later:  # as a forwarder that starts again
+                found = await later.find()
+                await later.remove_found([one for one in found if one.mark is None])
+                if code == 0:
+                    assert await later.remove(near.connection) == 1
+                    break
+                assert code == -signal.SIGKILL
+                if any(one.mark for one in found):  # nobody comes back for it
+                    await later.remove(near.connection)
+            await until(lambda: not remains(), "nothing remains of a killed attempt", bar=0.2)
+            assert encrypted.near.links() == {"eth0"}, step
+            assert encrypted.client.links() == set(), step
     assert step > 3
     assert kernel_state(encrypted.client) == before
+
+
+@contextmanager
+def lives(words: list[str]) -> Iterator[Callable[[int], int]]:
+    """Has a forwarder live until so many steps are done; its exit code."""
+    command = [sys.executable, "-P", "-m", "tests.kernel.wires.mortal", *words, "each"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as lived:  # fmt: skip
+
+        def live(steps: int) -> int:
+            assert lived.stdin is not None
+            assert lived.stdout is not None
+            print(steps, file=lived.stdin, flush=True)
+            return int(lived.stdout.readline())
+
+        yield live
 
 
 @pytest.mark.parametrize("encrypted", ["userspace"], indirect=True)
