@@ -37,6 +37,7 @@ class Holdings:
         self._left: dict[str, dict[Address, None]] = {}  # the longest ago first
         self._at: dict[tuple[str, str], set[Address]] = {}  # by pool and router, what is not left
         self._unknown: dict[tuple[str, str], set[Address]] = {}  # of those, had on its word alone
+        self._from: dict[tuple[str, Address], str] = {}  # the router before, of what has moved
 
     def put(self, holding: Holding) -> None:
         """Have it so, as an earlier life kept it, or as it was before."""
@@ -56,6 +57,7 @@ class Holdings:
         if before := self._pools.get(pool, {}).pop(address, None):
             self._nowhere(before)
         self._left.get(pool, {}).pop(address, None)
+        self._from.pop((pool, address), None)
 
     def _nowhere(self, before: Holding) -> None:
         at = (before.pool, before.router)
@@ -70,6 +72,7 @@ class Holdings:
         self._pools.pop(pool, None)
         self._left.pop(pool, None)
         self._at = {at: of for at, of in self._at.items() if at[0] != pool}
+        self._from = {which: of for which, of in self._from.items() if which[0] != pool}
         self._unknown = {at: of for at, of in self._unknown.items() if at[0] != pool}
 
     def get(self, pool: str, address: Address) -> Holding | None:
@@ -104,10 +107,18 @@ class Holdings:
         else:
             fine = (own or same) and (now.left or now.router == wanted.router)
         if fine:
+            if now and not now.left and now.router != wanted.router:
+                self._from[wanted.pool, wanted.address] = now.router
             self.put(wanted)
             if unknown:
                 self._unknown.setdefault(at, set()).add(wanted.address)
         return fine
+
+    def before(self, pool: str, address: Address) -> str:
+        """The router that an address came from to the one it is at; empty: from none. Its member
+        may have a wire there still, as where one could not be made at the other.
+        """
+        return self._from.get((pool, address), "")
 
     def leave(self, pool: str, address: Address, holder: str, router: str) -> Holding | None:
         """Its member has it no longer; None if it is not held so: it may be elsewhere by now."""

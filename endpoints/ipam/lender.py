@@ -14,7 +14,7 @@ from endpoints.ipam import store as kept
 from endpoints.ipam.holdings import Address, Holding, Holdings
 from endpoints.ipam.plan import Lease, Plan, Pool, parse, pool
 from endpoints.ipam.store import Store
-from nsm.errors import DeniedError, ExhaustedError, InvalidError, NsmError
+from nsm.errors import DeniedError, ExhaustedError, InvalidError, NsmError, TakenError
 from nsm.identity.spiffe import SpiffeId
 from nsm.rpc.holdings import MOST_UNREAD, Listener, MemberAddress
 from nsm.rpc.prefixes import AddressPool, LentPrefix
@@ -44,7 +44,7 @@ class Lender:
         self._clock = clock or steady()
         self._turn = asyncio.Lock()  # decisions are kept in the order they are made
         self._holdings = Holdings()
-        self._listening: dict[tuple[str, str], list[Listener]] = {}
+        self._listening: dict[tuple[str, str], list[tuple[str, Listener]]] = {}
 
     async def restarted(self, leases: Iterable[Lease], holdings: Iterable[Holding] = ()) -> None:
         """Have what an earlier life lent. None of its streams lasts: all is held for a while."""
@@ -154,14 +154,26 @@ class Lender:
     # -- members' addresses ---------------------------------------------------------------
 
     @contextmanager
-    def listening(self, pool: str, router: str, listener: Listener) -> Iterator[None]:
-        """Tell a router's stream what becomes of addresses of its prefixes."""
+    def listening(
+        self, pool: str, router: str, listener: Listener, name: str = ""
+    ) -> Iterator[None]:
+        """Tell a router's stream what becomes of addresses of its prefixes. Raises TakenError
+        while another router, by its name, has one under the same identity: what members of either
+        have is the identity's, so what moves between them would be given to two.
+        """
         listeners = self._listening.setdefault((pool, router), [])
-        listeners.append(listener)
+        for other, _ in listeners:
+            if name and other and name != other:
+                raise TakenError(
+                    f"routers {other!r} and {name!r} of pool {pool!r} have one identity, {router}:"
+                    f" {name!r} gets no word on members' addresses while {other!r} does",
+                    hint="give each router a SPIFFE id of its own",
+                )
+        listeners.append(mine := (name, listener))
         try:
             yield
         finally:
-            listeners.remove(listener)
+            listeners.remove(mine)
             if not listeners:
                 self._listening.pop((pool, router), None)
 
@@ -201,7 +213,7 @@ class Lender:
 
     def _tell(self, pool: str, told: Iterable[tuple[str, MemberAddress]]) -> None:
         for router, news in told:
-            for listener in self._listening.get((pool, router), ()):
+            for _, listener in self._listening.get((pool, router), ()):
                 listener(news)
 
     def _admit(self, by: SpiffeId) -> None:
@@ -271,8 +283,8 @@ class _Decisions:
             left = self._holdings.leave(self._pool, address, said.holder, router)
             if left:
                 self._changed(left, before)
-                if lent_to and lent_to != router:
-                    self.told.append((lent_to, _news(left, lent_to)))
+                others = {lent_to, self._holdings.before(self._pool, address)} - {"", router}
+                self.told += [(one, _news(left, one)) for one in sorted(others)]
             return
         wanted = Holding(self._pool, address, said.holder, router)
         fine = self._plan.covers(self._pool, address) and self._holdings.claim(

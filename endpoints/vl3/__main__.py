@@ -110,7 +110,7 @@ async def serve(config: Config, process: Process) -> None:
         router.on_change = changed
         router.on_ways = ways_changed
         router.on_lost = lambda id_: endpoint.ask_again(lambda conn: conn.id == id_)
-        holdings = Holdings(router, config.prefix_server_url, config.pool)
+        holdings = Holdings(router, config.prefix_server_url, config.pool, config.name)
         router.plan = holdings
         lending = Lending(
             config.prefix_server_url,

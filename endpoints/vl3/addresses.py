@@ -250,12 +250,26 @@ class RouterAddresses:
             lent.take(int(one))
         return lost
 
-    def return_(self, address: str) -> None:
-        """Its member at another router is gone: it is ours to give again."""
+    def return_(self, address: str, holder: str = "") -> list[str]:
+        """Its member at another router is gone: it is ours to give again, but if the same member
+        has a wire here still, as where it could not move after all. The wire that is to ask again:
+        it has it again, or, where it is of another's prefix, it may claim it.
+        """
         one = ipaddress.ip_address(address)
-        if one in self._elsewhere:
-            self._elsewhere.discard(one)
+        if one not in self._elsewhere:
+            return []
+        back = [
+            id_
+            for id_, mine in self._held.items()
+            if holder and self._holders.get(id_) == holder and one.version not in mine
+        ][:1]
+        self._elsewhere.discard(one)
+        if back and self._ours(one):
+            self._held[back[0]][one.version] = one
+            self._taken.append(Taken(address, holder))
+        else:
             self._put(one)
+        return back
 
     @property
     def foreign(self) -> tuple[str, ...]:

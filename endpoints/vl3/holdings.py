@@ -31,17 +31,22 @@ class Served(Protocol):
     def moved(self, address: str, lost: Iterable[str], same: bool) -> None:
         """An address is elsewhere, which these connections had; same: it is the same member."""
 
+    def returned(self, connections: Iterable[str]) -> None:
+        """These may have an address again that was elsewhere."""
+
     def ways_changed(self) -> None:
         """Other routers are to be told of other addresses."""
 
 
 class Holdings:
-    """Between a router and its address plans, of which each lent it a prefix of some family."""
+    """Between a router, by its name, and its address plans, of which each lent it a prefix of some
+    family."""
 
-    def __init__(self, router: Served, urls: Sequence[str], pool: str) -> None:
+    def __init__(self, router: Served, urls: Sequence[str], pool: str, name: str = "") -> None:
         self._router = router
         self._urls = tuple(urls)
         self._pool = pool
+        self._name = name
         self._clients: Mapping[str, HoldingsClient] = {}
         self._prefixes: dict[int, tuple[str, str]] = {}  # by family: the prefix, and whose
         self._unknown: dict[str, Sequence[str]] = {}  # prefixes not known yet, and their domain
@@ -54,6 +59,7 @@ class Holdings:
                 peers,
                 url,
                 self._pool,
+                name=self._name,
                 holdings=self._mine(url),
                 on_news=self._news,
                 on_known=self._known,
@@ -119,7 +125,8 @@ class Holdings:
             log.info("a member's address is at another router", address=news.address)
             self._router.moved(news.address, lost, same)
         elif news.left:
-            addresses.return_(news.address)
+            self._router.returned(addresses.return_(news.address, news.holder))
+            self.say(addresses.drain())
         elif self._unknown:  # of an earlier life of ours, which members come back to
             addresses.keep(news.address, news.holder)
         elif addresses.holder_of(news.address) != news.holder:  # while the stream was away

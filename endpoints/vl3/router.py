@@ -36,7 +36,8 @@ class Router:
 
     on_change is called with a test of MTUs whenever those on wires of a larger one, or, without
     one, all, would be told something else than they were; on_ways whenever other routers would;
-    on_lost with a connection that has lost an address. plan is who knows of all members' addresses.
+    on_lost with a connection that has lost an address, or has it again. plan is who knows of all
+    members' addresses.
     lifetime, in seconds, is
     how long members have to come back after a restart. names, if there are any, are answered
     at the router's own addresses; called is what it is called itself.
@@ -232,6 +233,12 @@ class Router:
                 self._gone.put_nowait((ip_network(address), device))
             if not same:
                 self.on_lost(id_)
+
+    def returned(self, connections: Iterable[str]) -> None:
+        """They could not move after all: they ask, so that they have, and the kernel leads to,
+        what they had."""
+        for id_ in connections:
+            self.on_lost(id_)
 
     async def forget(self) -> NoReturn:
         """Send nothing more to members that have left an address, for a task of the process."""

@@ -27,6 +27,7 @@ from nsm.rpc.peers import Peers
 from nsm.rpc.prefixes import FIRST_PAUSE, GROWTH, LONGEST_PAUSE, POOL
 from nsm.rpc.server import current_caller
 
+ROUTER = "vwire-router"  # metadata: what the router is called, be its identity another's too
 LONGEST = MAX_ID + 1 + MAX_NAME  # characters of a holder: a member must not end its router's stream
 MOST_WAITING = 1024  # things said that are not decided yet: more are not read
 MOST_UNREAD = 8192  # things told that a router did not read: its stream is ended
@@ -51,8 +52,11 @@ Listener = Callable[[MemberAddress], None]
 class Keeper(Protocol):
     """Who knows whose addresses are."""
 
-    def listening(self, pool: str, router: str, listener: Listener) -> AbstractContextManager[None]:
-        """Tell a router's stream of its addresses for a block."""
+    def listening(
+        self, pool: str, router: str, listener: Listener, name: str
+    ) -> AbstractContextManager[None]:
+        """Tell a router's stream of its addresses for a block. Raises TakenError where another
+        of the same identity, by its name, is told already."""
 
     async def hold(
         self, pool: str, router: str, said: Sequence[MemberAddress], answer: Listener
@@ -70,9 +74,10 @@ class AddressHoldings(AddressHoldingsBase):
         """For as long as a router runs: what it says is decided, and it is told."""
         caller = current_caller(stream)
         pool, router = caller.metadata.get(POOL, ""), str(caller.id)
+        name = caller.metadata.get(ROUTER, "")[:MAX_NAME]
         await stream.send_initial_metadata()
         following = _Following(self._keeper, pool, router, stream)
-        with self._keeper.listening(pool, router, following.hear):
+        with self._keeper.listening(pool, router, following.hear, name):
             await unless(following.read(), following.work())
         if following.failure:
             raise following.failure
@@ -146,6 +151,7 @@ class HoldingsClient:
         url: str,
         pool: str,
         *,
+        name: str = "",
         holdings: Callable[[], Iterable[MemberAddress]],
         on_news: Listener,
         on_known: Callable[[str, bool], None],
@@ -153,7 +159,7 @@ class HoldingsClient:
     ) -> None:
         self._peers = peers
         self._url = url
-        self._pool = pool
+        self._said = {key: text for key, text in ((POOL, pool), (ROUTER, name)) if text}
         self._holdings = holdings
         self._on_news = on_news
         self._on_known = on_known
@@ -214,9 +220,7 @@ class HoldingsClient:
             try:
                 async with self._peers.link(self._url, whose="the address plan") as link:
                     with link.errors():
-                        opened = AddressHoldingsStub(link.channel).Follow.open(
-                            metadata={POOL: self._pool} if self._pool else {}
-                        )
+                        opened = AddressHoldingsStub(link.channel).Follow.open(metadata=self._said)
                         async with opened as stream:
                             await self._follow(stream)
                 raise UnavailableError(f"the address plan at {self._url} ended the stream")

@@ -15,7 +15,13 @@ from endpoints.ipam.lender import Lender
 from endpoints.ipam.plan import Plan, pool
 from endpoints.ipam.store import open_store
 from endpoints.vl3.addresses import RouterAddresses
-from nsm.errors import DeniedError, ExhaustedError, InvalidError, UnavailableError
+from nsm.errors import (
+    DeniedError,
+    ExhaustedError,
+    InvalidError,
+    TakenError,
+    UnavailableError,
+)
 from nsm.model import SECOND, IPContext
 from nsm.rpc.holdings import MOST_UNREAD, MemberAddress
 
@@ -112,6 +118,53 @@ async def test_a_router_of_the_same_identity_takes_nothing_from_its_twins_member
 ) -> None:
     await told.say(R1, has("172.16.0.1"))
     assert (await told.say(R1, has("172.16.0.1", BOB, 3)))[R1][0].refused
+
+
+async def test_a_move_that_fails_gives_the_address_back_to_where_it_came_from(told: Told) -> None:
+    """Also to a router whose prefix it is not of, and which the plan tells of nothing else."""
+    await told.say(R1, has("172.16.0.1"))
+    await told.say(R2, has("172.16.0.1", ANN, 1))
+    await told.say(R3, has("172.16.0.1", ANN, 2))
+    assert await told.say(R3, left("172.16.0.1")) == {
+        R1: [left("172.16.0.1")], R2: [left("172.16.0.1")],
+    }  # fmt: skip
+    assert await told.say(R2, has("172.16.0.1", ANN, 3)) == {
+        R2: [has("172.16.0.1", ANN, 3)],
+        R1: [MemberAddress("172.16.0.1", ANN, elsewhere=True)],
+    }
+
+
+def test_who_could_not_move_has_its_address_again_at_once() -> None:
+    router = RouterAddresses([4])
+    router.lend("172.16.0.0/24", ["172.16.0.0/16"])
+    carried = router.assign("a-1", IPContext(), holder=ANN)
+    assert router.leave_out("172.16.0.1") == ["a-1"]
+    assert router.return_("172.16.0.1", ANN) == ["a-1"]
+    thief = router.assign("b-1", carried, holder=BOB)
+    assert router.members() == {"a-1": ("172.16.0.1",), "b-1": ("172.16.0.2",)}, thief
+    router.release("a-1")
+    assert not router.members().get("a-1")
+    assert [one.left for one in router.drain() if one.address == "172.16.0.1"] == [
+        False, False, True,
+    ]  # fmt: skip
+
+
+async def test_routers_that_share_an_identity_are_told_so_and_the_first_keeps_it(
+    told: Told,
+) -> None:
+    """What goes from one to the other would be given to two: they are one to the plan."""
+    with told.lender.listening("shared", R1, told.heard[R1].append, "orders-1"):
+        with (
+            pytest.raises(TakenError, match="'orders-1' and 'orders-2' of pool 'shared' have one"),
+            told.lender.listening("shared", R1, told.heard[R1].append, "orders-2"),
+        ):
+            pass
+        # its next life, before anybody noticed the end of this one; one of before names; another
+        for name, router in (("orders-1", R1), ("", R1), ("orders-2", R2)):
+            with told.lender.listening("shared", router, told.heard[router].append, name):
+                pass
+    with told.lender.listening("shared", R1, told.heard[R1].append, "orders-2"):
+        pass
 
 
 async def test_it_outlives_the_address_plan_and_what_cannot_be_kept_is_not_so(
@@ -211,6 +264,7 @@ class Network:
         self.news: dict[str, list[MemberAddress]] = {}
         self.at: dict[str, str] = {}
         self.context: dict[str, IPContext] = {}
+        self.asked_again: list[tuple[str, str]] = []
 
     async def begin(self, name: str) -> None:
         """A router's life, without memory of the one before."""
@@ -235,10 +289,11 @@ class Network:
             if one.elsewhere:
                 self.routers[name].leave_out(one.address)
             elif one.left:
-                self.routers[name].return_(one.address)
+                for id_ in self.routers[name].return_(one.address, one.holder):
+                    self.asked_again.append((id_, name))
         self.news[name].clear()
 
-    async def come(self, who: str, name: str, asked: IPContext) -> None:
+    async def come(self, who: str, name: str, asked: IPContext, *, stays: bool = False) -> None:
         """A member asks a router, with what it carries."""
         router = self.routers[name]
         for address in router.claimable(who, asked, who):
@@ -250,8 +305,20 @@ class Network:
         self.context[who] = router.assign(who, asked, holder=who)
         await self.said(name)
         before, self.at[who] = self.at.get(who), name
-        if before not in (None, name):
+        if before not in (None, name) and not stays:
             await self.leave(who, before)
+
+    async def fail(self, who: str, name: str) -> None:
+        """A member asks a router for a wire that cannot be made, and stays where it is."""
+        where, context = self.at[who], self.context[who]
+        await self.come(who, name, context, stays=True)
+        self.asked_again.clear()
+        await self.leave(who, name)
+        self.at[who], self.context[who] = where, context
+        await self.said(where)
+        assert set(self.asked_again) <= {(who, where)}
+        if self.asked_again:
+            await self.come(who, where, context)
 
     async def leave(self, who: str, name: str) -> None:
         self.routers[name].release(who)
@@ -289,7 +356,7 @@ async def wander(network: Network, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from((R1, R2, R3)))
         who = data.draw(st.sampled_from([f"m{n}" for n in range(6)]))
         asked = network.context.get(who, IPContext())
-        kind = data.draw(st.sampled_from(["come", "move", "leave", "die", "steal"]))
+        kind = data.draw(st.sampled_from(["come", "move", "leave", "die", "steal", "fail"]))
         before = {one: network.held(one) for one in network.at if one != who}
         match kind:
             case "die":
@@ -298,6 +365,10 @@ async def wander(network: Network, data: st.DataObject) -> None:
             case "leave":
                 if where := network.at.pop(who, None):
                     await network.leave(who, where)
+            case "fail" if network.at.get(who) not in (None, name):
+                had = network.held(who)
+                await network.fail(who, name)
+                assert network.held(who) == had, "who cannot move keeps what it has"
             case "steal" if network.context:
                 whose = data.draw(st.sampled_from(sorted(network.context)))
                 await network.come(who, name, network.context[whose])

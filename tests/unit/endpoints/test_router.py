@@ -12,6 +12,7 @@ from dns.edns import GenericOption, OptionType
 
 from endpoints.vl3 import router as at_work
 from endpoints.vl3.fellows import Fellows
+from endpoints.vl3.holdings import Holdings
 from endpoints.vl3.router import Router
 from nsm import policy
 from nsm.errors import RightsError, TakenError, UnavailableError
@@ -32,6 +33,7 @@ from nsm.names.asking import question
 from nsm.names.router import _MARK, RouterNames
 from nsm.names.server import Sockets
 from nsm.names.templates import parse_all
+from nsm.rpc.holdings import MemberAddress
 from tests.support.nameserver import free_port
 from tests.support.wait import until
 
@@ -239,3 +241,18 @@ async def test_a_router_that_is_not_met_yet_is_waited_for(named) -> None:
     await asyncio.sleep(0)
     named.names.meet("c-r2", [])
     assert (await asking).rcode() == dns.rcode.NXDOMAIN
+
+
+async def test_who_could_not_move_to_another_router_is_asked_to_ask_again(router) -> None:
+    """So that the way to what it has again is made in the kernel."""
+    await lent(router)
+    asked: list[str] = []
+    router.on_lost = asked.append
+    router.addresses.assign("a-1", IPContext(), holder="spiffe://x/a a-1")
+    before = router.addresses.members()
+    holdings = Holdings(router, [], "")
+    news = MemberAddress("172.16.1.1", "spiffe://x/a a-1")
+    holdings._news(replace(news, elsewhere=True))
+    assert (router.addresses.members(), asked) == ({"a-1": ()}, [])
+    holdings._news(replace(news, left=True))
+    assert (router.addresses.members(), asked) == (before, ["a-1"])
