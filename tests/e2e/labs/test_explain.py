@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+import shlex
 import socket
 import sqlite3
 import subprocess
@@ -18,11 +19,12 @@ import pytest
 from labs import engine
 from labs.faults import Faults
 from nsm.kernel import owner, topology
-from tests.e2e.labs.test_labs import COMMAND, names, nsmctl, surroundings
+from tests.e2e.labs.test_labs import COMMAND, names, nsmctl
 from tests.support import scrapes
 from tests.support.wait import until
 
 LAB = names("explained")
+PAGE = (Path(__file__).parents[3] / "docs/seeing.md").read_text()
 FILE = """
 name: explained
 topology:
@@ -69,12 +71,9 @@ while True:
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     file = tmp_path_factory.mktemp("lab") / "explained.yaml"
     file.write_text(FILE)
-    done = subprocess.run(
-        [*COMMAND, "lab", "up", str(file), "--name", LAB],
-        # by whom a wire is sealed decides by which way a key is changed behind its back
-        env={**surroundings(), **scrapes.SETTINGS, "NSM_WIREGUARD": "userspace"},
-        capture_output=True, text=True, check=False, cwd="/", timeout=120,
-    )  # fmt: skip
+    # by whom a wire is sealed decides by which way a key is changed behind its back
+    more = {**scrapes.SETTINGS, "NSM_WIREGUARD": "userspace"}
+    done = nsmctl("lab", "up", str(file), "--name", LAB, **more)
     try:
         assert done.returncode == 0, done.stderr
         yield LAB
@@ -135,6 +134,23 @@ def test_every_process_of_a_mesh_serves_its_figures(lab: str) -> None:
         assert figures[who]["vwire_wires", "wireguard"] == 1
     assert figures["east-1/app"]["vwire_wires", "kernel"] == 1
     assert figures["east-1/registry"]["vwire_registrations", "service"] >= 1
+
+
+def test_every_command_of_the_page_is_answered_and_its_table_has_every_figure(lab: str) -> None:
+    *asked, served = re.findall(r"(?m)^    sudo (.+)$", PAGE)
+    assert shlex.split(served)[:2] == [f"{key}={value}" for key, value in scrapes.SETTINGS.items()]
+    assert asked.pop(0).startswith("nsmctl lab up ")  # as this lab is, with the settings served
+    assert len(asked) == 4
+    for line in asked:
+        words = line.replace("one-node", lab).replace("icmp-responder", "db").split()
+        done = nsmctl(*words[1:])
+        assert (done.returncode, done.stderr) == ("explain" in words, ""), line  # nobody's DNS
+        assert ("--json" in words) == (done.stdout[0] in "{["), line
+    told = set(re.findall(r"`(vwire_\w+)`", PAGE))
+    shown = {name for one in scrapes.of_lab(lab).values() for name, *_ in one}
+    shown = {re.sub("_(bucket|count|sum|created)$", "", name) for name in shown}
+    assert shown <= told, "of leases and probes nobody here tells"
+    assert told - shown <= {"vwire_leases", "vwire_probes"}
 
 
 def explained(*more: str, target: str = "db") -> tuple[int, dict[str, tuple[bool | None, str]]]:

@@ -3,14 +3,12 @@
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from labs import lab as labfile
-from tests.e2e.labs.test_labs import surroundings
+from tests.e2e.labs.test_labs import nsmctl
 
 HERE = Path(__file__).parents[3]
 NAME = "faults-page"
@@ -21,13 +19,6 @@ COMMANDS = [
     if line.startswith("    sudo nsmctl ")
 ]
 OF_PAGE = "kernel2ethernet2kernel"
-
-
-def nsmctl(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "nsmctl", *words], capture_output=True, text=True,
-        check=False, env=surroundings(), cwd="/", timeout=120,
-    )  # fmt: skip
 
 
 def ours(words: list[str]) -> list[str]:

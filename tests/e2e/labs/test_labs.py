@@ -54,10 +54,13 @@ def surroundings() -> dict[str, str]:
     return {"PATH": os.environ["PATH"], "PYTHONPATH": str(HERE), **config.for_children()}
 
 
-def nsmctl(*words: str, patience: float = 120.0) -> subprocess.CompletedProcess[str]:
+def nsmctl(
+    *words: str, patience: float = 120.0, folder: str | Path = "/", **more: str
+) -> subprocess.CompletedProcess[str]:
+    """A command of ours in a folder, with more in its environment."""
     return subprocess.run(
         [*COMMAND, *words], capture_output=True, text=True, check=False,
-        env=surroundings(), cwd="/", timeout=patience,
+        env={**surroundings(), **more}, cwd=folder, timeout=patience,
     )  # fmt: skip
 
 

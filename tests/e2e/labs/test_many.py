@@ -1,19 +1,14 @@
 """Thirty clients that ask at once: every kind of wire, all of them usable, none of them late."""
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
-from nsm.process import config
+from tests.e2e.labs.test_labs import names, nsmctl
 from tests.support.wait import write
 
-HERE = Path(__file__).parents[3]
 WIRES = {  # kind and nodes, of how many clients
     ("veth", "node-1", "node-1"): 5,
     ("veth", "node-2", "node-2"): 5,
@@ -27,12 +22,7 @@ WIRES = {  # kind and nodes, of how many clients
 @pytest.mark.long
 def test_thirty_clients_that_ask_at_once_all_have_their_wire_and_nothing_is_lost():
     start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "nsmctl", "lab", "run", "many-clients", "--json",
-         "--name", f"many-{os.getpid() % 10000}"],
-        capture_output=True, text=True, check=False, cwd="/", timeout=150,
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(HERE), **config.for_children()},
-    )  # fmt: skip
+    done = nsmctl("lab", "run", "many-clients", "--json", "--name", names("many"), patience=150)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     told = json.loads(done.stdout)
     write("many-clients: the whole run", time.monotonic() - start, 20.0)
