@@ -213,6 +213,19 @@ def done_and_undone(place: str, do: str, *undo: str) -> Iterator[None]:
 
 
 @contextmanager
+def unplugged(faults: Faults) -> Iterator[None]:
+    """The far node's cable, however long it takes to ask about it: its forwarder would end what
+    comes from a node that is silent for seconds, and the client, which stands still, asks for
+    nothing anew."""
+    faults.freeze("forwarder@east-2")
+    try:
+        with done_and_undone("east-2", "link set eth0 down", "link set eth0 up"):
+            yield
+    finally:
+        faults.thaw("forwarder@east-2")
+
+
+@contextmanager
 def lease_gone(path: str) -> Iterator[None]:
     with sqlite3.connect(path, timeout=5) as store:
         rows = store.execute("SELECT * FROM leases").fetchall()
@@ -281,8 +294,8 @@ async def test_each_thing_that_breaks_a_wire_has_its_line_and_the_first_ends_the
             "app", f"addr del {own}", f"addr add {own}", back)),
         ("route", "172.16.1.0/32 does not lead into nsm-1 in app", lambda: done_and_undone(
             "app", "route del 172.16.1.0/32 dev nsm-1", back)),
-        ("tunnel", "east-1 (198.18.0.1) does not reach 198.18.0.2", lambda: done_and_undone(
-            "east-2", "link set eth0 down", "link set eth0 up")),
+        ("tunnel", "east-1 (198.18.0.1) does not reach 198.18.0.2", lambda: unplugged(
+            faults)),
         ("handshake", "do not agree on keys: there was none", key_changed),
         ("packets", "172.16.1.0 does not answer pings from app", silent),
         ("MTU", f"nsm-1 in app has 1300, agreed are {mtu}", lambda: done_and_undone(
