@@ -1,7 +1,8 @@
 """Breaking a lab that is up, one thing after another, and looking whether it holds.
 
-Numbered packets are on every wire and somebody asks for wires all the time, while a
-schedule (labs/schedule.py) is gone through. After each fault, and until the next:
+Numbered packets are on every wire and between the members of flat networks, and somebody
+asks for wires all the time, while a schedule (labs/schedule.py) is gone through. After each
+fault, and until the next:
 
     carries    every wire carries again, within CARRIES seconds of the fault's end
     packets    none is lost, or comes twice, on a wire that the fault did not cut
@@ -9,13 +10,16 @@ schedule (labs/schedule.py) is gone through. After each fault, and until the nex
     processes  nobody has ended but who was told to
     addresses  no address is in two places
     leftovers  links, routes, rules, neighbours, processes, registrations are those from before
-    flat       memory, open files, tasks, threads of every process do not grow, over all of it
+    flat       memory, open files, tasks, threads of every process do not grow: over all of it,
+               and in each of its lives, because who is killed again and again never grows old
 
 The first that does not hold ends it, with what was seen.
 """
 
 import contextlib
+import itertools
 import json
+import signal
 import statistics
 import time
 from collections import Counter
@@ -27,20 +31,21 @@ from labs import inventory, processes, state, wear
 from labs.alive import Mark as Life
 from labs.faults import Faults
 from labs.hands import EndedError, FailedError, Hands
-from labs.lab import Lab
+from labs.lab import Client, Lab
 from labs.paths import Paths
-from labs.schedule import Fault, called
+from labs.schedule import OF_NODES, Fault, called
 from labs.traffic import Couriers, Mark, Traffic
 from labs.wires import Wire, wires
 from nsm.errors import DeadlineError, NsmError, PreconditionError
 
-CARRIES: Final = 10.0  # seconds after a fault within which every wire carries again
+# Ten times what it takes where nothing else runs: a busy machine makes slow figures, and no harm.
+CARRIES: Final = 20.0  # seconds after a fault within which every wire carries again
 STEADY: Final = 0.5  # seconds without a loss after which a wire counts as healed
 RATE: Final = 100.0  # packets a second on every wire, each way
-WITHIN: Final = 3.0  # seconds a request of the prober may take
+WITHIN: Final = 6.0  # seconds a request of the prober may take
 LEASE: Final = 15.0  # seconds a wire of the prober's lives that nobody could close
-LEFT: Final = 5.0  # seconds within which nothing is left of what is over
-ANSWER: Final = 10.0  # seconds after a fault within which somebody who asks gets a wire
+LEFT: Final = 10.0  # seconds within which nothing is left of what is over
+ANSWER: Final = 20.0  # seconds after a fault within which somebody who asks gets a wire
 _LOOK: Final = 0.05
 
 Report = Callable[[str], None]
@@ -105,27 +110,63 @@ class Outcome:
                 "max_s": round(max(self.healed), 3), "moved": self.moved}  # fmt: skip
 
 
-@dataclass(slots=True)
-class _Flow:
-    """A wire, and the packets on it."""
+@dataclass(frozen=True, slots=True)
+class _Between:
+    """What packets are on: a wire, or the two of a flat network's members."""
 
-    wire: Wire
-    traffic: Traffic
-    open: contextlib.ExitStack
-    mark: Mark = field(default_factory=Mark)
+    wires: tuple[Wire, ...]
+
+    @property
+    def clients(self) -> tuple[str, ...]:
+        return tuple(wire.client for wire in self.wires)
+
+    @property
+    def nodes(self) -> set[str]:
+        return {node for wire in self.wires for node in wire.nodes}
+
+    @property
+    def places(self) -> tuple[str, str]:
+        """Where they start and end."""
+        first, last = self.wires[0], self.wires[-1]
+        return first.client, last.endpoint if first is last else last.client
+
+    @property
+    def addresses(self) -> tuple[str, str]:
+        first, last = self.wires[0], self.wires[-1]
+        far = last.endpoint_addresses if first is last else last.client_addresses
+        return first.client_addresses[0], far[0]
 
     def __str__(self) -> str:
-        return f"{self.wire.client} - {self.wire.endpoint} ({self.wire.mechanism})"
+        what = self.wires[0].mechanism if len(self.wires) == 1 else self.wires[0].network
+        return f"{' - '.join(self.places)} ({what})"
 
     def cut_by(self, fault: Fault) -> bool:
         """Whether packets may be lost: its nodes do not reach each other, or not at full rate,
-        or its client was asked to end, and closed it."""
-        a, b = self.wire.nodes
-        if fault.do == "restart":
-            return f"client:{self.wire.client}" in fault.who
-        if fault.do == "partition":
-            return (a in fault.who) != (b in fault.who)
-        return fault.do in ("unplug", "rate") and a != b and bool({a, b} & set(fault.who))
+        one of them died, or its client was asked to end, and closed it."""
+        nodes, whom = self.nodes, set(fault.who)
+        match fault.do:
+            case "restart":
+                return any(f"client:{client}" in whom for client in self.clients)
+            case "partition":
+                return bool(nodes & whom) and not nodes <= whom
+            case "unplug" | "rate":
+                return len(nodes) > 1 and bool(nodes & whom)
+            case _:
+                return fault.do == "reboot" and bool(nodes & whom)
+
+
+@dataclass(slots=True)
+class _Flow:
+    """The packets on it."""
+
+    between: _Between
+    traffic: Traffic
+    open: contextlib.ExitStack
+    mark: Mark = field(default_factory=Mark)
+    ended: bool = False  # its couriers died with their node
+
+    def __str__(self) -> str:
+        return str(self.between)
 
 
 class Chaos:
@@ -139,24 +180,28 @@ class Chaos:
         self._plan = processes.plan(lab, paths)
         self._order = [called(p) for p in self._plan.processes]
         self._couriers, self._probers = Couriers(), Probers()
-        self._asking: list[str] = []  # namespaces
+        self._asking: dict[str, str] = {}  # namespaces of who asks, by client
+        self._told_before: list[dict[str, Any]] = []  # by those that died with their node
         self._flows: list[_Flow] = []
         self._open = contextlib.ExitStack()
         self._before: Counter[str] = Counter()
         self._pids: dict[str, int] = {}
         self._logs = {called(p): p.log for p in self._plan.processes if p.module}
         self._looks: list[dict[str, wear.Held]] = []
+        self._in_lives: list[dict[str, wear.Held]] = []  # the same, by process and pid
 
     def __enter__(self) -> Self:
         with self._open:
-            there = wires(self._lab, self._paths)
+            there = self._between(wires(self._lab, self._paths))
             if not there:
                 raise PreconditionError(f"lab {self._lab.name} has no wire to break")
             self._open.enter_context(self._couriers)
-            for wire in there:
-                self._flows.append(self._flow(wire))
+            for one in there:
+                self._flows.append(self._flow(one))
             self._open.enter_context(self._probers)
-            self._seat()
+            for client in self._lab.clients.values():
+                if client.netns_only:
+                    self._seat(client)
             self._open = self._open.pop_all()
         return self
 
@@ -177,6 +222,7 @@ class Chaos:
                 self._step(fault, outcome)
             outcome.held = wear.trend(self._looks)
             _flat(outcome.held)
+            _flat(wear.trend(self._in_lives))
         except BrokenError as broken:
             outcome.broke = Broke(
                 broken.invariant, len(outcome.done), round(time.monotonic() - start, 1),
@@ -202,10 +248,12 @@ class Chaos:
             flow.mark = flow.traffic.mark()
 
     def _step(self, fault: Fault, outcome: Outcome) -> None:
-        cut = [flow for flow in self._flows if flow.cut_by(fault)]
+        cut = [flow for flow in self._flows if flow.between.cut_by(fault)]
         asked = self._made()
         with _named("a fault that cannot be taken back"):
             self._break(fault)
+        if fault.do == "reboot":
+            asked = {}
         ended = time.monotonic()
         for flow in cut:
             outcome.moved += self._carries(flow, ended + CARRIES)
@@ -226,46 +274,82 @@ class Chaos:
 
     def _break(self, fault: Fault) -> None:
         """Break it, let its time go by, mend it."""
+        if fault.do in OF_NODES:
+            self._break_network(fault)
+            return
         faults = self._faults
+        if fault.do == "freeze":
+            for who in fault.who:
+                faults.freeze(who)
+            time.sleep(fault.seconds)
+            for who in fault.who:
+                faults.thaw(who)
+            return
+        for who in fault.who:
+            faults.kill(who, signal.SIGKILL if fault.do == "kill" else signal.SIGTERM)
+        time.sleep(fault.seconds)
+        for who in sorted(fault.who, key=self._order.index):
+            self._pids[who] = faults.start(who)
+
+    def _break_network(self, fault: Fault) -> None:
+        faults, node = self._faults, fault.who[0]
         match fault.do:
-            case "kill" | "restart":
-                number = 9 if fault.do == "kill" else 15
-                for who in fault.who:
-                    faults.kill(who, number)
-                time.sleep(fault.seconds)
-                for who in sorted(fault.who, key=self._order.index):
-                    self._pids[who] = faults.start(who)
-            case "freeze":
-                for who in fault.who:
-                    faults.freeze(who)
-                time.sleep(fault.seconds)
-                for who in fault.who:
-                    faults.thaw(who)
             case "unplug":
-                faults.link(fault.who[0], False)
+                faults.link(node, False)
                 time.sleep(fault.seconds)
-                faults.link(fault.who[0], True)
+                faults.link(node, True)
             case "partition":
                 others = [n for n, one in self._lab.nodes.items() if one.kind == "node"]
                 faults.partition(fault.who, [n for n in others if n not in fault.who])
                 time.sleep(fault.seconds)
                 faults.mend()
             case "rate":
-                faults.rate(fault.who[0], fault.bits)
+                faults.rate(node, fault.bits)
                 time.sleep(fault.seconds)
-                faults.rate(fault.who[0], None)
+                faults.rate(node, None)
+            case "reboot":
+                self._reboot(node, fault.seconds)
+
+    def _reboot(self, node: str, seconds: float) -> None:
+        """A node dies with all that runs there, ours too, and comes back with other processes."""
+        there = {place for place in self._lab.places if self._lab.node_of(place).name == node}
+        for flow in self._flows:
+            if there & {*flow.between.places}:
+                flow.open.close()
+                flow.ended = True
+        asked = [self._lab.clients[name] for name in self._asking if name in there]
+        for client in asked:
+            self._told_before.append(self._order_one(client.name, "tell"))
+            self._probers.drop(self._asking.pop(client.name))
+        for place in there:
+            self._couriers.drop(self._paths.namespace(place))
+        self._faults.end_node(node)
+        time.sleep(seconds)
+        self._faults.start_node(node)
+        here = {called(p) for p in self._plan.processes if p.name.startswith(f"{node}/")}
+        self._pids |= {who: pid for who, pid in self._alive().items() if who in here}
+        for client in asked:
+            self._seat(client)
+            self._order_one(client.name, "ask")
 
     # -- packets ------------------------------------------------------------------------------
 
-    def _flow(self, wire: Wire) -> _Flow:
-        """Packets on a wire, between the addresses it has now."""
+    def _between(self, there: Sequence[Wire]) -> list[_Between]:
+        """Each wire; of those that lead into one network, each with the next."""
+        found = [_Between((wire,)) for wire in there if not wire.network]
+        for network in dict.fromkeys(wire.network for wire in there if wire.network):
+            members = [wire for wire in there if wire.network == network]
+            found += map(_Between, itertools.pairwise(members) if members[1:] else [(*members,)])
+        return found
+
+    def _flow(self, between: _Between) -> _Flow:
+        """Packets on it, between the addresses it has now."""
         open_ = contextlib.ExitStack()
         self._open.callback(open_.close)
-        ends = (wire.client_addresses[0], wire.endpoint_addresses[0])
         traffic = Traffic(
-            self._paths, wire.client, wire.endpoint, ends, rate=RATE, couriers=self._couriers
+            self._paths, *between.places, between.addresses, rate=RATE, couriers=self._couriers
         )
-        return _Flow(wire, open_.enter_context(traffic), open_)
+        return _Flow(between, open_.enter_context(traffic), open_)
 
     def _carries(self, flow: _Flow, until: float) -> bool:
         """Wait until nothing was lost on it for a while; whether that is at other addresses."""
@@ -273,6 +357,11 @@ class Chaos:
         moved = False
         while True:
             moved = self._follow(flow) or moved
+            if flow.ended:
+                if time.monotonic() > until:
+                    raise BrokenError("carries", [f"{flow} is not up, {CARRIES:g} s later"])
+                time.sleep(_LOOK)
+                continue
             mark = flow.traffic.mark()
             with contextlib.suppress(DeadlineError):
                 flow.traffic.until(
@@ -286,50 +375,56 @@ class Chaos:
                 raise BrokenError("carries", [f"{flow}, {CARRIES:g} s later: {report}"])
 
     def _follow(self, flow: _Flow) -> bool:
-        """Whether the wire has other addresses by now; then packets are sent to those."""
-        of = (flow.wire.client, flow.wire.interface)
-        now = next(
-            (w for w in wires(self._lab, self._paths) if (w.client, w.interface) == of), None
-        )
-        if now is None or not now.client_addresses or (now.endpoint_addresses == (
-            flow.wire.endpoint_addresses
-        ) and now.client_addresses == flow.wire.client_addresses):  # fmt: skip
+        """Whether it has other addresses by now. Packets are sent to those it has."""
+        old = flow.between
+        up = {(w.client, w.interface): w for w in wires(self._lab, self._paths)}
+        found = [up.get((wire.client, wire.interface)) for wire in old.wires]
+        there = tuple(w for w in found if w and w.client_addresses and w.endpoint_addresses)
+        if len(there) < len(found):
             return False
-        flow.open.close()
-        new = self._flow(now)
-        flow.wire, flow.traffic, flow.open, flow.mark = now, new.traffic, new.open, Mark()
-        return True
+        now = _Between(there)
+        moved = now.addresses != old.addresses
+        if moved or now.places != old.places or flow.ended:
+            flow.open.close()
+            new = self._flow(now)
+            flow.traffic, flow.open, flow.mark, flow.ended = new.traffic, new.open, Mark(), False
+        flow.between = now
+        return moved
 
     # -- who asks -----------------------------------------------------------------------------
 
-    def _seat(self) -> None:
+    def _seat(self, client: Client) -> None:
+        node = self._lab.nodes[client.on]
+        namespace = self._paths.namespace(client.name)
+        entry = next(e for e in self._plan.entries if e.namespace == namespace)
         services = [u for c in self._lab.clients.values() for u in c.connect]
-        for client in self._lab.clients.values():
-            if not client.netns_only:
-                continue
-            node = self._lab.nodes[client.on]
-            namespace = self._paths.namespace(client.name)
-            entry = next(e for e in self._plan.entries if e.namespace == namespace)
-            own = [u for c in self._lab.clients.values()
-                   if self._lab.nodes[c.on].cluster == node.cluster for u in c.connect]  # fmt: skip
-            self._probers.ask(
-                {
-                    namespace: {
-                        "name": client.name,
-                        "gid": entry.gid,
-                        "agent": f"unix://{self._paths.cluster(node.cluster, 'spiffe.sock')}",
-                        "manager": f"unix://{self._paths.node(client.on, 'nsm.io.sock')}",
-                        "urls": sorted({u.rpartition("/")[0] for u in own or services}),
-                        "log": self._paths.log(f"{client.on}/{client.name}"),
-                        "within": WITHIN,
-                        "lifetime": LEASE,
-                    }
+        own = [u for c in self._lab.clients.values()
+               if self._lab.nodes[c.on].cluster == node.cluster for u in c.connect]  # fmt: skip
+        self._probers.ask(
+            {
+                namespace: {
+                    "name": client.name,
+                    "gid": entry.gid,
+                    "agent": f"unix://{self._paths.cluster(node.cluster, 'spiffe.sock')}",
+                    "manager": f"unix://{self._paths.node(client.on, 'nsm.io.sock')}",
+                    "urls": sorted({u.rpartition("/")[0] for u in own or services}),
+                    "log": self._paths.log(f"{client.on}/{client.name}"),
+                    "within": WITHIN,
+                    "lifetime": LEASE,
                 }
-            )
-            self._asking.append(namespace)
+            }
+        )
+        self._asking[client.name] = namespace
 
     def _orders(self, do: str) -> dict[str, Any]:
-        return self._probers.ask({namespace: {"do": do} for namespace in self._asking})
+        try:
+            return self._probers.ask({name: {"do": do} for name in self._asking.values()})
+        except EndedError as ended:
+            raise BrokenError("processes", [str(ended)]) from ended
+
+    def _order_one(self, client: str, do: str) -> Any:
+        namespace = self._asking[client]
+        return self._probers.ask({namespace: {"do": do}})[namespace]
 
     def _pause(self) -> None:
         self._orders("pause")
@@ -338,7 +433,12 @@ class Chaos:
         self._orders("ask")
 
     def _told(self) -> dict[str, Any]:
-        return {url: one for told in self._orders("tell").values() for url, one in told.items()}
+        """What was asked for, by URL: of all who ask, and those who did."""
+        found: dict[str, Any] = {}
+        for told in (*self._told_before, *self._orders("tell").values()):
+            for url, one in told.items():
+                found[url] = _joined(found[url], one) if url in found else one
+        return found
 
     def _made(self) -> dict[str, int]:
         return {url: one["made"] for url, one in self._told().items()}
@@ -404,8 +504,9 @@ class Chaos:
                 raise BrokenError("leftovers", [*more, *less, f"for {patience:g} s"])
             time.sleep(_LOOK)
         lives = {who: mark for who, mark in self._lives().items() if who in self._logs}
-        ours = {who: (mark, self._logs[who]) for who, mark in lives.items()}
-        self._looks.append(wear.held(ours))
+        held = wear.held({who: (mark, self._logs[who]) for who, mark in lives.items()})
+        self._looks.append(held)
+        self._in_lives.append({f"{who} (pid {lives[who].pid})": one for who, one in held.items()})
         self._go()
 
     def _unclosed(self) -> bool:
@@ -418,11 +519,18 @@ class Chaos:
         twice = [f"{a} is in {', '.join(sorted(p))}" for a, p in places.items() if len(p) > 1]
         if twice:
             raise BrokenError("addresses", twice)
-        for namespace in self._asking[:1]:
+        for namespace in [*self._asking.values()][:1]:
             with contextlib.suppress(FailedError):  # a registry that is coming back
                 registered = self._probers.ask({namespace: {"do": "registered"}})[namespace]
                 found.update(f"registration of {name}" for name in registered)
         return found
+
+
+def _joined(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """What two came to who asked for the same."""
+    found = {**a, "slowest": max(a["slowest"], b["slowest"]), "why": {**a["why"], **b["why"]}}
+    found |= {what: a[what] + b[what] for what in ("made", "unclosed", "late", "defects")}
+    return found | {"refused": dict(Counter(a["refused"]) + Counter(b["refused"]))}
 
 
 def _flat(trends: Mapping[str, Mapping[str, tuple[float, float]]]) -> None:

@@ -55,6 +55,8 @@ class Prober:
     def __init__(self, seat: dict[str, Any]) -> None:
         self._seat = seat
         self._asked = {url: Asked() for url in seat["urls"]}
+        # that long a request takes that is late, and as long again a Close
+        self._patience = 2 * (seat["within"] + DIAL + CLOSE_WITHIN + SLACK)
         self._go = asyncio.Event()
         self._idle = {url: asyncio.Event() for url in seat["urls"]}
 
@@ -116,7 +118,11 @@ class Prober:
                 self._idle[url].set()
                 await self._go.wait()
             try:
-                await self._once(client, url)
+                async with asyncio.timeout(self._patience):
+                    await self._once(client, url)
+            except TimeoutError:
+                now = time.strftime("%H:%M:%S")
+                _note(self._asked[url].late, f"{self._patience:g} s, and given up at {now}")
             except Exception as defect:  # noqa: BLE001 - it is what we look for
                 _note(self._asked[url].defects, f"{type(defect).__name__}: {defect}")
             await asyncio.sleep(random.uniform(*PAUSE))  # noqa: S311 - so that nothing is in step

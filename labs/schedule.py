@@ -15,14 +15,16 @@ from labs.paths import Paths
 from labs.processes import Process, Stage, plan
 from nsm.errors import InvalidError
 
-Do = Literal["kill", "restart", "freeze", "unplug", "partition", "rate"]
+Do = Literal["kill", "restart", "freeze", "unplug", "partition", "rate", "reboot"]
 ODDS: Final[Mapping[Do, int]] = {
     "kill": 35, "restart": 15, "freeze": 20, "unplug": 10, "partition": 10, "rate": 10,
+    "reboot": 6,
 }  # fmt: skip
 LASTS: Final[Mapping[Do, tuple[float, float]]] = {  # seconds
     "kill": (0.0, 3.0), "restart": (0.0, 1.0), "freeze": (0.1, 5.0), "unplug": (0.2, 6.0),
-    "partition": (0.2, 8.0), "rate": (1.0, 5.0),
+    "partition": (0.2, 8.0), "rate": (1.0, 5.0), "reboot": (0.2, 4.0),
 }  # fmt: skip
+OF_NODES: Final = ("unplug", "partition", "rate", "reboot")
 REST: Final = (0.2, 1.5)  # seconds of quiet after a fault
 PAIRS: Final = 0.25  # of processes that end or stand still, two at once
 BITS: Final = (100_000, 5_000_000)  # a second, of a node that is slowed down
@@ -55,13 +57,24 @@ class Site:
 
     processes: tuple[str, ...]
     nodes: tuple[str, ...]
+    routers: tuple[str, ...] = ()  # of the processes, those that are not told to end
+
+    def whom(self, do: Do) -> tuple[str, ...]:
+        """Whom that may befall."""
+        if do in OF_NODES:
+            return self.nodes
+        if do == "restart":  # a router that ends in order is left for another, for good
+            return tuple(one for one in self.processes if one not in self.routers)
+        return self.processes
 
 
 def site(lab: Lab, paths: Paths) -> Site:
     """All of a lab's own processes, and its nodes."""
+    all_ = [p for p in plan(lab, paths).processes if p.stage not in _SPARED]
     return Site(
-        tuple(called(p) for p in plan(lab, paths).processes if p.stage not in _SPARED),
+        tuple(called(p) for p in all_),
         tuple(name for name, node in lab.nodes.items() if node.kind == "node"),
+        tuple(called(p) for p in all_ if p.stage == Stage.ROUTER),
     )
 
 
@@ -75,7 +88,7 @@ def called(process: Process) -> str:
 def drawn(seed: int, minutes: float, where: Site) -> tuple[Fault, ...]:
     """The schedule of that number: as many faults as fit into so many minutes at most."""
     chance = random.Random(seed)  # noqa: S311 - to be drawn the same again
-    possible = [do for do in ODDS if do not in ("unplug", "partition", "rate") or _apart(where)]
+    possible = [do for do in ODDS if where.whom(do) and (do not in OF_NODES or _apart(where))]
     faults: list[Fault] = []
     left = minutes * 60.0
     while True:
@@ -92,16 +105,17 @@ def _apart(where: Site) -> bool:
 
 def _fault(chance: random.Random, do: Do, where: Site) -> Fault:
     seconds, rest = (round(chance.uniform(*span), 2) for span in (LASTS[do], REST))
-    if do in ("unplug", "rate"):
+    if do in ("unplug", "rate", "reboot"):
         bits = round(chance.uniform(*BITS)) if do == "rate" else 0
         return Fault(do, (chance.choice(where.nodes),), seconds, rest, bits)
     if do == "partition":
         count = chance.randint(1, len(where.nodes) - 1)
         some = chance.sample(range(len(where.nodes)), count)
         return Fault(do, tuple(where.nodes[n] for n in sorted(some)), seconds, rest)
-    count = 2 if chance.random() < PAIRS and len(where.processes) > 1 else 1
-    some = chance.sample(range(len(where.processes)), count)
-    return Fault(do, tuple(where.processes[n] for n in sorted(some)), seconds, rest)
+    whom = where.whom(do)
+    count = 2 if chance.random() < PAIRS and len(whom) > 1 else 1
+    some = chance.sample(range(len(whom)), count)
+    return Fault(do, tuple(whom[n] for n in sorted(some)), seconds, rest)
 
 
 def written(faults: Sequence[Fault]) -> list[dict[str, Any]]:
@@ -127,12 +141,13 @@ def _read(said: object, where: Site, whose: str) -> Fault:
     do: Do | None = next((one for one in ODDS if one == said.get("do")), None)
     if do is None:
         raise InvalidError(f"{whose}: `do` is {said.get('do')!r}", hint=f"one of {', '.join(ODDS)}")
-    there = where.nodes if do in ("unplug", "partition", "rate") else where.processes
+    there = where.whom(do)
     if not isinstance(who, list) or not who or any(one not in there for one in who):
         raise InvalidError(f"{whose}: `who` is {who!r}", hint=f"some of {', '.join(there)}")
-    if len({*who}) < len(who) or (do in ("unplug", "rate") and len(who) > 1):
+    if len({*who}) < len(who) or (do in ("unplug", "rate", "reboot") and len(who) > 1):
         raise InvalidError(
-            f"{whose}: `who` is {who!r}", hint="nobody twice, and one node to unplug or slow down"
+            f"{whose}: `who` is {who!r}",
+            hint="nobody twice, and one node to unplug, slow down or start anew",
         )
     if do == "partition" and len(set(who)) >= len(there):
         raise InvalidError(f"{whose}: `who` is everybody", hint="name one side of the partition")

@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 from labs import lab as labfile
 from labs import schedule, wear
 from labs.paths import Paths
-from labs.schedule import COST, Site
+from labs.schedule import COST, OF_NODES, Site
 from nsm.errors import InvalidError
 
 SITES = st.builds(
     Site,
     st.lists(st.sampled_from("abcdefgh"), min_size=1, unique=True).map(tuple),
     st.lists(st.sampled_from("uvwxyz"), min_size=1, unique=True).map(tuple),
+    st.lists(st.sampled_from("abc"), unique=True).map(tuple),
 )
 SEEDS = st.integers(-(2**31), 2**63)
 CHAOS = labfile.read(labfile.find("chaos"))
@@ -28,8 +29,8 @@ def test_a_number_draws_the_same_again_and_nobody_who_is_not_there(seed, minutes
     assert faults == schedule.drawn(seed, minutes, site)
     assert sum(one.seconds + one.rest + COST for one in faults) <= minutes * 60
     for one in faults:
-        there = site.nodes if one.do in ("unplug", "partition", "rate") else site.processes
-        assert set(one.who) <= set(there)
+        there = site.nodes if one.do in OF_NODES else site.processes
+        assert set(one.who) <= set(there) - set(site.routers if one.do == "restart" else ())
         assert 1 <= len(one.who) == len(set(one.who))
         assert one.do != "partition" or len(one.who) < len(there)
         assert (one.bits > 0) == (one.do == "rate")
@@ -57,6 +58,8 @@ def test_whom_chaos_may_break_is_called_as_people_call_them():
     assert HERE.nodes == ("home-1", "home-2", "away-1")
     assert {"nsmgr@home-1", "forwarder@away-1", "client:sealed", "endpoint:hub", "issuer@away-1",
             "registry@home-1", "nsmgr-proxy@home-1"} <= set(HERE.processes)  # fmt: skip
+    assert HERE.routers == ("router:flat-home-1", "router:flat-home-2")
+    assert {"ipam@home-1", *HERE.routers} <= set(HERE.processes)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +72,8 @@ def test_whom_chaos_may_break_is_called_as_people_call_them():
         ({"do": "partition", "who": ["home-1", "home-2", "away-1"]}, "everybody; name one side"),
         ({"do": "kill", "who": ["nsmgr@home-1"] * 2}, "nobody twice"),
         ({"do": "unplug", "who": ["home-1", "home-2"]}, "one node to unplug"),
+        ({"do": "reboot", "who": ["home-1", "home-2"]}, "one node to .* start anew"),
+        ({"do": "restart", "who": ["router:flat-home-1"]}, "'router:flat-home-1'.*some of issuer"),
         ({"do": "rate", "who": ["home-1"]}, "`bits` is missing"),
         ({"do": "kill", "who": ["nsmgr@home-1"], "seconds": -1}, "`seconds` is -1"),
         ({"do": "kill", "who": ["nsmgr@home-1"], "rest": True}, "`rest` is True"),
