@@ -5,15 +5,18 @@
 - pages that code or pages name exist;
 - decisions are numbered without gaps and say context, decision, consequences;
 - CONTRIBUTING.md and docs/architecture.md stay one page, CHANGELOG.md has an Unreleased part;
-- docs/processes.md has the settings the programs have: `docs/check.py --write` puts them there;
+- docs/processes.md has the settings the programs have, and docs/modules.md the modules there are:
+  `docs/check.py --write` puts them there;
 - docs/parity.md is of a run of the labs that labs/parity/index.yaml lists: `make parity` writes it.
 """
 
+import ast
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 
 import parity
@@ -26,6 +29,7 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
 CITATION = re.compile(r"wire\.md`?((?:,? ?(?:and )?§\d+(?:\.\d+)*)+)")
 SECTION = re.compile(r"^#{2,3} (\d+(?:\.\d+)*)", re.MULTILINE)
 PROCESSES = ROOT / "docs" / "processes.md"
+MODULES = ROOT / "docs" / "modules.md"
 GENERATED = "<!-- from here on by docs/check.py --write, from each program's Config -->\n"
 CONFIGS = {  # by the module that `python -P -m` starts
     "nsmgr": "nsmgr.config",
@@ -40,6 +44,7 @@ CONFIGS = {  # by the module that `python -P -m` starts
     "nsm.process.client": "nsm.process.client",
     "nsm.process.issuer": "nsm.process.issuer",
 }
+ROOMS = ("nsmctl", "labs", "nsmgr", "forwarder", "registry", "endpoints", "nsm")
 NAMED = re.compile(r"[\w./-]*\b[\w-]+\.md\b")
 
 
@@ -135,9 +140,30 @@ def untrue_settings() -> Iterator[str]:
         yield "docs/processes.md: not what the programs have: python docs/check.py --write"
 
 
+def modules() -> str:
+    """docs/modules.md: what each module says of itself first."""
+    found: dict[str, list[str]] = {}
+    for path in files(*(f"{room}/*.py" for room in ROOMS)):
+        about = ast.get_docstring(ast.parse(path.read_text())) or ""
+        if about and path.parent.name != "proto":
+            room = path.parent.relative_to(ROOT).as_posix()
+            first = about.partition("\n\n")[0]
+            found.setdefault(room, []).append(f"| `{path.stem}` | {_cell(first)} |")
+    head = ["# Modules, by room\n", "Written by `docs/check.py --write`, from the modules.\n"]
+    rooms = sorted(found, key=lambda one: (ROOMS.index(one.partition("/")[0]), one))
+    tables = ([f"## `{one}/`\n", "| module | |", "|---|---|", *found[one], ""] for one in rooms)
+    return "\n".join([*head, *chain(*tables)])
+
+
+def untrue_modules() -> Iterator[str]:
+    if not MODULES.exists() or MODULES.read_text() != modules():
+        yield "docs/modules.md: not what the modules say: python docs/check.py --write"
+
+
 def main() -> int:
     """Print what is wrong, a line each; exit 1 if anything is."""
     if sys.argv[1:] == ["--write"]:
+        MODULES.write_text(modules())
         PROCESSES.write_text(PROCESSES.read_text().partition(GENERATED)[0] + settings())
     checks = (
         dead_links,
@@ -146,6 +172,7 @@ def main() -> int:
         odd_decisions,
         long_pages,
         untrue_settings,
+        untrue_modules,
         parity.untrue,
     )
     wrong = [line for check in checks for line in check()]
