@@ -105,7 +105,7 @@ async def serve(config: Config, process: Process) -> None:
         deaths = Deaths(hop, kernel, process.tasks.spawn)
         process.tasks.spawn(deaths.follow(), "deaths of namespaces", vital=True)
         process.tasks.spawn(deaths.look_around(), "deserted namespaces", forever=True)
-        leftovers = Leftovers(kernel, hop.connections, recovery)
+        leftovers = Leftovers(kernel, hop.connections, recovery, route.aside)
         process.tasks.spawn(leftovers.follow(), "sweep of what nobody holds", forever=True)
         far = FarNodes(hop, kernel, process.tasks.spawn, changed, store)
         process.tasks.spawn(far.follow(), "nodes that wires come from", forever=True)

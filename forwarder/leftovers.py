@@ -4,17 +4,23 @@ Nothing should leave any. What did was killed at the wrong moment, or is a defec
 logged. Not judged are connections that are held, are being made, or are of an earlier life
 whose time is not over (`forwarder.recovery`), and devices where a held wire's were seen last,
 whatever somebody in the workload made of their marks.
+
+A connection that is held has one wire, and in the moment of going over two. Any other of its
+wires is left over: of a forwarder killed between a swap and its store's write the next life holds
+the wire before, and makes that anew where the other one's device is, but not where its tunnel is.
 """
 
 import asyncio
-from typing import Any, NoReturn
+from collections.abc import Container
+from typing import NoReturn
 
 import structlog
 
+from forwarder.crossing import Crossing
 from forwarder.recovery import Recovery
-from nsm.connections import Connections
+from nsm.connections import Connections, Held
 from nsm.kernel.node import Kernel
-from nsm.kernel.owner import SIDES
+from nsm.kernel.owner import SIDES, Mark
 from nsm.kernel.sweep import Found
 
 log = structlog.get_logger(__name__)
@@ -24,10 +30,18 @@ EVERY = 60.0  # seconds
 class Leftovers:
     """Sweeps, for as long as `follow` runs."""
 
-    def __init__(self, kernel: Kernel, connections: Connections[Any], recovery: Recovery) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        connections: Connections[Crossing],
+        recovery: Recovery,
+        leaving: Container[str] = (),
+    ) -> None:
+        """leaving are wires that are taken away in a moment (`owner.Mark.wire`)."""
         self._kernel = kernel
         self._connections = connections
         self._recovery = recovery
+        self._leaving = leaving
         self._unmarked: set[Found] = set()
 
     async def follow(self) -> NoReturn:
@@ -42,7 +56,10 @@ class Leftovers:
         found = await self._kernel.find()
         held.update(self._connections.ids())
         known = {
-            place for id_ in held for side in SIDES for place in self._kernel.places(id_, side)
+            place
+            for id_ in held
+            for side in SIDES
+            for place in self._kernel.places(id_, side, leg=_leg(self._connections.get(id_)))
         }
         judged = [one for one in found if one.place not in known]
         # between the message that makes a device and the one that marks it is a moment
@@ -51,13 +68,13 @@ class Leftovers:
         self._unmarked = unmarked
         await self._kernel.remove_found(lost)
         for one in judged:
-            if one.mark is None or one.mark.connection in held:
+            if one.mark is None or self._recovery.knows(id_ := one.mark.connection):
                 continue
-            id_ = one.mark.connection
-            if self._recovery.knows(id_):
+            if id_ in held and not self._left_over(self._connections.get(id_), one.mark):
                 continue
             async with self._connections.turn(id_, own=True) as now:
-                if now.made is None:  # and nobody is making it: that would be its turn
+                # at its turn: nobody is making it, or has it go over
+                if now.made is None or self._left_over(now, one.mark):
                     await self._kernel.remove_found([one])
                     lost.append(one)
         for one in lost:
@@ -68,3 +85,17 @@ class Leftovers:
                 connection=one.mark.connection if one.mark else "",
             )
         return len(lost)
+
+    def _left_over(self, held: Held[Crossing] | None, mark: Mark) -> bool:
+        """Whether that is another wire of the connection's than the one that is held."""
+        leg = _leg(held)
+        return leg is not None and mark.leg != leg and mark.wire not in self._leaving
+
+
+def _leg(held: Held[Crossing] | None) -> str | None:
+    """Which wire is held; None where that is not known for certain.
+
+    What an earlier life wrote down may be the wire before, until it is asked for again.
+    """
+    memory = held.memory if held else None
+    return memory.leg if memory and memory.wire else None

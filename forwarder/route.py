@@ -7,7 +7,7 @@ mechanism; neither sees the other's (`wire.md` §2.3).
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -79,6 +79,11 @@ class ForwarderRoute:
         self.farewells = Farewells(self._asking)
         self._leaving: set[str] = set()
         self._aside: set[str] = set()  # wires that were left and are yet to be taken away
+
+    @property
+    def aside(self) -> Container[str]:
+        """Wires that were left and are yet to be taken away."""
+        return self._aside
 
     def leave(self, id_: str) -> None:
         """Choose anew when that connection is asked for again; it stays if nobody takes it."""

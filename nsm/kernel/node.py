@@ -516,10 +516,16 @@ class Kernel:
         """Whether anything of the connection may stand here: made in this life, or found."""
         return bool(self._hints.get(connection))
 
-    def places(self, connection: str, side: owner.SideName) -> list[Place]:
-        """Where that side's devices of the workload were seen last."""
+    def places(
+        self, connection: str, side: owner.SideName, *, leg: str | None = None
+    ) -> list[Place]:
+        """Where that side's devices of the workload were seen last; with leg only of that wire."""
         hints = self._hints.get(connection, {})
-        return [place for key, (_, place) in hints.items() if key[:2] == (side, "")]
+        return [
+            place
+            for key, (_, place) in hints.items()
+            if key[:2] == (side, "") and leg in (None, key[2])
+        ]
 
     async def standing_wireguard(
         self,

@@ -1,16 +1,22 @@
 """The sweep takes what carries our mark and is nobody's, and nothing else."""
 
+import asyncio
 import os
 import subprocess
+from dataclasses import replace
 
+from forwarder.crossing import Crossing
 from forwarder.leftovers import Leftovers
 from forwarder.recovery import Recovery
 from nsm.connections import Connections
 from nsm.kernel import owner
 from nsm.kernel.node import Kernel
 from nsm.kernel.state import Interface, LocalWire
+from nsm.model import Mechanism
 from nsm.undo import Undo
 from tests.support.spaces import Space
+from tests.support.spaces import space as fresh
+from tests.support.wait import until
 
 NAME = f"sweep-{os.getpid()}"
 
@@ -69,3 +75,43 @@ async def test_what_nobody_holds_is_taken_away_and_what_somebody_holds_stays():
     finally:
         for space in spaces:
             subprocess.run(["ip", "netns", "del", space.name], check=True)
+
+
+async def test_a_held_connections_other_wire_is_taken_away_and_no_wire_that_goes_over():
+    """As a kill leaves one between a swap and the store's write: the wire before is held."""
+    other = "ab12cd34"
+    with fresh("a") as near, fresh("b") as far:
+        async with Kernel(NAME) as kernel:
+            a, b = [await kernel.namespace(path=one.path, name=one.name) for one in (near, far)]
+            connections, recovery = Connections(), Recovery(kernel)
+            leaving = set()
+            leftovers = Leftovers(kernel, connections, recovery, leaving)
+
+            def wire(leg: str) -> LocalWire:
+                name = f"moved{leg[:2]}"
+                return LocalWire("moved", Interface(a, name), Interface(b, name), leg)
+
+            async with Undo() as undo:
+                for leg in ("", other):
+                    await kernel.ensure(wire(leg), undo)
+            both = {"moved", "movedab"}
+            async with connections.turn("moved") as held:
+                held.made = object()
+                held.memory = Crossing("nse", "IP", "", Mechanism(), None)
+            assert await leftovers.sweep() == 0, "adopted: which one is in use is not known yet"
+            async with connections.turn("moved") as held:
+                held.memory = replace(held.memory, wire=wire(""))
+            leaving.add(wire(other).id)
+            assert await leftovers.sweep() == 0, "it is drained, and taken away then"
+            leaving.clear()
+            async with connections.turn("moved") as held:
+                sweeping = asyncio.create_task(leftovers.sweep())  # while it goes over
+                await until(lambda: held.waiting == 2, "the sweep waits for its turn", bar=0.5)
+                held.memory = replace(held.memory, wire=wire(other), leg=other)
+            await sweeping
+            assert links(near) == links(far) == both, "the one in use was found as a leftover"
+            near.run("ip", "link", "set", "movedab", "alias", "nsm:moved:src:leg=deadbeef")
+            assert await leftovers.sweep() == 2, "both ends of the wire before"
+            assert links(near) == links(far) == {"movedab"}, "whatever the workload wrote on it"
+            await kernel.remove("moved")
+            assert links(near) == links(far) == set()
