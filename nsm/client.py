@@ -204,6 +204,8 @@ class Wire:
         """Whether packets flow, by pings; None where nobody can tell."""
         self.made: Connection | None = None
         """The last answer; None before the first and after the end."""
+        self.vouched = 0.0
+        """Until when its tokens hold, by `time.monotonic()`, which nobody sets."""
         self.former: IPContext | None = None
         """What an endpoint before had said of itself, until it is taken away."""
         self.news = News()
@@ -470,7 +472,7 @@ class Client:
                 absent = (absent or time.monotonic()) if missing else 0.0
                 if not elsewhere and (wire.silent or _long_absent(absent)):
                     gone, failures = not wire.silent, 1  # what is asked for now is not refused yet
-                self._refused(wire, conn, error)
+                self._refused(wire, error)
             else:
                 if failures:
                     log.info("wire is refreshed again", id=wire.id, tries=tries)
@@ -522,10 +524,10 @@ class Client:
             wire.trouble = self._trouble(wire, cause, noticed)  # it is worse than it was
         self._down(wire, cause, None, noticed)
 
-    def _refused(self, wire: Wire, conn: Connection, error: NsmError) -> None:
+    def _refused(self, wire: Wire, error: NsmError) -> None:
         """Nobody there to ask, or nobody with time for us now, leaves the wire as it is, as long
         as its tokens last."""
-        expired = _least_expiry(conn) < time.time_ns()
+        expired = wire.vouched < time.monotonic()
         if expired or not isinstance(error, UnavailableError | DeadlineError | ExhaustedError):
             cause = Cause.EXPIRED if expired else Cause.CONTROL
             self._down(wire, cause, error, time.monotonic())
@@ -541,6 +543,7 @@ class Client:
             wire.pulse.settle()
             return
         self._unwatch(wire)
+        wire.news.heed_silence()  # fallen while we asked, it is of what was watched before
         wire.pulse = self._liveness.watch(*addresses, wire.news.fell_silent)
 
     def _unwatch(self, wire: Wire) -> None:
@@ -599,6 +602,7 @@ class Client:
         # Only what we excluded ourselves: the manager adds its own to each request anew.
         context = replace(context, ip=replace(made.ip, excluded_prefixes=own))
         wire.made = replace(made, context=context, state=State.UP)
+        wire.vouched = time.monotonic() + (_least_expiry(made) - time.time_ns()) / SECOND
         wire.wish.on_answer(wire)
         return wire.made
 

@@ -454,6 +454,27 @@ async def test_a_wire_the_manager_deleted_is_asked_for_again_from_anybody(author
         assert asking.kinds == [Change.UP, Change.DOWN, Change.UP, Change.CLOSED]
 
 
+async def test_silence_of_who_is_being_left_is_no_loss_of_what_comes_after(authority, door):
+    """A hop closed the wire, and its pings fall silent while another is still being asked for."""
+
+    class Slow(Witness):
+        async def establish(self, asked, held, caller, undo):
+            if asked.connection.state == State.RESELECT_REQUESTED:
+                wire.news.fell_silent()
+            return await super().establish(asked, held, caller, undo)
+
+    asking = Asking(authority, door)
+    async with managed(authority, door, Slow()) as (manager, seen):
+        async with asking.client as client, client.connect("kernel://echo/nsm-1") as wire:
+            await watched(manager)
+            (held,) = manager._hop.connections.established()
+            manager._hop.events.publish(EventType.DELETE, held.made, held.previous)
+            await until(lambda: len(seen.asked) >= 2 and wire.up, "a deleted wire is back", bar=0.5)
+            wire.refresh()
+            await until(lambda: len(seen.asked) >= 3, "whatever came after", bar=0.5)
+        assert asking.kinds == [Change.UP, Change.DOWN, Change.UP, Change.CLOSED]
+
+
 async def test_every_loss_says_its_cause_when_it_began_and_what_healing_took(authority, door):
     told = []
     asking = Asking(
