@@ -480,6 +480,7 @@ class OthersRoute:
 
     @property
     def deleted(self) -> bytearray:
+        """What takes it away."""
         return message(netlink.DELROUTE, 0, self._body(0))
 
     def _body(self, index: int) -> bytes:

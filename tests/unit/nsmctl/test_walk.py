@@ -15,7 +15,7 @@ from nsmctl.machine.walk import Held, Known, Line, walk
 def held(*, node: str = "one", seconds: float = 86_400.0, endpoint: str = "server") -> Held:
     segments = (Segment("app", "app-0"), Segment("nsmgr-one", "m"), Segment("forwarder-one", "f"))
     conn = Connection(
-        id="f", service="db", labels={"tier": "web"}, endpoint=endpoint, path=Path(2, segments)
+        id="f", service="db", labels={"tier": "web"}, endpoint=endpoint, path=Path(segments, 2)
     )
     lease = Lease(
         id="f",
