@@ -4,8 +4,8 @@ A lease ends at the earliest expiry to the left of the hop, less the time the
 last request had left when it came: hops further left still accept our Close
 then. That spares at most half of what is left until the expiry, because a caller
 with tokens shorter than its patience would else have a lease that is over before
-its answer is there. Clocks may step, so the wall clock is asked again when the
-timer fires.
+its answer is there. How long that is, is asked of the clock once: one that is set
+meanwhile ends no lease and lengthens none.
 """
 
 import asyncio
@@ -67,14 +67,9 @@ class Leases:
         delay = max(0.0, (until - time.time_ns()) / SECOND)
         loop = asyncio.get_running_loop()
         # with a context of its own, because a lease outlives the request whose it would copy
-        self._timers[id_] = loop.call_later(
-            delay, self._fire, id_, until, context=contextvars.Context()
-        )
+        self._timers[id_] = loop.call_later(delay, self._fire, id_, context=contextvars.Context())
 
-    def _fire(self, id_: str, until: int) -> None:
-        if until - time.time_ns() > SECOND // 100:  # the wall clock was set back
-            self._arm(id_, until)
-            return
+    def _fire(self, id_: str) -> None:
         self.release(id_)
         self._on_expiry(id_)
 

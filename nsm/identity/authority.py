@@ -32,6 +32,7 @@ SVID_LIFE = HOUR
 AUTHORITY_LIFE = 3650 * DAY
 RENEW_BEFORE = 60 * DAY  # a new authority is made when the newest has no longer than this
 BACKDATED = 60 * SECOND  # clocks of one domain differ
+AUTHORITY_BACKDATED = DAY  # and one that was ahead at the first start is set back
 FILE = "authority.pem"
 
 _MAX_AUTHORITIES = 8
@@ -264,7 +265,7 @@ def _self_signed(
     key = ec.generate_private_key(ec.SECP256R1())
     name = _name("authority", secrets.token_hex(8))  # two of one domain differ in name
     certificate = (
-        _certificate(name, name, key, now - BACKDATED, now + life)
+        _certificate(name, name, key, now - AUTHORITY_BACKDATED, now + life)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(leaf=False), critical=True)
         .add_extension(

@@ -3,7 +3,7 @@
 It speaks the Workload API on a unix socket. Who asks is told by the kernel and by
 /proc (`attest`), which identity that is by the registration entries (`entries`),
 and a trust domain's `Authority` signs. A stream stays open and gets a new answer
-before its certificate is old, and whenever entries or bundles change.
+before its certificate is old, and whenever entries or bundles change or the clock is set.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from grpclib.server import Server, Stream
 from h2.exceptions import H2Error
 
 from nsm.errors import DeniedError, InvalidError, NsmError, TakenError
-from nsm.identity import files
+from nsm.identity import clock, files
 from nsm.identity.attest import Connected, Process, attest, connected
 from nsm.identity.authority import SVID_LIFE, Authority, write_atomically
 from nsm.identity.background import beside
@@ -94,7 +94,10 @@ async def serve(
     listener = await asyncio.to_thread(_listen, path)
     try:
         await server.start(sock=listener, backlog=BACKLOG)
-        async with beside(read.follow(issuer, look_every), f"follower of {entries}"):
+        async with (
+            beside(read.follow(issuer, look_every), f"follower of {entries}"),
+            beside(_mind_the_clock(issuer), "who notices that the clock is set"),
+        ):
             try:
                 yield issuer
             finally:
@@ -135,6 +138,10 @@ class Issuer(SpiffeWorkloadAPIBase):
     def learn(self, known: Known) -> None:
         """From now on these entries and bundles hold; every open stream gets a new answer."""
         self._known = known
+        self._wake()
+
+    def renew(self) -> None:
+        """Every open stream gets new certificates, dated by the clock as it is now."""
         self._wake()
 
     async def stop(self) -> None:
@@ -281,6 +288,19 @@ class Issuer(SpiffeWorkloadAPIBase):
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+async def _mind_the_clock(issuer: Issuer) -> None:
+    """Issue all certificates anew whenever the clock is set, for ever: by an hour is their life."""
+    try:
+        async for by in clock.steps():
+            log.warning("the clock was set; all certificates are issued anew", seconds=round(by, 1))
+            issuer.renew()
+    except OSError as why:
+        log.warning(
+            "nobody tells when the clock is set: certificates are renewed in their time only",
+            why=why.strerror,
+        )
 
 
 class _Files:

@@ -54,6 +54,17 @@ async def test_a_lease_nobody_renews_is_reported_once():
     await until(lambda: expired == ["c"] and len(leases) == 0, "a lease to end", bar=0.1)
 
 
+@pytest.mark.parametrize("hours", [-1, 1])
+async def test_a_clock_that_is_set_ends_no_lease_and_lengthens_none(hours, monkeypatch):
+    expired = []
+    leases = Leases(expired.append)
+    leases.renew(conn(time.time_ns() + SECOND // 5), 0.0)
+    began, right = time.monotonic(), time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: right() + hours * 3600 * SECOND)
+    await until(lambda: expired, "a lease to end after the clock was set", bar=0.4)
+    assert time.monotonic() - began > 0.15
+
+
 async def test_a_lease_keeps_nothing_of_the_request_it_came_with():
     ended = []
     leases = Leases(lambda _: ended.append(ASKED_BY.get()))
