@@ -12,10 +12,16 @@ is refreshed. It asks each address of the endpoint from the client's namespace, 
 A healthy wire costs one round trip; one whose endpoint answers no echo costs all the time there
 is for it. What goes between nodes is also asked in packets as large as was agreed, which nobody
 may take apart: where those do not come back, and smaller ones do, the wire gets their size.
+
+Only so many are asked at once, in threads that nothing else needs: endpoints that answer nothing
+hold up other probes at most, and those for no longer than they would wait for an answer.
 """
 
+import asyncio
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import ip_interface
@@ -26,12 +32,13 @@ from nsm.caller import Caller
 from nsm.errors import NsmError, UnavailableError
 from nsm.kernel import echo, swap
 from nsm.kernel.echo import Echo
-from nsm.kernel.node import Kernel
+from nsm.kernel.node import WITHIN, Kernel
 from nsm.kernel.state import IPAddress, Namespace, RemoteWire, VxlanTunnel, Wire
 from nsm.model import Connection
 
 MOST = 1.0  # seconds; and of what the caller has left, at most a quarter
 KNOCK = 0.1  # seconds for a node to say that nothing listens there
+BRIEFLY = 0.1  # seconds at least to ask in, however long the wait for a thread was
 ADDRESSES = 16  # of an endpoint are asked at most
 LEAST = {4: 576, 6: 1280}  # bytes every IPv4 or IPv6 way takes: no wire gets smaller than that
 STEPS = 8  # sizes that are tried at once; three times, so that it is known to a few bytes
@@ -62,6 +69,7 @@ class Probe:
     def __init__(self, kernel: Kernel, *, on: bool = True) -> None:
         self._kernel = kernel
         self._on = on
+        self._threads = asyncio.Semaphore(WITHIN)
         self.counts: Counter[str] = Counter()
 
     async def judge(
@@ -160,9 +168,26 @@ class Probe:
         sizes: "list[int] | tuple[int, ...]",
         fds: Mapping[Namespace, int],
     ) -> list[Echo]:
-        return await self._kernel.within(
-            namespace, lambda: echo.echoes(device, to, patience, sizes), fd=fds.get(namespace)
-        )
+        async with self._thread(patience) as left:
+            return await self._kernel.within(
+                namespace, lambda: echo.echoes(device, to, left, sizes), fd=fds.get(namespace)
+            )
+
+    @asynccontextmanager
+    async def _thread(self, patience: float) -> AsyncIterator[float]:
+        """A thread to ask in, and the seconds that are left for it. Raises UnavailableError."""
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(patience):
+                await self._threads.acquire()
+        except TimeoutError:
+            raise UnavailableError(
+                f"{WITHIN} other wires are probed, whose endpoints do not answer"
+            ) from None
+        try:
+            yield max(BRIEFLY, patience - (time.monotonic() - began))
+        finally:
+            self._threads.release()
 
     async def _no_tunnel(self, wire: Wire) -> str:
         """Why a tunnel carries nothing, where the far node says so. An encrypted one is proven
@@ -170,9 +195,13 @@ class Probe:
         tunnel = wire.tunnel if isinstance(wire, RemoteWire) else None
         if not isinstance(tunnel, VxlanTunnel):
             return ""
-        refused = await self._kernel.within(
-            tunnel.underlay, lambda: echo.refuses(tunnel.remote, tunnel.port, KNOCK)
-        )
+        try:
+            async with self._thread(KNOCK):
+                refused = await self._kernel.within(
+                    tunnel.underlay, lambda: echo.refuses(tunnel.remote, tunnel.port, KNOCK)
+                )
+        except UnavailableError:
+            return ""
         if not refused:
             return ""
         return f"node {tunnel.remote} says that no tunnel listens on its UDP port {tunnel.port}"

@@ -8,7 +8,8 @@
 
 Nothing here blocks the loop: creating runs in two threads (more would wait for the
 same lock in the kernel), deleting in many (each waits some 18 ms for the kernel's
-grace periods, and those overlap). Nothing here remembers what must be known: the
+grace periods, and those overlap), and what waits for others' answers in some of its
+own, so that who does not answer holds up neither. Nothing here remembers what must be known: the
 index of wires is a hint, believed only after the kernel confirmed it.
 """
 
@@ -62,6 +63,7 @@ log = logging.getLogger(__name__)
 Role = tuple[str, str, str]  # a side of a wire, which of its devices (`owner.Mark.role`), its leg
 P = ParamSpec("P")
 T = TypeVar("T")
+WITHIN = 16  # functions that run in other namespaces at once
 _LOOPBACK = 1  # the number of every namespace's
 _CHUNK = 24  # answers that surely fit into a socket's buffer
 _ANEW, _SLOWER = 0.25, 1.4  # seconds until a handshake is begun anew; each next time longer
@@ -96,7 +98,8 @@ class Kernel:
     def __init__(self, instance: str = "vwire", *, creating: int = 2, deleting: int = 32) -> None:
         """instance names who owns what is made: two forwarders of one machine differ in it.
 
-        creating and deleting are the numbers of threads; they start when first needed.
+        creating and deleting are the numbers of threads; they start when first needed, as do
+        WITHIN for `within`.
         """
         self.group = owner.group(instance)
         self._home = Home()
@@ -108,6 +111,7 @@ class Kernel:
         self._open = False
         self._creating = ThreadPoolExecutor(creating, "kernel-create")
         self._deleting = ThreadPoolExecutor(deleting, "kernel-delete")
+        self._within = ThreadPoolExecutor(WITHIN, "kernel-within")
         self._hints: dict[str, dict[Role, tuple[Namespace, Place]]] = {}
 
     async def __aenter__(self) -> Self:
@@ -130,7 +134,7 @@ class Kernel:
             self._unwatch(watched)
         for timer in self._dying.values():
             timer.cancel()
-        for pool in (self._creating, self._deleting):
+        for pool in (self._creating, self._deleting, self._within):
             await asyncio.to_thread(pool.shutdown)
         await asyncio.to_thread(self._processes.close)
         await asyncio.to_thread(self._home.__exit__)
@@ -192,8 +196,9 @@ class Kernel:
     ) -> T:
         """Run a short blocking function in a worker thread that is in that namespace.
 
-        For probes and labs. What it opens there it must close: it would keep the workload's
-        namespace alive. Sockets it returns stay in that namespace.
+        For probes and labs, of which WITHIN run at once and others wait. What it opens there it
+        must close: it would keep the workload's namespace alive. Sockets it returns stay in that
+        namespace.
         """
         with _Borrowed({} if fd is None else {namespace: fd}) as kept:
 
@@ -204,7 +209,7 @@ class Kernel:
                     with self._home.inside(reach.fd(namespace)):
                         return function()
 
-            return await self._run(self._deleting, kept, work)
+            return await self._run(self._within, kept, work)
 
     # --- wires -------------------------------------------------------------------------------
 

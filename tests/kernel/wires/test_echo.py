@@ -1,5 +1,6 @@
 """What of a wire can be told from its client's end: stock namespaces, stock firewalls."""
 
+import asyncio
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface
 
@@ -8,7 +9,7 @@ import pytest
 from forwarder.probe import MOST, Probe, Proof, Verdict
 from nsm.errors import UnavailableError
 from nsm.kernel.echo import echoes
-from nsm.kernel.node import Kernel
+from nsm.kernel.node import WITHIN, Kernel
 from nsm.kernel.state import RemoteWire, Wire
 from nsm.model import Connection, Context, IPContext, Path, Segment
 from tests.kernel.wires.test_local import ensured
@@ -32,8 +33,6 @@ def made(*dst: str) -> Connection:
 
 
 async def judged(kernel: Kernel, wire: Wire, *dst: str, patience: float = 8.0) -> Proof | None:
-    import asyncio
-
     deadline = asyncio.get_running_loop().time() + patience
     call = Mesh().call("nsc", deadline=deadline)
     return await Probe(kernel).judge(wire, made(*dst), {}, call)
@@ -80,6 +79,27 @@ async def test_an_endpoint_that_answers_no_echo_is_not_broken(
     proof = await judged(kernel, wire, f"{FOUR}/32", patience=1.0)
     assert proof is not None
     assert proof.verdict is verdict
+    await kernel.remove("id-1")
+
+
+async def test_endpoints_that_answer_nothing_hold_up_no_wire_that_is_taken_away(
+    kernel: Kernel, client: Space, server: Space
+) -> None:
+    """Nor do they hold up one another for longer than one of them takes."""
+    wire = await local_wire(kernel, client, server)
+    await ensured(kernel, wire, client, server)
+    rules(server, "icmp type echo-request drop")
+    probe, call = Probe(kernel), Mesh().call("nsc")
+    probing = [
+        asyncio.ensure_future(probe.judge(wire, made(f"{FOUR}/32"), {}, call)) for _ in range(40)
+    ]
+    await asyncio.sleep(0)
+    assert await kernel.remove("id-2") == 0
+    assert not any(one.done() for one in probing), "each takes a second"
+    proofs = await asyncio.gather(*probing)
+    assert {one.verdict for one in proofs if one} == {Verdict.NOT_PROVABLE}
+    waited = [one for one in proofs if one and "other wires are probed" in one.why]
+    assert 0 < len(waited) <= 40 - WITHIN, "the others had their turn"
     await kernel.remove("id-1")
 
 
