@@ -466,26 +466,30 @@ class _Planner:
             # not this machine's own file, nor one at all, unless the lab has made it
             "NSM_EXCLUDED_PREFIXES_PATH": excluded_of(self._paths, node),
             "NSM_OBSERVERS": f"spiffe://{domain}/node/{node.name}/nsmctl",
+            "NSM_STORE": self._node_store(node, "nsmgr"),
         }
         id_ = f"node/{node.name}/nsmgr"
         self._identified(f"{node.name}/nsmgr", Stage.MANAGER, node.name, id_, settings)
 
     def _forwarder(self, node: Node, name: str, labels: Mapping[str, str]) -> None:
         cluster = self._lab.clusters[node.cluster]
-        store = self._paths.node(node.name, f"{name}.sqlite")
-        if cluster.disk:
-            store = f"{self._paths.disk(cluster.name)}/{node.name}.{name}.sqlite"
         settings = {
             "NSM_NAME": f"{name}-{node.name}",
             "NSM_CONNECT_TO": self._door(node.name),
             "NSM_LISTEN_ON": f"unix://{self._paths.node(node.name, f'{name}.sock')}",
             "NSM_TUNNEL_IP": node.address(cluster.underlay),
-            "NSM_STORE": store,
+            "NSM_STORE": self._node_store(node, name),
         }
         if labels:
             settings["NSM_LABELS"] = ",".join(f"{k}:{v}" for k, v in labels.items())
         id_ = f"node/{node.name}/{name}"
         self._identified(f"{node.name}/{name}", Stage.FORWARDER, node.name, id_, settings)
+
+    def _node_store(self, node: Node, name: str) -> str:
+        cluster = self._lab.clusters[node.cluster]
+        if cluster.disk:
+            return f"{self._paths.disk(cluster.name)}/{node.name}.{name}.sqlite"
+        return self._paths.node(node.name, f"{name}.sqlite")
 
     def _endpoint(self, endpoint: Endpoint) -> None:
         # one pool for each prefix: a wire gets addresses of every one (`wire.md` §10.1)

@@ -9,7 +9,9 @@ from nsmgr import origin  # noqa: F401 - first, because what stands in for `nsm`
 from nsm.process import lean  # noqa: F401 - before all that logs
 
 # isort: split
+from nsm.caller import Caller
 from nsm.hop import Hop
+from nsm.identity.source import Handshake, Source
 from nsm.identity.workload import workload_source
 from nsm.limits import Places
 from nsm.model import SECOND
@@ -26,11 +28,13 @@ from nsm.rpc.peers import Peers
 from nsm.rpc.registry import RegistryClient
 from nsm.rpc.registry_services import Store
 from nsm.rpc.server import serve as serve_grpc
+from nsmgr import adoption
 from nsmgr.config import Config
 from nsmgr.discovery import Discovery
 from nsmgr.excluded import ExcludedPrefixes
 from nsmgr.registry import Locals, NodeRegistry, public_url
 from nsmgr.route import ManagerRoute, Next
+from nsmgr.store import open_store
 from nsmgr.upstream import RemoteRegistry
 
 IDENTITY_PATIENCE = 30.0  # seconds for the first certificate
@@ -44,6 +48,7 @@ async def serve(config: Config, process: Process) -> None:
     async with (
         workload_source(config.spiffe_endpoint_socket, patience=IDENTITY_PATIENCE) as source,
         Peers(source, dial_timeout=config.dial_timeout) as peers,
+        open_store(config.store) as (store, left),
     ):
         domain = _domain(config, process, peers, lifetime)
         locals_ = Locals()
@@ -58,11 +63,17 @@ async def serve(config: Config, process: Process) -> None:
             monitor=calls.monitor,
             observer=lambda who: str(who) in config.observers,
             places=Places(config.name, config.bounds),
+            keeper=adoption.Keeper(store),
             moves=True,
             door=True,
         )
+        adopted = adoption.adopt(left.connections, hop)
+        process.tasks.spawn(
+            adoption.follow_again(adopted, hop, locals_), "return of an earlier life's wires"
+        )
         figures.shows("wires", lambda: carried(one.made for one in hop.connections.established()))
-        node = NodeRegistry(domain, locals_, config.labels, spawn=process.tasks.spawn)
+        node = NodeRegistry(domain, locals_, config.labels, spawn=process.tasks.spawn, kept=store)
+        node.expect(left.registrations, _ourselves(source))
         process.tasks.spawn(
             node.follow(config.forwarder_network_service_name, partial(_joined, hop)),
             "endpoints that are gone",
@@ -89,6 +100,12 @@ def _joined(hop: Hop[Next]) -> set[str]:
     """The endpoints that a wire leads to, as far as its forwarder says."""
     there = [held.made for held in hop.connections.established() if not held.ended]
     return {made.endpoint for made in there if made}
+
+
+def _ourselves(source: Source) -> Caller:
+    """Who asks where nobody else does."""
+    own = source.identity.svid
+    return Caller(Handshake(own, own.id, own.leaf, own.not_after))
 
 
 def _domain(config: Config, process: Process, peers: Peers, lifetime: int) -> Store:

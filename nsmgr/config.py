@@ -28,6 +28,11 @@ class Config(Common):
     max_token_lifetime: PositiveDuration = 600.0
     """How long a token of ours holds at most."""
 
+    store: str = ""
+    """A file that keeps over a restart which wires there are, for clients that are restarted
+    meanwhile, and who was registered: who died meanwhile is unregistered. Empty keeps it in
+    memory only."""
+
     excluded_prefixes_path: str = "/var/lib/networkservicemesh/config/excluded_prefixes.yaml"
     """A YAML file `prefixes: [...]` of addresses no wire may use. Read again when it changes."""
 

@@ -31,6 +31,8 @@ from nsm.model import SECOND, Endpoint, Found, Service
 from nsm.registration import Registration, RegistrationPath
 from nsm.rpc.registry_services import Store, claim_socket, send_socket
 from nsm.watches import Spawn
+from nsmgr.store import Registered
+from nsmgr.store import Store as Kept
 
 PERIOD = 60 * SECOND  # a registration lives this long at most, and is renewed before
 FD_PATIENCE = 2.0  # seconds a registered socket may come after the call that names it
@@ -165,17 +167,32 @@ class NodeRegistry(Store):
 
     public_url is told to the domain instead of an endpoint's own, and is set
     once it is known; labels are added to each service's, never overwriting
-    (`wire.md` §6.7).
+    (`wire.md` §6.7). kept is for the next life of this process; None: there is none.
     """
 
     def __init__(
-        self, upstream: Store, locals_: Locals, labels: Mapping[str, str], *, spawn: Spawn
+        self,
+        upstream: Store,
+        locals_: Locals,
+        labels: Mapping[str, str],
+        *,
+        spawn: Spawn,
+        kept: Kept | None = None,
     ) -> None:
         self.public_url = ""
         self._spawn = spawn
         self._upstream = upstream
         self._locals = locals_
         self._labels = labels
+        self._kept = kept
+        self._away: dict[str, Registration] = {}
+        self._before: dict[str, Registered] = {}
+
+    def expect(self, left: Iterable[Registered], own: Caller) -> None:
+        """Who was registered in an earlier life comes back, or is gone. own: we, who then ask."""
+        for one in left:
+            self._before[one.endpoint.name] = one
+            self._away[one.endpoint.name] = Registration(own, one.path, one.ids, one.expires)
 
     async def follow(
         self, forwarder_service: str, joined: Callable[[], Collection[str]] = frozenset
@@ -189,6 +206,7 @@ class NodeRegistry(Store):
         while True:
             await asyncio.sleep(LOOK_EVERY)
             deserted = await self._locals.deserted(forwarder_service)
+            deserted |= self._dead(forwarder_service)
             silent = Counter({name: silent[name] + 1 for name in deserted})
             standing = joined()
             for name, looks in silent.items():
@@ -197,6 +215,29 @@ class NodeRegistry(Store):
                 if looks >= DESERTED and name not in standing:
                     log.info("an endpoint is gone", name=name)
                     self._locals.end(name)
+                    self._give_up(name)
+
+    def _dead(self, besides: str) -> set[str]:
+        """Of an earlier life's endpoints those that died meanwhile; of other services than that.
+
+        Who is back is none of them any more. Who is not, and whose end nobody can see, is given
+        up when its registration ends that nobody refreshes.
+        """
+        found = set()
+        for name, one in list(self._before.items()):
+            if self._locals.get(name):
+                del self._before[name], self._away[name]
+            elif not self.public_url:
+                continue  # nobody could come back yet
+            elif one.until <= time.time_ns():
+                self._give_up(name)
+            elif besides not in one.endpoint.services and one.pid and _has_ended(one.pid):
+                found.add(name)
+        return found
+
+    def _give_up(self, name: str) -> None:
+        if one := self._before.pop(name, None):
+            self._ended(one.endpoint, self._away.pop(name))
 
     async def register_endpoint(
         self, asked: Endpoint, by: Registration
@@ -230,6 +271,7 @@ class NodeRegistry(Store):
                 raise
             until = _until(registered.expires or told.expires, by)
             # Nothing of the call is held but the path: the connection may be long gone.
+            pid = by.caller.process.pid if by.caller.process else 0
             by = replace(by, caller=Caller(by.caller.handshake))
             self._locals.put(
                 registered,
@@ -239,6 +281,10 @@ class NodeRegistry(Store):
                 then=lambda: self._ended(registered, by),
                 owner=by.owner,
             )
+            if self._kept:
+                self._kept.registers(
+                    Registered(registered, by.path, by.ids, by.expires, until, pid)
+                )
         return replace(registered, url=asked.url), path
 
     def _outlast(self, told: Endpoint, url: str, fd: int | None, by: Registration) -> None:
@@ -268,9 +314,19 @@ class NodeRegistry(Store):
         if self._locals.get(asked.name):
             await self._upstream.unregister_endpoint(replace(asked, url=self.public_url), by)
             self._locals.drop(asked.name)
+            self._forget(asked.name)
+
+    def _forget(self, name: str) -> None:
+        """The next life is not to wait for it, unless it is here again."""
+        if self._kept and self._locals.get(name) is None:
+            self._kept.unregistered(name)
 
     def _ended(self, endpoint: Endpoint, by: Registration) -> None:
-        self._spawn(self._withdraw(endpoint, by), f"end of endpoint {endpoint.name}")
+        self._spawn(self._end(endpoint, by), f"end of endpoint {endpoint.name}")
+
+    async def _end(self, endpoint: Endpoint, by: Registration) -> None:
+        await self._withdraw(endpoint, by)
+        self._forget(endpoint.name)
 
     async def _withdraw(self, endpoint: Endpoint, by: Registration) -> None:
         """Take from the domain what nobody refreshed, while the tokens it came with are good.
@@ -369,6 +425,20 @@ def _until(expires: int | None, by: Registration) -> int:
     left = max(0, by.expires - time.time_ns())
     spare = min(SPARE * SECOND, left // 4)
     return min(by.expires - spare, expires or by.expires)
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether no process has that number; who has it may be another by now.
+
+    Asked of the kernel, because /proc may show a manager no processes of others.
+    """
+    try:
+        os.close(os.pidfd_open(pid))
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _refuses(fd: int) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import sqlite3
+import subprocess
 import time
 from dataclasses import replace
 
@@ -14,10 +15,20 @@ from nsm.connections import Held
 from nsm.errors import PreconditionError
 from nsm.hop import Hop
 from nsm.identity.spiffe import SpiffeId
-from nsm.model import SECOND, Connection, Endpoint, Event, EventType, Path, Segment, State
+from nsm.model import (
+    SECOND,
+    Connection,
+    Endpoint,
+    Event,
+    EventType,
+    Found,
+    Path,
+    Segment,
+    State,
+)
 from nsm.registration import RegistrationPath
-from nsmgr import adoption
-from nsmgr.registry import Locals
+from nsmgr import adoption, registry
+from nsmgr.registry import Locals, NodeRegistry
 from nsmgr.route import Next
 from nsmgr.store import SCHEMA, Carried, Registered, open_store
 from tests.support.wait import until
@@ -109,7 +120,9 @@ async def test_what_cannot_be_read_is_damage(tmp_path, damage, whose):
 async def test_another_manager_s_file_and_a_newer_one_s_are_refused(tmp_path):
     path = str(tmp_path / "m.sqlite")
     async with open_store(path):
-        with pytest.raises(PreconditionError, match=r"manager's store .* in use by another process"):
+        with pytest.raises(
+            PreconditionError, match=r"manager's store .* in use by another process"
+        ):
             async with open_store(path):
                 pass
     with contextlib.closing(sqlite3.connect(path)) as connection:
@@ -190,3 +203,87 @@ async def test_one_that_was_asked_for_sooner_is_left_as_it_is(tmp_path):
     await until(following.done, "there is nothing to wait for", bar=0.1)
     assert not world.followed
     await world.end()
+
+
+OURS = "tcp://10.0.0.1:5001"
+
+
+class Domain:
+    """A registry that knows some endpoints, by the URLs of their managers."""
+
+    def __init__(self, **known):
+        self.known = known
+        self.told = []
+
+    async def find_endpoints(self, query, watch, caller):
+        if url := self.known.get(query.name):
+            yield Found(Endpoint(query.name, url=url))
+
+    async def unregister_endpoint(self, asked, by):
+        self.told.append((asked.name, asked.url, by.owner, by.path))
+        self.known.pop(asked.name, None)
+
+
+@pytest.fixture
+def dead():
+    """The number of a process that is no more; nobody else gets it meanwhile."""
+    with subprocess.Popen(["/bin/true"]) as process:
+        process.wait()
+    return process.pid
+
+
+async def test_who_died_while_no_manager_ran_is_unregistered_and_nobody_else(
+    tmp_path, monkeypatch, dead
+):
+    monkeypatch.setattr(registry, "LOOK_EVERY", 0.005)
+    later = time.time_ns() + 60 * SECOND
+    gone, lives, back, away, over, carrier = (
+        replace(
+            REGISTERED,
+            endpoint=replace(REGISTERED.endpoint, name=name, services=(service,)),
+            until=until_,
+            pid=pid,
+        )
+        for name, service, until_, pid in (
+            ("gone", "vpn", later, dead),
+            ("lives", "vpn", later, os.getpid()),
+            ("back", "vpn", later, dead),
+            ("elsewhere", "vpn", later, dead),
+            ("over", "vpn", time.time_ns(), 0),
+            ("carrier", "forwarder", later, dead),
+        )
+    )
+    left = (gone, lives, back, away, over, carrier)
+    path = str(tmp_path / "m.sqlite")
+    async with open_store(path) as (store, _):
+        for one in left:
+            store.registers(one)
+    domain = Domain(gone=OURS, lives=OURS, back=OURS, over=OURS, carrier=OURS)
+    domain.known["elsewhere"] = "tcp://10.0.0.2:5001"
+    async with open_store(path) as (store, found), asyncio.TaskGroup() as group:
+        locals_, ends = Locals(), {}
+
+        def spawn(work, name):
+            ends[name] = group.create_task(work)
+            return ends[name]
+
+        node = NodeRegistry(domain, locals_, {}, spawn=spawn, kept=store)
+        node.expect(found.registrations, None)
+        following = group.create_task(node.follow("forwarder"))
+        locals_.put(replace(back.endpoint, expires=later), "unix:///back", None)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not domain.told, "it does not know its own URL yet"
+        node.public_url = OURS
+        await until(lambda: len(ends) == 3, "three ends", bar=0.5, record=False)
+        await until(lambda: all(one.done() for one in ends.values()), "they are told", bar=0.1)
+        following.cancel()
+    assert sorted(one[:3] for one in domain.told) == [
+        ("gone", OURS, "spiffe://td/gate"),
+        ("over", OURS, "spiffe://td/gate"),
+    ]
+    assert domain.told[0][3] == REGISTERED.path
+    locals_.close()
+    async with open_store(path) as (_, found):
+        names = {one.endpoint.name for one in found.registrations}
+        assert names == {"lives", "back", "carrier"}
