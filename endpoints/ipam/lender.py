@@ -14,7 +14,7 @@ from endpoints.ipam import store as kept
 from endpoints.ipam.holdings import Address, Holding, Holdings
 from endpoints.ipam.plan import Lease, Plan, Pool, parse, pool
 from endpoints.ipam.store import Store
-from nsm.errors import DeniedError, ExhaustedError, InvalidError, NsmError, TakenError
+from nsm.errors import DeniedError, ExhaustedError, InvalidError, NsmError
 from nsm.identity.spiffe import SpiffeId
 from nsm.rpc.holdings import MOST_UNREAD, Listener, MemberAddress
 from nsm.rpc.prefixes import AddressPool, LentPrefix
@@ -157,18 +157,8 @@ class Lender:
     def listening(
         self, pool: str, router: str, listener: Listener, name: str = ""
     ) -> Iterator[None]:
-        """Tell a router's stream what becomes of addresses of its prefixes. Raises TakenError
-        while another router, by its name, has one under the same identity: what members of either
-        have is the identity's, so what moves between them would be given to two.
-        """
+        """Tell a router's stream what becomes of addresses of its prefixes."""
         listeners = self._listening.setdefault((pool, router), [])
-        for other, _ in listeners:
-            if name and other and name != other:
-                raise TakenError(
-                    f"routers {other!r} and {name!r} of pool {pool!r} have one identity, {router}:"
-                    f" {name!r} gets no word on members' addresses while {other!r} does",
-                    hint="give each router a SPIFFE id of its own",
-                )
         listeners.append(mine := (name, listener))
         try:
             yield

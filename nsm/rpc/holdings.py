@@ -55,8 +55,7 @@ class Keeper(Protocol):
     def listening(
         self, pool: str, router: str, listener: Listener, name: str
     ) -> AbstractContextManager[None]:
-        """Tell a router's stream of its addresses for a block. Raises TakenError where another
-        of the same identity, by its name, is told already."""
+        """Tell a router's stream of its addresses for a block."""
 
     async def hold(
         self, pool: str, router: str, said: Sequence[MemberAddress], answer: Listener

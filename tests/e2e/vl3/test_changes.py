@@ -1,7 +1,6 @@
 """Routers and address plans that come, go and come back while members talk."""
 
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -334,18 +333,3 @@ async def test_a_domain_that_gets_other_addresses_moves_as_a_whole(domain: Domai
     for name in ("r1", "r2"):
         (lo,) = domain.space(name).ip("addr", "show", "lo")
         assert sum(one["scope"] == "global" for one in lo["addr_info"]) == 2
-
-
-async def test_a_router_that_has_anothers_identity_serves_nobody_and_says_why(
-    domain: Domain,
-) -> None:
-    """The address plan could not tell their members apart."""
-    domain.lend()
-    first = domain.route("r2")
-    staying = domain.member("m3", near="r2")
-    twin = domain.bear(replace(domain.routers["r3"], gid=domain.routers["r2"].gid), "r3").ready()
-    why = "routers 'r2' and 'r3' of pool '' have one identity, spiffe://east.test/router/r2"
-    await until(lambda: any(why in line for line in twin.log), "it to say why", bar=1)
-    assert not any("router of" in line for line in twin.log)
-    assert first.end() == 0  # and so they are not two any more
-    await until(lambda: staying.router == "r3", "its members to be taken over", bar=4)

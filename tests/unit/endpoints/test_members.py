@@ -19,7 +19,6 @@ from nsm.errors import (
     DeniedError,
     ExhaustedError,
     InvalidError,
-    TakenError,
     UnavailableError,
 )
 from nsm.model import SECOND, IPContext
@@ -147,24 +146,6 @@ def test_who_could_not_move_has_its_address_again_at_once() -> None:
     assert [one.left for one in router.drain() if one.address == "172.16.0.1"] == [
         False, False, True,
     ]  # fmt: skip
-
-
-async def test_routers_that_share_an_identity_are_told_so_and_the_first_keeps_it(
-    told: Told,
-) -> None:
-    """What goes from one to the other would be given to two: they are one to the plan."""
-    with told.lender.listening("shared", R1, told.heard[R1].append, "orders-1"):
-        with (
-            pytest.raises(TakenError, match="'orders-1' and 'orders-2' of pool 'shared' have one"),
-            told.lender.listening("shared", R1, told.heard[R1].append, "orders-2"),
-        ):
-            pass
-        # its next life, before anybody noticed the end of this one; one of before names; another
-        for name, router in (("orders-1", R1), ("", R1), ("orders-2", R2)):
-            with told.lender.listening("shared", router, told.heard[router].append, name):
-                pass
-    with told.lender.listening("shared", R1, told.heard[R1].append, "orders-2"):
-        pass
 
 
 async def test_it_outlives_the_address_plan_and_what_cannot_be_kept_is_not_so(
