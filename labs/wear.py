@@ -27,12 +27,12 @@ _MORE: Final[Mapping[str, tuple[float, float]]] = {  # no trend: a part of what 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What one process holds."""
+    """What one process holds; tasks is None where it did not say, because it is stopped maybe."""
 
     pss_kib: int
     fds: int
     threads: int
-    tasks: int
+    tasks: int | None
 
 
 def held(of: Mapping[str, tuple[Mark, str]]) -> dict[str, Held]:
@@ -52,32 +52,34 @@ def held(of: Mapping[str, tuple[Mark, str]]) -> dict[str, Held]:
                 tasks[name] = count
         time.sleep(_LOOK)
     found = {}
-    for name, (mark, _) in of.items():
-        pid = mark.pid
+    for name in asked:
+        mark, _ = of[name]
         with contextlib.suppress(OSError, StopIteration):
-            found[name] = Held(
-                _field(f"/proc/{pid}/smaps_rollup", "Pss:"),
-                len(os.listdir(f"/proc/{pid}/fd")),
-                _field(f"/proc/{pid}/status", "Threads:"),
-                tasks.get(name, 0),
+            one = Held(
+                _field(f"/proc/{mark.pid}/smaps_rollup", "Pss:"),
+                len(os.listdir(f"/proc/{mark.pid}/fd")),
+                _field(f"/proc/{mark.pid}/status", "Threads:"),
+                tasks.get(name),
             )
+            if mark.alive:  # else it may be another's that was looked at
+                found[name] = one
     return found
 
 
 def trend(looks: Sequence[Mapping[str, Held]]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Of each process, the medians of the first third of all looks, and of the last. Pure."""
+    """Of each process, the medians of the first third of all looks, and of the last. Pure.
+
+    What was not known in a look is not counted in it.
+    """
     found: dict[str, dict[str, tuple[float, float]]] = {}
     for name in sorted({name for look in looks for name in look}):
         rows = [asdict(look[name]) for look in looks if name in look]
-        if len(rows) >= LEAST:
-            third = len(rows) // 3
-            found[name] = {
-                what: (
-                    statistics.median(row[what] for row in rows[:third]),
-                    statistics.median(row[what] for row in rows[-third:]),
-                )
-                for what in _MORE
-            }
+        for what in _MORE:
+            known = [row[what] for row in rows if row[what] is not None]
+            if len(known) >= LEAST:
+                third = len(known) // 3
+                ends = statistics.median(known[:third]), statistics.median(known[-third:])
+                found.setdefault(name, {})[what] = ends
     return found
 
 

@@ -186,7 +186,7 @@ def _tell(outcome: "Outcome", left: Sequence[str], save: str, *, json_: bool, se
                     name,
                     " - ".join(f"{kib / 1024:.1f}" for kib in of["pss_kib"]),
                     *(
-                        " - ".join(f"{n:g}" for n in of[what])
+                        " - ".join(f"{n:g}" for n in of.get(what, ()))
                         for what in ("fds", "tasks", "threads")
                     ),
                 )

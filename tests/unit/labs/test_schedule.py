@@ -88,7 +88,7 @@ def test_a_file_of_something_else_is_refused_with_what_it_should_say(fault, why)
         schedule.read(fault, HERE, "x.yaml")
 
 
-def looks(**rows: list[int]) -> list[dict[str, wear.Held]]:
+def looks(**rows: list[int | None]) -> list[dict[str, wear.Held]]:
     of = {"pss_kib": 20_000, "fds": 20, "threads": 3, "tasks": 12}
     (count,) = {len(values) for values in rows.values()}
     return [
@@ -108,6 +108,8 @@ def looks(**rows: list[int]) -> list[dict[str, wear.Held]]:
         ({"pss_kib": [20_000] * 6 + [24_000] * 3}, []),
         ({"pss_kib": [20_000] * 6 + [40_000] * 3}, ["nsmgr@n: pss_kib went from 20000 to 40000"]),
         ({"fds": [1, 1, 1, 500, 500]}, []),  # too few looks
+        ({"tasks": [None, None, None] + [30] * 6}, []),  # who does not say has not none
+        ({"tasks": [12, None, 12, None, 12] + [30] * 4}, ["nsmgr@n: tasks went from 12 to 30"]),
     ],
 )
 def test_what_grows_from_look_to_look_is_told(rows, said):
