@@ -48,7 +48,6 @@ _OWN_FD = re.compile(r"/proc/self/fd/([0-9]+)", re.ASCII)
 _SHORTEST = 1.0  # seconds a connection is used at least, however soon its peer's certificate ends
 _SHUTDOWN = 1.0  # seconds a TLS goodbye may take
 _LOOK = 0.25  # seconds between looks whether machines acknowledge what they are sent
-_SILENT = 1.5  # seconds after which one that does not is given up: three losses in a row
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,11 +375,12 @@ class Peers:
                     continue
                 if now - began > 2 * _LOOK:
                     connection.silence.anew()  # it is we who did not run
-                elif connection.silence.lasts(now) > _SILENT:
+                elif (silent := connection.silence.lasts(now)) > connection.silence.bearable:
                     log.warning(
-                        "%s: its machine acknowledges nothing for %s s; the connection is given up",
+                        "%s: its machine acknowledges nothing for %.1f s; the connection is given"
+                        " up",
                         connection.url,
-                        _SILENT,
+                        silent,
                     )
                     connection.protocol.abort()
 

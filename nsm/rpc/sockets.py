@@ -12,6 +12,8 @@ import struct
 IDLE = 2  # seconds of silence before the kernel probes
 INTERVAL = 2  # seconds between probes
 UNACKNOWLEDGED = 20_000  # milliseconds that sent bytes or probes may stay unanswered
+_LEAST_PAUSE = 0.2  # seconds until TCP says again what is not acknowledged, at least
+_DELAYED = 0.1  # seconds an acknowledgement may be held back
 
 
 def watch_for_death(sock: socket.socket) -> None:
@@ -32,15 +34,22 @@ class Silence:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._since = 0.0
+        self.bearable = 0.0
+        """For how many seconds it may last, as of the last look: until what was sent four times
+        could be acknowledged. On a line that loses and is long that is longer."""
 
     def lasts(self, now: float) -> float:
         """For how many seconds, as far as was looked; 0.0 if nothing is unacknowledged."""
         try:
-            facts = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)
+            facts = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 76)
         except OSError:
             return 0.0  # it ended
         (unacknowledged,) = struct.unpack_from("=I", facts, 24)
         (heard_before,) = struct.unpack_from("=I", facts, 56)  # milliseconds
+        there_and_back, deviation = (us / 1e6 for us in struct.unpack_from("=II", facts, 68))
+        # as the kernel counts it; the pauses double: 1 + 2 + 4 of the first
+        first_pause = there_and_back + max(4 * deviation, _LEAST_PAUSE)
+        self.bearable = 7 * first_pause + there_and_back + _DELAYED
         if not unacknowledged:
             self._since = 0.0
             return 0.0

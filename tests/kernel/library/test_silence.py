@@ -23,7 +23,7 @@ silence = Silence(end)
 for order in sys.stdin:
     if order == "send\\n":
         end.send(b"are you there")
-    print(silence.lasts(time.monotonic()), flush=True)
+    print(silence.lasts(time.monotonic()), silence.bearable, flush=True)
 """
 GIVES_UP = """
 import socket, struct, sys
@@ -90,9 +90,13 @@ async def test_a_gone_machine_acknowledges_nothing_and_a_hanging_process_does():
         assert await hanging.stdout.readline() == b"listens\n"
         asking = await child(here, ASKS)
 
-        async def lasts(order: str = "look") -> float:
+        async def look(order: str) -> tuple[float, float]:
             asking.stdin.write(f"{order}\n".encode())
-            return float(await asyncio.wait_for(asking.stdout.readline(), 5))
+            lasts, bearable = (await asyncio.wait_for(asking.stdout.readline(), 5)).split()
+            return float(lasts), float(bearable)
+
+        async def lasts(order: str = "look") -> float:
+            return (await look(order))[0]
 
         await lasts("send")
 
@@ -100,6 +104,8 @@ async def test_a_gone_machine_acknowledges_nothing_and_a_hanging_process_does():
             return await lasts() == 0.0
 
         await until(acknowledged, "what a hanging process was sent to be acknowledged", bar=0.5)
+        # what is said at once, and after 0.2, 0.6 and 1.4 s; longer where that takes its time
+        assert 1.5 <= (await look("look"))[1] < 5
         far.do("link", "set", "w0", "down")
         assert await lasts() == 0.0, "nothing was sent"
         await lasts("send")
