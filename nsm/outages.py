@@ -9,14 +9,14 @@ import json
 import os
 import statistics
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from typing import Any, Final, Self
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, BinaryIO, Final, Self
 
 import structlog
 
-from nsm.errors import PreconditionError
+from nsm.errors import InvalidError, PreconditionError
 from nsm.heal import Cause, Trouble
 
 LARGEST: Final = 1 << 20  # bytes of a file: some 2000 outages
@@ -66,14 +66,61 @@ class Outage:
         )
 
     @classmethod
-    def read(cls, line: bytes) -> Self | None:
-        """The outage of a line; None for a line that is none, as half of one."""
+    def read(cls, line: bytes) -> Self:
+        """The outage of a line; what a later version says besides is passed over.
+
+        Raises InvalidError for a line that is none: half of one, another version's, or not ours.
+        """
         try:
-            said: dict[str, Any] = json.loads(line)
-            said["cause"] = Cause(said["cause"])
-            return cls(**said)
-        except (ValueError, TypeError, KeyError, RecursionError):
-            return None
+            said = json.loads(line)
+        except (ValueError, RecursionError):
+            raise InvalidError("it is no JSON") from None
+        if not isinstance(said, dict):
+            raise InvalidError("it is no JSON object")
+        found: dict[str, Any] = {}
+        for one in fields(cls):
+            fits, wanted = _KINDS[one.name]
+            if one.name in said:
+                found[one.name] = said[one.name]
+                if not fits(said[one.name]):
+                    what = repr(said[one.name])[:60]
+                    raise InvalidError(f"`{one.name}` is {what}, and not {wanted}")
+            elif one.default is MISSING and one.default_factory is MISSING:
+                raise InvalidError(f"it has no `{one.name}`")
+        return cls(**{**found, "cause": Cause(found["cause"])})
+
+
+def _number(value: Any) -> bool:
+    """But no NaN, and nothing that a sum or a table could not hold."""
+    there = isinstance(value, int | float) and not isinstance(value, bool)
+    return there and -_MOST <= value <= _MOST
+
+
+def _seconds(value: Any) -> bool:
+    return _number(value) and value >= 0
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+_MOST: Final = 1e12
+_KINDS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+    "connection": (_text, "a text"),
+    "service": (_text, "a text"),
+    "cause": (lambda value: _text(value) and value in [*Cause], f"one of {', '.join(Cause)}"),
+    "ended": (_seconds, "a number of seconds"),
+    "noticed": (_seconds, "a number of seconds"),
+    "healed": (lambda value: value is None or _seconds(value), "a number of seconds, or null"),
+    "flowed": (lambda value: value is None or isinstance(value, bool), "true, false or null"),
+    "endpoint": (_text, "a text"),
+    "endpoint_after": (_text, "a text"),
+    "tries": (lambda value: isinstance(value, int) and _seconds(value), "a count"),
+    "stages": (
+        lambda value: isinstance(value, dict) and all(map(_number, value.values())),
+        "an object of milliseconds by stage",
+    ),
+}
 
 
 class Journal:
@@ -139,14 +186,36 @@ async def journal(path: str) -> AsyncIterator[Journal]:
         await kept.flushed()
 
 
-def read(paths: Iterable[str]) -> Iterator[Outage]:
-    """The outages of files, each with its older part, in the order they were written. Blocks."""
+def read(paths: Iterable[str], refused: Callable[[str], None] = lambda _: None) -> Iterator[Outage]:
+    """The outages of files, each with its older part, in the order they were written. Blocks.
+
+    refused is told, in a sentence, of each line that is none. Raises PreconditionError for a
+    file that cannot be read.
+    """
     for path in paths:
         for part in (f"{path}.1", path):
-            with suppress(FileNotFoundError), open(part, "rb") as file:
-                while line := file.readline(LONGEST):
-                    if found := Outage.read(line):
-                        yield found
+            try:
+                with open(part, "rb") as file:
+                    for number, line in enumerate(_lines(file), 1):
+                        try:
+                            yield Outage.read(line)
+                        except InvalidError as why:
+                            refused(f"{part}, line {number} is no outage: {why.message}")
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise PreconditionError(
+                    f"{part} cannot be read: {error.strerror}",
+                    hint="name files that clients write: NSM_OUTAGE_LOG",
+                ) from error
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; of one that is too long as much as shows that it is."""
+    while line := file.readline(LONGEST):
+        yield line
+        while len(line) == LONGEST and not line.endswith(b"\n"):
+            line = file.readline(LONGEST)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

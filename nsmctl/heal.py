@@ -10,6 +10,7 @@ from nsm.errors import InvalidError
 from nsmctl import show
 from nsmctl.asking import Json, Lab
 
+_SAID = 5  # lines that are no outages, of which each is said why
 app = typer.Typer(no_args_is_help=True, help="How wires were lost, and healed.")
 
 
@@ -30,7 +31,8 @@ def report(
     """For each cause: how many, how soon noticed and healed, the median and the longest.
 
     A 99th percentile is said of 300 outages or more. Lost are those that were given up;
-    no packets flowed in those that are cut.
+    no packets flowed in those that are cut. Lines that are no outages are told on stderr, and
+    count for nothing.
     """
     from nsm import outages
 
@@ -45,7 +47,12 @@ def report(
         raise InvalidError(
             "no file is named", hint="--lab NAME, or the files clients write: NSM_OUTAGE_LOG"
         )
-    found = outages.summed(outages.read(files))
+    refused: list[str] = []
+    found = outages.summed(outages.read(files, refused.append))
+    for sentence in refused[:_SAID]:
+        show.warning(sentence)
+    if len(refused) > _SAID:
+        show.warning(f"and {len(refused) - _SAID} more lines are none")
     if json_:
         show.as_json(found)
         return

@@ -65,6 +65,11 @@ def line(text: str) -> None:
     console().print(visible(text), soft_wrap=True)
 
 
+def warning(text: str) -> None:
+    """A line on stderr, beside what was asked for."""
+    console(stderr=True).print(visible(text), soft_wrap=True)
+
+
 def visible(text: str) -> str:
     """The text with what would steer a terminal as it is written: names and reasons come from
     others, of other domains too.

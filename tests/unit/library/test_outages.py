@@ -1,6 +1,8 @@
 """What is written down of an outage, what is read of a file, and what a report makes of it."""
 
 import asyncio
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from nsm.client import Change, Wire
 from nsm.errors import PreconditionError
 from nsm.heal import Cause, Trouble
 from nsm.nsurl import parse
-from nsm.outages import ENOUGH, Journal, Outage, journal, read, summed
+from nsm.outages import ENOUGH, LONGEST, Journal, Outage, journal, read, summed
 from nsm.process import losses, metrics
 from nsm.process.metrics import Figures
 
@@ -56,11 +58,54 @@ async def test_a_place_that_cannot_be_written_is_told_at_the_start(tmp_path: Pat
         await journal(str(tmp_path / "none" / "outages")).__aenter__()
 
 
-def test_lines_that_are_none_are_passed_over(tmp_path: Path) -> None:
-    path = tmp_path / "outages"
-    deep = b"[" * 50_000
-    path.write_bytes(b'{"cause": "data"}\n[1]\n' + deep + b'\n{"cause": "new"}\n{"conn')
-    assert list(read([str(path), str(tmp_path / "none")])) == []
+def line(**changed: object) -> bytes:
+    said = json.loads(json.dumps(asdict(outage())))
+    said |= {name: value for name, value in changed.items() if value is not ...}
+    return json.dumps({k: v for k, v in said.items() if changed.get(k) is not ...}).encode()
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (b"[" * 50_000, "it is no JSON"),
+        (b'{"conn', "it is no JSON"),
+        (b"\xff\xfe", "it is no JSON"),
+        (b"[1]", "it is no JSON object"),
+        (b'{"cause": "data"}', "it has no `connection`"),
+        (line(noticed=...), "it has no `noticed`"),
+        (line(cause="new"), "`cause` is 'new', and not one of control, data,"),
+        (line(cause=["data"]), "`cause` is ['data'], and not one of control, data,"),
+        (line(noticed="0.2"), "`noticed` is '0.2', and not a number of seconds"),
+        (line(noticed=None), "`noticed` is None, and not a number"),
+        (line(noticed=True), "`noticed` is True, and not a number"),
+        (line(noticed=float("nan")), "`noticed` is nan, and not a number"),
+        (line(healed=float("inf")), "`healed` is inf, and not a number of seconds, or null"),
+        (line(healed=10**400), "`healed` is 1000"),
+        (line(healed=-1), "`healed` is -1, and not a number"),
+        (line(service={"a": 1}), "`service` is {'a': 1}, and not a text"),
+        (line(flowed="no"), "`flowed` is 'no', and not true, false or null"),
+        (line(tries=1.5), "`tries` is 1.5, and not a count"),
+        (line(stages={"unnoticed": "x"}), "`stages` is {'unnoticed': 'x'}, and not an object"),
+    ],
+)
+def test_a_line_that_is_no_outage_is_refused_with_what_is_wrong(
+    tmp_path: Path, said: bytes, why: str
+) -> None:
+    path, refused = tmp_path / "outages", list[str]()
+    path.write_bytes(line() + b"\n" + said + b"\n" + line() + b"\n")
+    assert list(read([str(path), str(tmp_path / "none")], refused.append)) == [outage()] * 2
+    (sentence,) = refused
+    assert sentence.startswith(f"{path}, line 2 is no outage: {why}")
+    assert len(sentence) < len(str(path)) + 200
+
+
+def test_a_later_versions_line_is_read_and_one_without_an_end_is_one_line(tmp_path: Path) -> None:
+    path, refused = tmp_path / "outages", list[str]()
+    path.write_bytes(line(weather="fine") + b"\n" + b"x" * (3 * LONGEST) + b"\n" + line())
+    assert list(read([str(path)], refused.append)) == [outage()] * 2
+    assert len(refused) == 1
+    with pytest.raises(PreconditionError, match=r"cannot be read: Is a directory; name files"):
+        list(read([str(tmp_path)]))
 
 
 def test_a_report_has_a_line_for_each_cause_and_a_percentile_of_many_only() -> None:
