@@ -478,14 +478,13 @@ class OthersRoute:
         """The same over that device, behind those that are there."""
         return message(netlink.NEWROUTE, netlink.CREATE | netlink.APPEND, self._body(index))
 
-    @property
-    def deleted(self) -> bytearray:
-        """What takes it away."""
-        return message(netlink.DELROUTE, 0, self._body(0))
+    def deleted_over(self, index: int) -> bytearray:
+        """What takes the same away from that device."""
+        return message(netlink.DELROUTE, 0, self._body(index))
 
     def _body(self, index: int) -> bytes:
         return self.header + b"".join(
-            netlink.attr(kind, struct.pack("=I", index) if kind == _RTA_OIF and index else value)
+            netlink.attr(kind, struct.pack("=I", index) if kind == _RTA_OIF else value)
             for kind, value in self.attributes
         )
 

@@ -318,6 +318,8 @@ class Kernel:
                 swap.undo(reach, done)
 
         await self._run(self._deleting, None, work)
+        # deleted next: what was sent over it meanwhile may yet be answered
+        await self.drained(new.connection, new.leg)
 
     async def _take_back(self, wire: Wire, running: "Future[T]", journal: Journal) -> None:
         # cancelling a coroutine does not stop its thread: let it come to its end first

@@ -125,7 +125,8 @@ def _led_over(
 ) -> tuple[list[bytearray], list[bytearray]]:
     """What leads all that goes over the former device over the fresh one; and what leads it back.
 
-    Of our own routes the fresh device has those of the main table already.
+    Of our own routes the fresh device has those of the main table already, and of the kernel's
+    those to its networks: they have their place behind the former one's again.
     """
     sock = reach.socket(where)
     dumped = sock.dump(messages.dump_routes(former.index))
@@ -140,9 +141,13 @@ def _led_over(
     adding = [messages.route("add", one, fresh, append=True) for one in ours if one.table != _MAIN]
     adding += [one.over(fresh) for one in foreign if not one.connected]
     leaving = [messages.route("del", one, former.index) for one in ours]
-    leaving += [one.deleted for one in foreign]
+    leaving += [one.deleted_over(former.index) for one in foreign]
     back = [one.over(former.index) for one in foreign]
     back += [messages.route("add", one, former.index, append=True) for one in ours]
+    back += [messages.route("del", one, fresh) for one in ours]
+    back += [one.deleted_over(fresh) for one in foreign]
+    back += [messages.route("add", one, fresh, append=True) for one in ours if one.table == _MAIN]
+    back += [one.over(fresh) for one in foreign if one.connected]
     return [*adding, *leaving], back
 
 

@@ -3,6 +3,8 @@
 import errno
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -83,28 +85,32 @@ class Flow:
         return wanted - self.back
 
 
+# A process of its own, before all others: being late to answer would look like a loss.
+ECHO = """
+import select, socket, sys, time
+sock, late, owed = socket.socket(fileno=int(sys.argv[1])), float(sys.argv[2]), []
+while True:
+    left = max(0.0, owed[0][0] - time.monotonic()) if owed else None
+    if select.select([sock], [], [], left)[0]:
+        owed.append((time.monotonic() + late, *sock.recvfrom(64)))
+    while owed and owed[0][0] <= time.monotonic():
+        _, data, who = owed.pop(0)
+        sock.sendto(data, who)
+"""
+
+
 @contextmanager
-def echo(sock: socket.socket) -> Iterator[None]:
-    """Answers each datagram, for the block."""
-    over = threading.Event()
-    sock.settimeout(0.05)
-
-    def work() -> None:
-        while not over.is_set():
-            try:
-                data, who = sock.recvfrom(64)
-                sock.sendto(data, who)
-            except TimeoutError:
-                continue
-
-    thread = threading.Thread(target=work)
-    thread.start()
+def echo(sock: socket.socket, late: float = 0.0) -> Iterator[None]:
+    """Answers each datagram, so many seconds after it came, for the block."""
+    words = ("nice", "-n", "-20", sys.executable, "-IS", "-c", ECHO, str(sock.fileno()), str(late))
+    with sock:
+        process = subprocess.Popen(words, pass_fds=[sock.fileno()], stderr=subprocess.PIPE)
     try:
         yield
+        assert process.poll() is None, (process.communicate()[1] or b"").decode()
     finally:
-        over.set()
-        thread.join()
-        sock.close()
+        process.kill()
+        process.communicate()
 
 
 async def udp(kernel: Kernel, space: Space, address: str, port: int = 0) -> socket.socket:
@@ -233,6 +239,7 @@ async def test_what_fails_on_the_way_is_taken_back(
     there = await kernel.namespace(path=other.path, name="other")
     new = replace(old, dst=replace(old.dst, namespace=there), leg=LEG)
     await stand(kernel, old)
+    client.do("route", "add", "10.200.0.0/16", "via", "10.77.0.9", "dev", "nsm-1")  # its own
     before = settled(client, server, other)
 
     async def failing() -> None:
@@ -255,6 +262,37 @@ async def test_what_fails_on_the_way_is_taken_back(
         assert await flow.whole() == set()
     assert settled(client, server, other) == before
     assert not (await kernel.ensure(old, Undo())).steps
+    await kernel.remove("id-1")
+
+
+async def test_what_was_sent_over_a_wire_that_is_taken_back_is_answered_first(
+    kernel: Kernel, client: Space, server: Space, make_space: Callable[[str], Space]
+) -> None:
+    other = make_space("other")
+    old = await local_wire(kernel, client, server)
+    there = await kernel.namespace(path=other.path, name="other")
+    new = replace(old, dst=replace(old.dst, namespace=there), leg=LEG)
+    await stand(kernel, old)
+
+    async def failing() -> None:
+        async with Undo() as undo:
+            await kernel.ensure(swap.beside(new), undo)
+            await kernel.replace(old.leg, new, undo)
+            await flow.more()
+            raise InterruptedError
+
+    with (
+        echo(await udp(kernel, server, THERE, 7)),
+        echo(await udp(kernel, other, THERE, 7), late=0.02),  # four of them are always under way
+        Flow(await udp(kernel, client, HERE), THERE) as flow,
+    ):
+        await flow.more()
+        with pytest.raises(InterruptedError):
+            await failing()
+        await flow.more()
+        assert not flow.refused
+        assert await flow.whole() == set()
+    assert other.links() == set()
     await kernel.remove("id-1")
 
 
