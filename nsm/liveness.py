@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
-import random
 import socket
 import struct
 import time
@@ -327,7 +326,6 @@ class Liveness:
     async def run(self) -> None:
         """Look at all of them again and again, until cancelled."""
         try:
-            await asyncio.sleep(random.uniform(0, self.rhythm.step))  # noqa: S311 - not in step
             while True:
                 self._some.clear()
                 if not self._pulses:

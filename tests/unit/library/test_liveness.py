@@ -9,6 +9,7 @@ import pytest
 
 from nsm import liveness
 from nsm.liveness import MOST_PAIRS, Pair, Pulse, Rhythm, pairs
+from tests.support.wait import until
 
 CLIENTS, ROUTERS = Rhythm(), Rhythm(interval=1.2, timeout=1.0)
 
@@ -124,3 +125,17 @@ def test_pairs_are_of_one_family_and_bounded():
     assert len(found) == MOST_PAIRS
     assert found[:2] == [("10.0.0.1", "10.1.0.0"), ("fd00::1", "fd00::2")]
     assert pairs(own[:1], others[-1:]) == []
+
+
+async def test_the_first_ping_of_a_wire_leaves_at_once():
+    """Who never answered is never called dead: until then a death goes unnoticed."""
+    home, rhythm = ipaddress.ip_interface("127.0.0.1/8"), Rhythm(interval=600.0, timeout=3000.0)
+    live, pulse = liveness.Liveness(rhythm), Pulse([home], [home], rhythm, lambda: None)
+    live._pulses.add(pulse)  # `watch` takes none where no pings may be sent
+    running = asyncio.create_task(live.run())
+    try:
+        (pair,) = pulse._pairs.values()
+        await until(lambda: not pair.due(time.monotonic()), "a ping to be sent, or tried", bar=0.1)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
