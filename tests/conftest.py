@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support import leaks
 
@@ -25,6 +26,12 @@ NAMES_A_FEATURE = re.compile(r"(this )?kernel (lacks|has no) \S+")
 LONG = "make matrix runs it"
 not_judged: list[str] = []
 IN_CI = os.environ.get("CI", "").lower() == "true"
+
+# how long an example takes, or drawing one, is the machine's affair
+settings.register_profile(
+    "any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any-machine")
 
 
 def folder_of(path: Path) -> str:

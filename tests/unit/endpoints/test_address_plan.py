@@ -194,7 +194,7 @@ def test_a_pool_that_was_made_otherwise_forgets_what_is_outside() -> None:
     assert lent(plan, B, wanted="fd00::/112") == "10.1.1.0/24"  # of what there is
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_no_two_ever_hold_the_same_address(data: st.DataObject) -> None:
     """Over any sequence of asking, giving back, leaving and time."""

@@ -323,7 +323,7 @@ class Network:
         ]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_no_two_members_have_one_address_wherever_they_go(data: st.DataObject) -> None:
     """Routers die and return, members move, and some say that they had others' addresses."""

@@ -197,7 +197,7 @@ def test_a_full_router_says_what_would_help() -> None:
     assert small.assign("d", NOTHING).src_ip_addrs == ("10.0.0.2/32",)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_no_two_members_ever_have_the_same_address(data: st.DataObject) -> None:
     """Over any history of coming, asking again, leaving, and other prefixes."""

@@ -107,7 +107,7 @@ def check(network: Network, domain: tuple[str, str]) -> None:
                 assert network.reached(one, address) == other, f"{one} → {other} {address}"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(networks(), st.data())
 def test_in_whatever_order_a_network_comes_and_moves_it_is_one(
     network: Network, data: st.DataObject

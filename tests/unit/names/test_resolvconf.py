@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nsm.errors import NotFoundError, PreconditionError, RightsError
@@ -25,7 +25,6 @@ lines = st.lists(
 )
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(lines, st.booleans())
 def test_what_was_there_comes_back_to_the_last_byte(some: list[str], ended: bool) -> None:
     text = "\n".join(some) + ("\n" if ended else "")

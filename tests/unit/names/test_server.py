@@ -35,7 +35,7 @@ def answered(data: bytes, *, datagram: bool = True) -> bytes | None:
     return asyncio.run(one())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.one_of(
         st.binary(max_size=80),

@@ -5,7 +5,7 @@ from functools import reduce
 from itertools import permutations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nsm.names.zones import TTL, Answer, Record, Standing, Zone, merged, pointed
@@ -53,7 +53,6 @@ def answers() -> st.SearchStrategy[Answer]:
     )
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(answers(), answers(), answers())
 def test_answers_merge_in_any_order_and_again_and_again(a: Answer, b: Answer, c: Answer) -> None:
     assert len({reduce(merged, some) for some in permutations((a, b, c))}) == 1
@@ -62,7 +61,6 @@ def test_answers_merge_in_any_order_and_again_and_again(a: Answer, b: Answer, c:
     assert merged(merged(a, b), b) == merged(a, b)
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(st.lists(members, min_size=1, max_size=3), st.sampled_from(ASKED), st.sampled_from(KINDS))
 def test_routers_together_know_what_one_would_with_all_their_members(
     routers: list[Members], name: str, kind: str
@@ -74,7 +72,6 @@ def test_routers_together_know_what_one_would_with_all_their_members(
     assert whole.answer(name, kind) == (reduce(merged, parts) if parts else None)
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(members, members)
 def test_who_leaves_leaves_nothing(stay: Members, leave: Members) -> None:
     made = zone(stay)
@@ -143,7 +140,6 @@ def test_what_a_reverse_name_stands_for(name: str, network: str | None) -> None:
     assert pointed(name) == (ipaddress.ip_network(network) if network else None)
 
 
-@settings(deadline=None)  # a busy machine is no failure
 @given(st.ip_addresses())
 def test_every_address_is_found_by_its_reverse_name(
     address: ipaddress.IPv4Address | ipaddress.IPv6Address,
