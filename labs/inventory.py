@@ -48,9 +48,7 @@ def _called(family: int, kind: str, one: Mapping[str, Any]) -> str:
         case "neighbour":
             return "neighbour" if "PERMANENT" in one.get("state", ()) else ""
         case "route" if one.get("dst", "").startswith(("fe80:", "ff00:")):
-            return (
-                ""  # the kernel's own, of each link, once its address is known to be nobody else's
-            )
+            return ""  # the kernel's own, of each link whose address is known to be nobody else's
         case _:
             return f"IPv{family} {kind}"
 

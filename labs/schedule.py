@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 from labs.lab import Lab
 from labs.paths import Paths
-from labs.processes import Process, Stage, plan
+from labs.processes import WORKLOADS, Process, Stage, plan
 from nsm.errors import InvalidError
 
 Do = Literal["kill", "restart", "freeze", "unplug", "partition", "rate", "reboot"]
@@ -29,7 +29,6 @@ REST: Final = (0.2, 1.5)  # seconds of quiet after a fault
 PAIRS: Final = 0.25  # of processes that end or stand still, two at once
 BITS: Final = (100_000, 5_000_000)  # a second, of a node that is slowed down
 COST: Final = 1.0  # seconds that looking at what is left takes, at least
-_WORKLOADS: Final = {Stage.CLIENT: "client", Stage.ENDPOINT: "endpoint", Stage.ROUTER: "router"}
 _SPARED: Final = (Stage.NETWORK, Stage.NAMESERVER, Stage.PROGRAM)  # nothing of ours
 
 
@@ -81,7 +80,7 @@ def site(lab: Lab, paths: Paths) -> Site:
 def called(process: Process) -> str:
     """How people call a process: `nsmgr@east-1`, `client:app`."""
     node, _, own = process.name.partition("/")
-    kind = _WORKLOADS.get(process.stage)
+    kind = WORKLOADS.get(process.stage)
     return f"{kind}:{own}" if kind else f"{own}@{node}"
 
 

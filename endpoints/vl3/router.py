@@ -37,10 +37,9 @@ class Router:
     on_change is called with a test of MTUs whenever those on wires of a larger one, or, without
     one, all, would be told something else than they were; on_ways whenever other routers would;
     on_lost with a connection that has lost an address, or has it again. plan is who knows of all
-    members' addresses.
-    lifetime, in seconds, is
-    how long members have to come back after a restart. names, if there are any, are answered
-    at the router's own addresses; called is what it is called itself.
+    members' addresses. lifetime, in seconds, is how long members have to come back after a
+    restart. names, if there are any, are answered at the router's own addresses; called is what
+    it is called itself.
     """
 
     def __init__(
