@@ -17,6 +17,7 @@ LEAST = 1.0  # seconds; a step that is shorter is the clock's being kept right
 
 _ABSTIME, _CANCEL_ON_SET = 1, 2
 _NEVER = 2**62  # seconds since 1970
+_libc = ctypes.CDLL(None, use_errno=True)  # here: to load it may block, and loops are running later
 
 
 async def steps(least: float = LEAST) -> AsyncGenerator[float, None]:
@@ -48,12 +49,11 @@ def _ahead() -> float:
 
 
 def _timer() -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    timer: int = libc.timerfd_create(time.CLOCK_REALTIME, os.O_CLOEXEC | os.O_NONBLOCK)
+    timer: int = _libc.timerfd_create(time.CLOCK_REALTIME, os.O_CLOEXEC | os.O_NONBLOCK)
     if timer < 0:
         raise OSError(ctypes.get_errno(), "timerfd_create")
     end = (ctypes.c_long * 4)(0, 0, _NEVER, 0)  # struct itimerspec: no interval, and when
-    if libc.timerfd_settime(timer, _ABSTIME | _CANCEL_ON_SET, end, None) < 0:
+    if _libc.timerfd_settime(timer, _ABSTIME | _CANCEL_ON_SET, end, None) < 0:
         failure = OSError(ctypes.get_errno(), "timerfd_settime")
         os.close(timer)
         raise failure
