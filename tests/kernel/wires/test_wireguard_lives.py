@@ -229,6 +229,7 @@ def _silent(wrap: Callable[[Any], Any], ask: Callable[..., Any]) -> Callable[...
     return silent
 
 
+@ALIKE
 async def test_a_forwarder_killed_at_any_step_leaves_nothing_its_next_life_does_not_take_away(
     encrypting: Kernel, encrypted: Nodes
 ) -> None:
