@@ -21,7 +21,7 @@ from labs.faults import Faults
 from nsm.kernel import owner, topology
 from tests.e2e.labs.test_labs import COMMAND, names, nsmctl
 from tests.support import scrapes
-from tests.support.wait import until
+from tests.support.wait import until, write
 
 LAB = names("explained")
 PAGE = (Path(__file__).parents[3] / "docs/seeing.md").read_text()
@@ -103,7 +103,8 @@ async def test_an_outage_is_written_down_summed_up_and_counted(lab: str) -> None
     ip("app", "link set nsm-1 down")
     (one,) = await until(reported, "the outage is over and in the report", bar=4.0)
     assert (one["cause"], one["n"], one["lost"], one["cut"]) == ("data", 1, 0, 1)
-    assert 0 < one["noticed_median"] == one["noticed_max"] < one["healed_max"] < 4
+    assert 0 < one["noticed_median"] == one["noticed_max"] < one["healed_max"]
+    write("a client's interface that is set down: healed", one["healed_max"], 2.0)
     assert one["healed_p99"] is None
     shown = nsmctl("heal", "report", "--lab", lab).stdout
     assert re.search(r"^data +1 +0 +1 +[0-9.]+ s ", shown, re.MULTILINE), shown
