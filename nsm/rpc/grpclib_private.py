@@ -164,6 +164,11 @@ class CallStream(H2Stream):
         self.inbox = Inbox(partial(connection.ack, stream_id), self.connection)
         self.buffer = self.inbox  # type: ignore[assignment]  # its stand-in
 
+    @property
+    def cut(self) -> bool:
+        """Whether grpclib has cancelled its handler: at the deadline, or as the caller went."""
+        return bool(self.wrapper and self.wrapper.cancelled)
+
     async def recv_data(self, size: int) -> bytes:
         """grpclib asks in turn for a message's five bytes of prefix and for the message."""
         if not self._at_prefix:

@@ -504,7 +504,9 @@ class Server:
             code, text = status_of(error)
             if not expected(error):
                 log.exception("defect in %s, called by %s", path, shown.peer_id)
-            if task.cancelling():  # at its deadline, or its caller is gone: nobody is answered
+            # At its deadline, or its caller is gone: nobody is answered. The task may not say so
+            # any more: a call of its own that came to its end at the same moment took it for its.
+            if task.cancelling() or call.cut:
                 raise asyncio.CancelledError from error
             raise grpc_error(error) from None
         finally:
