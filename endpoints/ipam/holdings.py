@@ -8,7 +8,7 @@ another, because who moves leaves before it comes.
 """
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -20,13 +20,23 @@ MOST_UNKNOWN = 1024  # of those, of others' prefixes, and nobody knew whose: a r
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """A member's address; router is the SPIFFE id of the one it is at, or was."""
+    """A member's address; router is the one it is at, or was: see `named`."""
 
     pool: str
     address: Address
     holder: str
     router: str
     left: bool = False
+
+
+def named(identity: str, name: str) -> str:
+    """A router here: by its name too, because those of one Deployment may have one identity."""
+    return f"{identity} {name}" if name else identity
+
+
+def identity_of(router: str) -> str:
+    """Its SPIFFE id, to which prefixes are lent."""
+    return router.partition(" ")[0]
 
 
 class Holdings:
@@ -128,10 +138,31 @@ class Holdings:
         self.put(left := replace(now, left=True))
         return left
 
-    def without(self, pool: str, router: str) -> list[Holding]:
-        """The router has nothing lent any more: its members are nobody's; what changed."""
+    def inherited(
+        self, pool: str, router: str, prefix: Network, *, former: str, gone: Callable[[str], bool]
+    ) -> list[Holding]:
+        """What a router comes to with a prefix that others of its identity had, who are gone: all
+        of former's, who had it last, and of its addresses whoever's.
+        """
+
+        def before(one: str) -> bool:
+            return one != router and identity_of(one) == identity_of(router) and gone(one)
+
+        return [
+            one
+            for one in self._pools.get(pool, {}).values()
+            if one.address.version == prefix.version and not one.left and before(one.router)
+            if one.address in prefix or one.router == former
+        ]
+
+    def without(self, pool: str, who: str) -> list[Holding]:
+        """A router, or all of an identity, has nothing lent any more: its members are nobody's;
+        what changed."""
         ended = [
-            replace(self._pools[pool][one], left=True) for one in self._at.get((pool, router), ())
+            replace(self._pools[pool][one], left=True)
+            for (of, router), at in self._at.items()
+            if of == pool and who in (router, identity_of(router))
+            for one in at
         ]
         for one in ended:
             self.put(one)

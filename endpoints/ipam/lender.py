@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import NoReturn
 
 import structlog
 
 from endpoints.ipam import store as kept
-from endpoints.ipam.holdings import Address, Holding, Holdings
-from endpoints.ipam.plan import Lease, Plan, Pool, parse, pool
+from endpoints.ipam.holdings import Address, Holding, Holdings, identity_of, named
+from endpoints.ipam.plan import Lease, Network, Plan, Pool, parse, pool
 from endpoints.ipam.store import Store
 from nsm.errors import DeniedError, ExhaustedError, InvalidError, NsmError
 from nsm.identity.spiffe import SpiffeId
@@ -37,19 +38,20 @@ class Lender:
         operators: Collection[str],
         clock: Callable[[], int] | None = None,
     ) -> None:
-        self._plan = plan
+        self.plan = plan
         self._store = store
         self._hold = hold
         self._operators = operators
         self._clock = clock or steady()
         self._turn = asyncio.Lock()  # decisions are kept in the order they are made
-        self._holdings = Holdings()
-        self._listening: dict[tuple[str, str], list[tuple[str, Listener]]] = {}
+        self.holdings = Holdings()
+        self._listening: dict[tuple[str, str], list[Listener]] = {}
+        self._asked: dict[tuple[str, Network], str] = {}  # the router that asked last about it
 
     async def restarted(self, leases: Iterable[Lease], holdings: Iterable[Holding] = ()) -> None:
         """Have what an earlier life lent. None of its streams lasts: all is held for a while."""
-        self._holdings.load(holdings)
-        if strange := self._plan.load(leases):
+        self.holdings.load(holdings)
+        if strange := self.plan.load(leases):
             log.warning(
                 "what was lent is no longer of its pool, and is forgotten",
                 prefixes=[f"{one.prefix} of {one.owner}" for one in strange[:10]],
@@ -57,10 +59,10 @@ class Lender:
             )
             await self._keep(map(kept.lease_gone, strange))
         until = self._clock() + self._hold
-        held = [lease for one in self._plan.pools() for lease in self._plan.leases(one.name)]
+        held = [lease for one in self.plan.pools() for lease in self.plan.leases(one.name)]
         # One that ends later than it can was kept before the clock was set back.
         open_ = [lease for lease in held if lease.ends is None or lease.ends > until]
-        left = [self._plan.leave(lease, until) for lease in open_]
+        left = [self.plan.leave(lease, until) for lease in open_]
         await self._keep(kept.lease_kept(lease) for lease in left if lease)
 
     async def sweep(self) -> NoReturn:
@@ -79,7 +81,7 @@ class Lender:
         """A prefix for owner, kept. Raises what `Plan.allocate` raises, and UnavailableError."""
         async with self._turn:
             await self._expire()
-            lease, before = self._plan.allocate(
+            lease, before = self.plan.allocate(
                 pool,
                 owner,
                 holder=holder,
@@ -92,7 +94,7 @@ class Lender:
                 await self._keep([kept.lease_kept(lease)])
             except BaseException:
                 # Its addresses are in use if owner had it before: nobody else may get it now.
-                self._plan.put_back(lease, before)
+                self.plan.put_back(lease, before)
                 raise
         log.info("prefix lent", prefix=str(lease.prefix), pool=pool, owner=owner)
         return str(lease.prefix)
@@ -101,7 +103,7 @@ class Lender:
         """Take it back now, if it is lent so."""
         lease = Lease(pool, parse(prefix, "a prefix"), owner, holder=holder)
         async with self._turn:
-            if self._plan.release(lease):
+            if self.plan.release(lease):
                 await self._keep([kept.lease_gone(lease)])
 
     async def leave(self, pool: str, owner: str, holder: int, prefixes: Sequence[str]) -> None:
@@ -109,14 +111,14 @@ class Lender:
         until = self._clock() + self._hold
         async with self._turn:
             left = [
-                self._plan.leave(Lease(pool, parse(one, "a prefix"), owner, holder=holder), until)
+                self.plan.leave(Lease(pool, parse(one, "a prefix"), owner, holder=holder), until)
                 for one in prefixes
             ]
             await self._keep(kept.lease_kept(lease) for lease in left if lease)
 
     async def domain(self, pool: str) -> Sequence[str]:
         """Every prefix of a pool; none where there is no such pool."""
-        found = (one.prefixes for one in self._plan.pools() if one.name == pool)
+        found = (one.prefixes for one in self.plan.pools() if one.name == pool)
         return [str(one) for one in next(found, ())]
 
     async def create(self, pool: AddressPool, by: SpiffeId) -> AddressPool:
@@ -124,11 +126,11 @@ class Lender:
         self._admit(by)
         made = _made(pool)
         async with self._turn:
-            if self._plan.add(made):
+            if self.plan.add(made):
                 try:
                     await self._keep([kept.pool_kept(made)])
                 except BaseException:
-                    self._plan.drop(made.name)
+                    self.plan.drop(made.name)
                     raise
         log.info("pool made", pool=made.name, prefixes=list(map(str, made.prefixes)), by=str(by))
         return self._told(made)
@@ -137,8 +139,8 @@ class Lender:
         """Forget it; OK if it is not there."""
         self._admit(by)
         async with self._turn:
-            gone = self._plan.drop(name, force=force)
-            self._holdings.forget(name)
+            gone = self.plan.drop(name, force=force)
+            self.holdings.forget(name)
             # Kept though it is not there: an earlier try may have failed here.
             await self._keep(kept.pool_gone(name))
         if gone:
@@ -149,62 +151,88 @@ class Lender:
         self._admit(by)
         async with self._turn:
             await self._expire()
-            return [self._told(one) for one in self._plan.pools()]
+            return [self._told(one) for one in self.plan.pools()]
 
     # -- members' addresses ---------------------------------------------------------------
 
     @contextmanager
     def listening(
-        self, pool: str, router: str, listener: Listener, name: str = ""
+        self, pool: str, identity: str, listener: Listener, name: str = ""
     ) -> Iterator[None]:
         """Tell a router's stream what becomes of addresses of its prefixes."""
-        listeners = self._listening.setdefault((pool, router), [])
-        listeners.append(mine := (name, listener))
+        which = pool, named(identity, name)
+        listeners = self._listening.setdefault(which, [])
+        listeners.append(listener)
         try:
             yield
         finally:
-            listeners.remove(mine)
+            listeners.remove(listener)
             if not listeners:
-                self._listening.pop((pool, router), None)
+                self._listening.pop(which, None)
 
     async def hold(
         self,
         pool: str,
-        router: str,
+        identity: str,
         said: Sequence[MemberAddress],
         answer: Listener | None = None,
+        name: str = "",
     ) -> None:
         """What a router says of its members. answer is told what that is to the router itself,
-        and not its other streams, one of an earlier life or of a twin; news go to all listeners.
+        and not its other streams, one of an earlier life; news go to all listeners. One of those
+        that share an identity is known by its name.
 
         All of it is kept in one go, before anybody is told. Raises UnavailableError where it
         cannot be, and then it is not so; DeniedError for who is no router of the pool.
         """
         async with self._turn:
-            if not self._plan.has(pool, router):
+            if not self.plan.has(pool, identity):
                 raise DeniedError(
-                    f"{router} says what members of pool {pool!r} have, and is lent nothing of it",
+                    f"{identity} says what members of pool {pool!r} have, and is lent nothing of"
+                    " it",
                     hint="a router says so once the address plan has lent it a prefix",
                 )
-            decisions = _Decisions(self._plan, self._holdings, pool)
+            own = named(identity, name)
+            decisions = _Decisions(self, pool)
             try:
                 for one in said:
-                    decisions.hear(router, one)
-                decisions.over(self._holdings.surplus(pool))
+                    decisions.hear(own, one)
+                decisions.over(self.holdings.surplus(pool))
                 await self._keep(decisions.changes)
             except BaseException:
                 decisions.undo()
                 raise
             for to, news in decisions.told:
-                if to == router and answer:
+                if to == own and answer:
                     answer(news)
                 else:
                     self._tell(pool, [(to, news)])
 
     def _tell(self, pool: str, told: Iterable[tuple[str, MemberAddress]]) -> None:
-        for router, news in told:
-            for _, listener in self._listening.get((pool, router), ()):
+        for to, news in told:
+            for listener in self._listening.get((pool, to), ()):
                 listener(news)
+
+    def lent_to(self, pool: str, address: Address) -> str:
+        """The router whose prefix an address is of; empty: nobody's."""
+        lease = self.plan.lease_of(pool, address)
+        if lease is None:
+            return ""
+        asked = self._asked.get((pool, lease.prefix), "")
+        return asked if identity_of(asked) == lease.owner else lease.owner
+
+    def ask(self, pool: str, own: str, prefix: Network) -> str:
+        """A router asks about a prefix that is lent to its identity; who did before."""
+        lease = self.plan.lease_of(pool, prefix.network_address)
+        if lease is None:
+            return ""
+        before = self._asked.get((pool, lease.prefix), "")
+        self._asked[pool, lease.prefix] = own
+        return before
+
+    def gone(self, pool: str, one: str) -> bool:
+        """Whether a router has no stream."""
+        return (pool, one) not in self._listening
 
     def _admit(self, by: SpiffeId) -> None:
         if str(by) not in self._operators:
@@ -221,23 +249,27 @@ class Lender:
             one.lengths.get(6, 0),
             tuple(
                 LentPrefix(str(lease.prefix), lease.owner, lease.ends)
-                for lease in self._plan.leases(one.name)
+                for lease in self.plan.leases(one.name)
             ),
         )
 
     async def _expire(self) -> None:
-        if over := self._plan.expire(self._clock()):
+        if over := self.plan.expire(self._clock()):
             log.info("prefixes nobody came back for", prefixes=[str(one.prefix) for one in over])
-            ended = {(one.pool, one.owner) for one in over}
+            ended = {
+                (one.pool, one.owner) for one in over if not self.plan.has(one.pool, one.owner)
+            }
+            had = {(one.pool, self._asked.pop((one.pool, one.prefix), "")) for one in over}
+            have = {(pool, who) for (pool, _), who in self._asked.items()}
             left = [
                 holding
-                for pool, owner in ended
-                if not self._plan.has(pool, owner)
-                for holding in self._holdings.without(pool, owner)
+                for pool, who in sorted(ended | (had - have))
+                if who
+                for holding in self.holdings.without(pool, who)
             ]
             await self._keep([*map(kept.lease_gone, over), *map(kept.holding_kept, left)])
             for one in left:
-                if owner := self._plan.lent_to(one.pool, one.address):
+                if owner := self.lent_to(one.pool, one.address):
                     self._tell(one.pool, [(owner, _news(one, owner))])
 
     async def _keep(self, changes: Iterable[kept.Change]) -> None:
@@ -248,9 +280,10 @@ class Lender:
 class _Decisions:
     """What one router said, decided: the changes to keep, whom to tell what, and the way back."""
 
-    def __init__(self, plan: Plan, holdings: Holdings, pool: str) -> None:
-        self._plan = plan
-        self._holdings = holdings
+    def __init__(self, lender: Lender, pool: str) -> None:
+        self._lender = lender
+        self._plan = lender.plan
+        self._holdings = lender.holdings
         self._pool = pool
         self._before: list[tuple[Address, Holding | None]] = []
         self.changes: list[kept.Change] = []
@@ -267,7 +300,7 @@ class _Decisions:
             self._about(router, said)
             return
         address = _address(said.address, router)
-        lent_to = self._plan.lent_to(self._pool, address)
+        lent_to = self._lender.lent_to(self._pool, address)
         before = self._holdings.get(self._pool, address)
         if said.left:
             left = self._holdings.leave(self._pool, address, said.holder, router)
@@ -304,9 +337,18 @@ class _Decisions:
 
     def _about(self, router: str, said: MemberAddress) -> None:
         prefix = parse(said.address, f"the prefix that {router} asks about")
-        if not self._plan.lends(self._pool, router, prefix):
+        if not self._plan.lends(self._pool, identity_of(router), prefix):
             self.told.append((router, replace(said, refused=True)))
             return
+        for one in self._holdings.inherited(
+            self._pool,
+            router,
+            prefix,
+            former=self._lender.ask(self._pool, router, prefix),
+            gone=partial(self._lender.gone, self._pool),
+        ):
+            self._holdings.put(mine := replace(one, router=router))
+            self._changed(mine, one)
         found = self._holdings.told(self._pool, router, prefix)
         self.told += [(router, _news(one, router)) for one in found]
         self.told.append((router, said))

@@ -169,10 +169,12 @@ class Plan:
         held = self._stock(name).leases.values()
         return sorted(held, key=lambda one: (one.prefix.version, one.prefix))
 
-    def lent_to(self, name: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-        """Whose prefix an address is of; empty: nobody's."""
+    def lease_of(
+        self, name: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address
+    ) -> Lease | None:
+        """What is lent that an address is of."""
         held = self._stock(name).leases.values()
-        return next((one.owner for one in held if address in one.prefix), "")
+        return next((one for one in held if address in one.prefix), None)
 
     def covers(self, name: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
         """Whether an address is of a pool's prefixes."""

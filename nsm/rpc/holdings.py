@@ -27,7 +27,7 @@ from nsm.rpc.peers import Peers
 from nsm.rpc.prefixes import FIRST_PAUSE, GROWTH, LONGEST_PAUSE, POOL
 from nsm.rpc.server import current_caller
 
-ROUTER = "vwire-router"  # metadata: what the router is called, be its identity another's too
+ROUTER = "vwire-router"  # metadata: what the router is called: its identity may be another's too
 LONGEST = MAX_ID + 1 + MAX_NAME  # characters of a holder: a member must not end its router's stream
 MOST_WAITING = 1024  # things said that are not decided yet: more are not read
 MOST_UNREAD = 8192  # things told that a router did not read: its stream is ended
@@ -58,7 +58,7 @@ class Keeper(Protocol):
         """Tell a router's stream of its addresses for a block."""
 
     async def hold(
-        self, pool: str, router: str, said: Sequence[MemberAddress], answer: Listener
+        self, pool: str, router: str, said: Sequence[MemberAddress], answer: Listener, name: str
     ) -> None:
         """What a router says; the answers go to answer, news to listeners. Raises NsmError."""
 
@@ -75,7 +75,7 @@ class AddressHoldings(AddressHoldingsBase):
         pool, router = caller.metadata.get(POOL, ""), str(caller.id)
         name = caller.metadata.get(ROUTER, "")[:MAX_NAME]
         await stream.send_initial_metadata()
-        following = _Following(self._keeper, pool, router, stream)
+        following = _Following(self._keeper, pool, router, name, stream)
         with self._keeper.listening(pool, router, following.hear, name):
             await unless(following.read(), following.work())
         if following.failure:
@@ -86,12 +86,18 @@ class _Following:
     """One router's stream."""
 
     def __init__(
-        self, keeper: Keeper, pool: str, router: str, stream: "Stream[pb.Holding, pb.Holding]"
+        self,
+        keeper: Keeper,
+        pool: str,
+        router: str,
+        name: str,
+        stream: "Stream[pb.Holding, pb.Holding]",
     ) -> None:
         self.failure: NsmError | None = None
         self._keeper = keeper
         self._pool = pool
         self._router = router
+        self._name = name
         self._stream = stream
         self._said: asyncio.Queue[MemberAddress] = asyncio.Queue(MOST_WAITING)
         self._told: asyncio.Queue[MemberAddress] = asyncio.Queue(MOST_UNREAD)
@@ -129,7 +135,7 @@ class _Following:
             batch = [await self._said.get()]
             while not self._said.empty():
                 batch.append(self._said.get_nowait())
-            await self._keeper.hold(self._pool, self._router, batch, self.hear)
+            await self._keeper.hold(self._pool, self._router, batch, self.hear, self._name)
 
     async def _tell(self) -> None:
         while True:

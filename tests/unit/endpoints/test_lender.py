@@ -49,7 +49,7 @@ async def test_what_cannot_be_kept_is_not_lent_and_what_was_lent_before_stays(
     writable(store, True)
     assert await plan.allocate("", B, 3, "10.0.0.0/24", (), 0) == "10.0.1.0/24"
     await plan.leave("", A, 1, ["10.0.0.0/24"])  # its first stream was never replaced
-    ends = {one.prefix: one.ends for one in plan._plan.leases("")}
+    ends = {one.prefix: one.ends for one in plan.plan.leases("")}
     assert [ends[parse(one, "")] is None for one in ("10.0.0.0/24", "10.0.1.0/24")] == [False, True]
 
 
@@ -88,7 +88,7 @@ async def test_a_clock_that_is_set_ends_no_lease_and_keeps_none_for_ever(
     assert await plan.allocate("", B, 1, "10.0.0.0/24", (), 0) == "10.0.1.0/24"
     late = Lease("", parse("10.0.7.0/24", ""), A, ends=wall)  # from before it was set back
     await (again := lender(None)).restarted([late])
-    (held,) = again._plan.leases("")
+    (held,) = again.plan.leases("")
     assert held.ends is not None
     assert held.ends <= again._clock() + HOLD
 
@@ -114,7 +114,7 @@ async def test_nobody_gives_back_what_is_anothers(store: Store) -> None:
     for owner, holder in ((B, 1), (A, 2)):  # another's, and another stream's
         await plan.release("", owner, holder, mine)
         await plan.leave("", owner, holder, [mine])
-    (held,) = plan._plan.leases("")
+    (held,) = plan.plan.leases("")
     assert (held.owner, held.ends) == (A, None)
     with pytest.raises(NotFoundError):
         await plan.allocate("another", A, 1, "", (), 0)

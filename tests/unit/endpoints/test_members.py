@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,56 @@ def test_who_could_not_move_has_its_address_again_at_once() -> None:
     assert [one.left for one in router.drain() if one.address == "172.16.0.1"] == [
         False, False, True,
     ]  # fmt: skip
+
+
+async def test_routers_of_one_identity_are_told_apart_by_their_names(told: Told) -> None:
+    """As replicas of a Deployment are, where the issuer knows them by their user."""
+    lent = {"a": "172.16.0.0/24", "b": await told.lender.allocate("", R1, 7, "", (), 4)}
+    heard: dict[str, list[MemberAddress]] = {"a": [], "b": []}
+
+    async def says(who: str, *said: MemberAddress) -> dict[str, list[MemberAddress]]:
+        for one in heard.values():
+            one.clear()
+        await told.lender.hold("", R1, said, name=who)
+        return {name: list(one) for name, one in heard.items() if one}
+
+    with ExitStack() as a, ExitStack() as b:
+        a.enter_context(told.lender.listening("", R1, heard["a"].append, "a"))
+        b.enter_context(told.lender.listening("", R1, heard["b"].append, "b"))
+        for name, prefix in lent.items():
+            await says(name, MemberAddress(prefix, number=1))
+        await says("a", has("172.16.0.1"), has("172.16.0.2", BOB))
+        # who moves from one to the other is elsewhere, and its end there is no end here
+        elsewhere = MemberAddress("172.16.0.1", ANN, elsewhere=True)
+        assert await says("b", has("172.16.0.1", ANN, 2)) == {
+            "b": [has("172.16.0.1", ANN, 2)], "a": [elsewhere],
+        }  # fmt: skip
+        assert await says("a", left("172.16.0.1")) == {}
+        assert (await says("a", has("172.16.0.1", BOB)))["a"][0].elsewhere
+        # one has another name in its next life, and its prefix: what it had it may come back to
+        a.close()
+        heard["c"] = []
+        a.enter_context(told.lender.listening("", R1, heard["c"].append, "c"))
+        asked = MemberAddress(lent["a"], number=3)
+        assert await says("c", asked) == {"c": [elsewhere, has("172.16.0.2", BOB), asked]}
+        await says("c", left("172.16.0.2", BOB))
+        assert await says("b", left("172.16.0.1")) == {"c": [left("172.16.0.1")]}
+        # of one that is there it comes to nothing
+        await says("c", has("172.16.0.5", BOB))
+        asked = MemberAddress(lent["b"], number=4)
+        assert await says("b", asked) == {"b": [asked]}
+        assert (await says("b", has("172.16.0.5")))["b"][0].elsewhere
+    now = told.lender._clock()
+    for name, prefix in lent.items():
+        await told.lender.leave("", R1, 1 if name == "a" else 7, [prefix])
+    await told.lender.leave("", R1, 0, list(lent.values()))
+    told.lender._clock = lambda: now + 601 * SECOND
+    assert told.lender.lent_to("", ip_address("172.16.0.5")) == f"{R1} c"
+    await told.lender.allocate("", R3, 2, "172.16.2.0/24", (), 4)
+    assert told.lender.lent_to("", ip_address("172.16.0.5")) == ""
+    found = told.lender.holdings.get("", ip_address("172.16.0.5"))
+    assert found
+    assert found.left
 
 
 async def test_it_outlives_the_address_plan_and_what_cannot_be_kept_is_not_so(
