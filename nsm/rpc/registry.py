@@ -313,29 +313,32 @@ async def keep_registered(
     Registers again after two thirds of what is left of it, and whenever its
     watch ends or says that it is gone; a try that fails is repeated after pauses
     that grow, but little where the registry or the manager is away: a call to nobody costs
-    little, and until it is registered again nobody finds it. on_failure is told of each, and
-    may raise to give up. At the end the endpoint is unregistered.
+    little, and until it is registered again nobody finds it. Nor do those say anything of the
+    pauses with one that is back. on_failure is told of each, and may raise to give up. At the
+    end the endpoint is unregistered.
     """
     keep = _Kept(client, endpoint, services, socket)
-    pauses = _Pauses()
+    here, away = _Pauses(LONGEST_PAUSE), _Pauses(AWAY_PAUSE)
     try:
         while True:
-            away = False
+            pauses = here
             try:
                 held = await keep.register()
+                away.again()
                 if on_registered:
                     on_registered(held)
                 began = time.monotonic()
                 due = await keep.watch(_refresh_in(held))
                 if due or time.monotonic() - began > _STEADY:
-                    pauses.again()
+                    here.again()
                 if due:
                     continue
             except NsmError as error:
-                away = isinstance(error, UnavailableError)
+                if isinstance(error, UnavailableError):
+                    pauses = away
                 if on_failure:
                     on_failure(error)
-            await asyncio.sleep(pauses.next(AWAY_PAUSE if away else LONGEST_PAUSE))
+            await asyncio.sleep(pauses.next())
     finally:
         if unregister:
             await keep.unregister()
@@ -408,11 +411,11 @@ class _Kept:
 class _Pauses:
     """Pauses that grow, with jitter: many endpoints lose one registry at the same moment."""
 
-    def __init__(self) -> None:
-        self._pause = FIRST_PAUSE
+    def __init__(self, most: float) -> None:
+        self._pause, self._most = FIRST_PAUSE, most
 
-    def next(self, most: float) -> float:
-        pause, self._pause = min(self._pause, most), min(self._pause * GROWTH, LONGEST_PAUSE)
+    def next(self) -> float:
+        pause, self._pause = self._pause, min(self._pause * GROWTH, self._most)
         return pause * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
 
     def again(self) -> None:

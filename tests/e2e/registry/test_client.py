@@ -37,6 +37,12 @@ ENDPOINT = Endpoint("nse-1", ("icmp",), {"icmp": {"app": "x"}}, "tcp://10.0.0.5:
 LIFE = 600 * SECOND
 
 
+def calling(peers: Peers, url: str) -> RegistryClient:
+    """A client that gives a handshake the time it takes where the machine is busy: nothing
+    here is about that, and a registry that is not there refuses at once."""
+    return RegistryClient(peers, url, dial_timeout=5.0)
+
+
 @pytest.fixture
 async def made(tmp_path: Path) -> AsyncIterator[Lab]:
     async with lab(tmp_path) as one:
@@ -47,7 +53,7 @@ async def made(tmp_path: Path) -> AsyncIterator[Lab]:
 async def client(made: Lab, request: pytest.FixtureRequest) -> AsyncIterator[RegistryClient]:
     await made.start()
     async with Peers(made.source("nse")) as peers:
-        yield RegistryClient(peers, made.url if request.param == "unix" else made.tcp)
+        yield calling(peers, made.url if request.param == "unix" else made.tcp)
 
 
 async def test_register_refresh_find_and_unregister(client: RegistryClient) -> None:
@@ -106,8 +112,8 @@ async def test_an_endpoint_stays_registered_through_kills_and_is_gone_at_the_end
     registered: list[Endpoint] = []
     failures: list[NsmError] = []
     async with Peers(made.source("nse")) as peers, Peers(made.source("looker")) as others:
-        looker = RegistryClient(others, made.url, dial_timeout=1.0)
-        client = RegistryClient(peers, made.url)
+        looker = calling(others, made.url)
+        client = calling(peers, made.url)
 
         async def found() -> bool:
             try:
@@ -151,15 +157,15 @@ async def test_who_keeps_an_endpoint_hears_that_its_name_is_taken_and_may_give_u
 ) -> None:
     await made.start()
     async with Peers(made.source("nse")) as peers, Peers(made.source("other")) as others:
-        await RegistryClient(others, made.url).register_endpoint(ENDPOINT)
+        await calling(others, made.url).register_endpoint(ENDPOINT)
 
         def give_up(error: NsmError) -> None:
             raise error
 
         with pytest.raises(DeniedError, match="'nse-1' belongs to spiffe://td/other"):
-            await keep_registered(RegistryClient(peers, made.url), ENDPOINT, on_failure=give_up)
+            await keep_registered(calling(peers, made.url), ENDPOINT, on_failure=give_up)
         # and did not take what is another's with it
-        assert len(await RegistryClient(peers, made.url).find_endpoints()) == 1
+        assert len(await calling(peers, made.url).find_endpoints()) == 1
 
 
 class Manager(Registrar):
@@ -204,7 +210,7 @@ async def test_an_endpoints_socket_travels_to_whoever_finds_it(tmp_path: Path, m
             Peers(made.source("nse")) as peers,
             Peers(made.source("forwarder")) as others,
         ):
-            nse = RegistryClient(peers, url)
+            nse = calling(peers, url)
             asked = replace(ENDPOINT, url=f"unix://{path}")
             held = await nse.register_endpoint(asked)
             assert held.item.url == asked.url  # mapped back
@@ -212,16 +218,14 @@ async def test_an_endpoints_socket_travels_to_whoever_finds_it(tmp_path: Path, m
             assert manager.offers.endpoints.get("nse-1") is not None
             path.unlink()  # from now on only the descriptor leads there
             with Descriptors() as fds:
-                (found,) = await RegistryClient(others, url).find_endpoints(
-                    Endpoint("nse-1"), fds=fds
-                )
+                (found,) = await calling(others, url).find_endpoints(Endpoint("nse-1"), fds=fds)
                 assert found.url == f"inode://{inode.st_dev}/{inode.st_ino}"
                 fd = fds.get(found.url)
                 assert fd is not None
                 with socket.socket(socket.AF_UNIX) as dialled:
                     dialled.connect(f"/proc/self/fd/{fd}")
                     listening.accept()[0].close()
-            (found,) = await RegistryClient(others, server.urls[1]).find_endpoints()
+            (found,) = await calling(others, server.urls[1]).find_endpoints()
             assert found.url == "tcp://m"
             with pytest.raises(InvalidError, match=r"its socket .*nse\.sock: No such file"):
                 await nse.register_endpoint(asked)
@@ -259,9 +263,9 @@ async def test_a_registration_through_a_manager_proves_itself_at_both_ends(
     url = f"unix://{tmp_path}/m.sock"
     source = made.source("m")
     async with Peers(source) as upstream, Peers(made.source("nse")) as peers:
-        forward = Forward(RegistryClient(upstream, made.tcp))
+        forward = Forward(calling(upstream, made.tcp))
         async with serve([url], handlers(forward, lifetime=LIFE), source):
-            client = RegistryClient(peers, url)
+            client = calling(peers, url)
             held = await client.register_endpoint(ENDPOINT)
             for _ in range(3):  # what came back goes with the next
                 held = await client.register_endpoint(replace(held.item, expires=None), held.path)
@@ -279,7 +283,7 @@ async def test_100_endpoints_register_at_once_over_connections_of_their_own(made
     async def one(n: int, source: Any) -> None:
         async with Peers(source) as peers:
             began = time.monotonic()
-            client = RegistryClient(peers, made.tcp, dial_timeout=5.0)
+            client = calling(peers, made.tcp)
             await client.register_endpoint(replace(ENDPOINT, name=f"nse-{n}"))
             slowest.append(time.monotonic() - began)
 
@@ -287,5 +291,5 @@ async def test_100_endpoints_register_at_once_over_connections_of_their_own(made
         for n, source in enumerate(sources):
             group.create_task(one(n, source))
     async with Peers(sources[0]) as peers:
-        assert len(await RegistryClient(peers, made.url).find_endpoints()) == 100
+        assert len(await calling(peers, made.url).find_endpoints()) == 100
     print(f"100 dials and registrations at once: slowest {max(slowest) * 1000:.0f} ms")
