@@ -48,6 +48,10 @@ class Line:
     fix: str = ""
 
 
+class Absent(str):
+    """What a step found where the wire has nothing of its kind: why not."""
+
+
 class BrokenError(Exception):
     """Where the walk ends: what is broken, and what mends it."""
 
@@ -105,8 +109,7 @@ def walk(known: Known) -> Iterator[Line]:
             except BrokenError as broken:
                 yield Line(name, False, broken.found, broken.fix)
                 return
-            is_seen = not found.startswith("(")  # else there is nothing to see
-            yield Line(name, True, found) if is_seen else Line(name, None, found[1:-1])
+            yield Line(name, None if isinstance(found, Absent) else True, found)
 
 
 def _own(name: str) -> str:
@@ -312,7 +315,7 @@ def _address(known: Known, here: _Places) -> str:
                     " again",
                 )
             found.append(str(wanted.ip))
-    return " and ".join(found) or "(the wire has none)"
+    return " and ".join(found) or Absent("the wire has none")
 
 
 def _route(known: Known, here: _Places) -> str:
@@ -334,7 +337,7 @@ def _route(known: Known, here: _Places) -> str:
                 )
             found.append(str(network))
     found = list(dict.fromkeys(found))
-    return f"{', '.join(found)} through the wire" if found else "(the wire has none)"
+    return f"{', '.join(found)} through the wire" if found else Absent("the wire has none")
 
 
 # --- the way between nodes -------------------------------------------------------------------
@@ -373,7 +376,7 @@ def _tunnel(known: Known, here: _Places) -> str:
                         f"start {known.client} again: its next request makes it anew",
                     )
         found = found or f"{kind} {own} \N{LEFT RIGHT ARROW} {far}"
-    return found or "(none: both ends are on one node)"
+    return found or Absent("none: both ends are on one node")
 
 
 def _handshake(known: Known, here: _Places) -> str:
@@ -401,7 +404,7 @@ def _handshake(known: Known, here: _Places) -> str:
                     f" {known.client} again: its next request tells both anew",
                 )
             seen = seen or f"{age:.0f} s ago"
-    return seen or "(nothing is encrypted)"
+    return seen or Absent("nothing is encrypted")
 
 
 def _greeted(known: Known, here: _Places, path: str, device: Device) -> Settings | None:
@@ -419,7 +422,7 @@ def _greeted(known: Known, here: _Places, path: str, device: Device) -> Settings
 
 def _packets(known: Known, here: _Places) -> str:
     if not known.conn.ip.dst_ip_addrs:
-        return "(the far end has no address)"
+        return Absent("the far end has no address")
     end = here.ends(known)[0]
     verdicts = [one.metrics[PROBE] for one in known.conn.segments if PROBE in one.metrics]
     far = [str(ip_interface(one).ip) for one in known.conn.ip.dst_ip_addrs]
@@ -461,7 +464,7 @@ def _dns(known: Known, here: _Places) -> str:
     configs = context.dns.configs if context and context.dns else ()
     servers = list(dict.fromkeys(server for one in configs for server in one.servers))
     if not servers:
-        return "(the wire says nothing of names)"
+        return Absent("the wire says nothing of names")
     end = here.ends(known)[0]
     for server in servers:
         with here.inside(end.path):
