@@ -22,5 +22,7 @@ def log_call(call: Call) -> None:
     if call.code == Code.OK:
         write = log.debug if call.method.startswith(_QUIET) else log.info
         write("call", **facts)
+    elif call.code == Code.CANCELLED:  # its caller wants no more of it: how a stream ends
+        log.info("call", why=call.text, **facts)
     else:
         log.warning("call", why=call.text, **facts)

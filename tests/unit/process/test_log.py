@@ -14,8 +14,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nsm.errors import Code
+from nsm.identity.spiffe import SpiffeId
 from nsm.process import log as logs
+from nsm.process.calls import log_call
 from nsm.process.forms import LogLevel
+from nsm.rpc.server import Call
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 TOKEN = jwt.encode({"sub": "spiffe://east.test/nsc", "aud": ["x"], "exp": 1}, KEY, "ES256")
@@ -147,3 +151,17 @@ def test_a_value_is_bounded(written: Start) -> None:
 @given(st.recursive(st.text() | st.binary() | st.integers() | st.none(), st.lists, max_leaves=8))
 def test_whatever_is_logged_can_be_written(value: object) -> None:
     json.dumps(logs.redacted(value)).encode()
+
+
+@pytest.mark.parametrize(
+    ("code", "level"),
+    [(Code.OK, "info"), (Code.CANCELLED, "info"), (Code.UNAVAILABLE, "warning")],
+)
+def test_a_call_its_caller_wants_no_more_of_is_no_warning(
+    written: Start, code: Code, level: str
+) -> None:
+    """Upstream's managers end a watch, and its clients a monitor stream, at every refresh."""
+    out = written()
+    caller = SpiffeId.parse("spiffe://td.test/nsc")
+    log_call(Call("/connection.MonitorConnection/MonitorConnections", caller, code, 1.0))
+    assert json.loads(out.getvalue())["level"] == level
