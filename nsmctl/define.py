@@ -24,7 +24,17 @@ from nsm.errors import InvalidError
 from nsm.model import Destination, Match, Service
 from nsm.written import known
 from nsmctl import show
-from nsmctl.asking import AGENT, MANAGER, Identity, Json, Lab, Manager, Node, asked
+from nsmctl.asking import (
+    AGENT,
+    MANAGER,
+    PATIENCE,
+    Identity,
+    Json,
+    Lab,
+    Manager,
+    Node,
+    asked,
+)
 
 if TYPE_CHECKING:
     from labs.seats import Seat
@@ -59,7 +69,7 @@ def define(
     async def ask(seat: "Seat", peers: "Peers") -> list[Service]:
         from nsm.rpc.registry import RegistryClient
 
-        client = RegistryClient(peers, seat.manager)
+        client = RegistryClient(peers, seat.manager, dial_timeout=PATIENCE)
         return [(await client.register_service(one)).item for one in wanted]
 
     made = asked(ask, lab, node, manager, identity)
