@@ -10,12 +10,14 @@ from tests.e2e.vl3.domain import Member, joined, routes, unreachable
 from tests.e2e.wires.nodes import addresses, flow
 from tests.support.wait import until, write
 
+PATIENT = {"NSM_REQUEST_TIMEOUT": "40s"}  # for a start that should take 4: ten times the bar
+
 
 def asks(place: Place, name: str) -> Member:
     """A member that gets its wire by one Request, as its manager saw it."""
     manager = place.now["two/nsmgr" if name == "m3" else "one/nsmgr"]
     since = size(manager)
-    member = place.member(name)
+    member = place.member(name, **PATIENT)
     first, *_ = place.requests(manager, name, since)  # what follows refreshes it: a lower MTU
     assert first["code"] == "OK", first
     return member
@@ -72,7 +74,9 @@ async def _all_reach(members: list[Member]) -> bool:
 
 async def test_who_come_at_once_have_one_router(place: Place) -> None:
     place.supply("one")
-    programs = [place.asks(name, "kernel://net/nsm-1", name=name) for name in ("m1", "m2")]
+    programs = [
+        place.asks(name, "kernel://net/nsm-1", name=name, **PATIENT) for name in ("m1", "m2")
+    ]
     members = [Member(one.ready(), place.space(one.name.partition("#")[0])) for one in programs]
     assert [one.router for one in members] == ["r1", "r1"]
     assert place.says("r1", "vl3 r1 ready") == 1
