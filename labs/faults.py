@@ -294,13 +294,14 @@ class Faults:
             self._end([place])
             self._note(replace(now, ended=(*now.ended, place)))
 
-    def renew(self, place: str) -> None:
-        """A workload's namespace is made again, and its processes start in it."""
+    def renew(self, *places: str) -> None:
+        """Workloads' namespaces are made again, and their processes start in them, together."""
         with self._noting() as now:
-            self._need_ended(now, place)
-            self._make([place])
-            self._note(replace(now, ended=tuple(p for p in now.ended if p != place)))
-        self._start_all(p for p in self._processes.values() if _place(p) == place)
+            for place in places:
+                self._need_ended(now, place)
+            self._make(places)
+            self._note(replace(now, ended=tuple(p for p in now.ended if p not in places)))
+        self._start_all(p for p in self._processes.values() if _place(p) in places)
 
     def _end(self, places: Sequence[str]) -> None:
         """All processes of places and all in their namespaces at once, then the namespaces."""

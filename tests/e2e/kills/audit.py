@@ -129,10 +129,13 @@ class Audit:
         """What there is besides wires now is what there may be."""
         self.base = self._besides(self.see())
 
-    def left(self, wires: Mapping[str, Wire]) -> list[str]:
+    def left(
+        self, wires: Mapping[str, Wire], waiting: Mapping[str, str] | None = None
+    ) -> list[str]:
         """What no wire explains, and what a wire lacks: a line each.
 
-        wires: by the id of each of their paths' segments.
+        wires: by the id of each of their paths' segments. waiting: of wires that are down the
+        places of clients, which keep the interface.
         """
         seen = self.see()
         besides = self._besides(seen)
@@ -145,7 +148,7 @@ class Audit:
             )
             for what in more
         ]
-        return [*found, *self._devices(seen, wires), *self._tunnels(seen)]
+        return [*found, *self._devices(seen, wires, waiting or {}), *self._tunnels(seen)]
 
     def _besides(self, seen: Seen) -> dict[str, list[str]]:
         """All that is on no wire's device, by place."""
@@ -165,7 +168,9 @@ class Audit:
             if "PERMANENT" in neighbour["state"] and neighbour["dev"] not in foreign:
                 yield f"neighbour {neighbour['dst']} on {neighbour['dev']}"
 
-    def _devices(self, seen: Seen, wires: Mapping[str, Wire]) -> Iterable[str]:
+    def _devices(
+        self, seen: Seen, wires: Mapping[str, Wire], waiting: Mapping[str, str]
+    ) -> Iterable[str]:
         """One device at each end of each wire, and no other."""
         between: list[str] = []
         ends: Counter[tuple[str, str, str]] = Counter()  # wire, place, role
@@ -177,6 +182,8 @@ class Audit:
                 ends[wire.id, place, ""] += 1
             elif mark and wire and mark.role and place in wire.nodes:
                 ends[wire.id, place, f"{mark.side} {mark.role}"] += 1
+            elif mark and waiting.get(mark.connection) == place:
+                ends["that waits", place, ""] += 1
             elif mark and place in self.lab.routers:
                 between.append(f"{place}: {name} ({alias})")
             else:
@@ -184,9 +191,11 @@ class Audit:
         for wire in {wire.id: wire for wire in wires.values()}.values():
             for place in (wire.client, wire.endpoint):
                 ends[wire.id, place, ""] += 0
-        for (id_, place, role), count in ends.items():
-            if count != 1:
-                yield f"{place}: {count} {role} devices of wire {id_}"
+        yield from (
+            f"{place}: {count} {role} devices of wire {id_}"
+            for (id_, place, role), count in ends.items()
+            if count != 1
+        )
         if len(between) > len(self.lab.routers):  # each two are joined once
             yield f"{len(between)} devices between {len(self.lab.routers)} routers: {between}"
 

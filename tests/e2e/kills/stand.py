@@ -137,6 +137,24 @@ class Stand:
                 found |= {hop["id"]: wire for hop in told["path"] if told["id"] == wire.id}
         return found
 
+    def _waiting(self) -> dict[str, str]:
+        """Where clients live whose wires are down because nobody serves them, by the paths' ids.
+
+        They keep the interface and its addresses for whoever comes back.
+        """
+        ended = faults.standing(self.paths).ended
+        found: dict[str, str] = {}
+        for client in [client for client in self.lab.clients if client not in ended]:
+            for told in state.statuses(self.paths, client):
+                if told["event"] == "down" and not self._serving(told["service"]) - {*ended}:
+                    found |= {hop["id"]: client for hop in told["path"]}
+        return found
+
+    def _serving(self, service: str) -> set[str]:
+        """Who serves a network service, dead or alive."""
+        endpoints = {one.name for one in self.lab.endpoints.values() if one.service == service}
+        return endpoints | {one.name for one in self.lab.routers.values() if one.network == service}
+
     def others(self, wire: Wire) -> list[str]:
         """Who else serves a wire's service."""
         own = self.lab.endpoints[wire.endpoint].service
@@ -291,8 +309,7 @@ class Stand:
         nodes = [n for n in faults.standing(self.paths).ended if n in self.lab.nodes]
         for node in sorted(nodes, key=lambda name: name == "near"):  # clients wait for the others
             self.faults.start_node(node)
-        for place in faults.standing(self.paths).ended:
-            self.faults.renew(place)
+        self.faults.renew(*faults.standing(self.paths).ended)
 
     def _heal(
         self,
@@ -338,7 +355,7 @@ class Stand:
         dead = [e for e in ended if self.lab.node_of(e).name not in ended]
 
         def found() -> list[str]:
-            left = self.audit.left(self._known())
+            left = self.audit.left(self._known(), self._waiting())
             if "caller" not in ended:
                 left += [f"registered: {name}" for name in self._call([]) if name in dead]
             return left
