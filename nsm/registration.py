@@ -16,6 +16,7 @@ from nsm.caller import Caller
 from nsm.errors import REFUSED, DeniedError, InvalidError
 from nsm.identity import rules, tokens
 from nsm.identity.source import Handshake
+from nsm.identity.spiffe import SpiffeId
 
 PATH = "path"  # the metadata key, of requests and of replies
 MAX_SEGMENTS = 32  # hops; interdomain's longest has five
@@ -174,6 +175,29 @@ def admit_reply(path: RegistrationPath, shown: Handshake, now: int, what: str) -
     )
     if reason:
         raise denied(f"the answer of {shown.peer_id} for {what}", reason)
+
+
+def answered(path: RegistrationPath, shown: Handshake, lifetime: int, now: int) -> RegistrationPath:
+    """The answer, at our own index, as the caller can prove it: as `nsm.policy.Tokens.answered`.
+
+    The next hop has put on our segment what we showed it, by our newest certificate. The caller
+    may have met us under the one before.
+    """
+    if not path.index < len(path.tokens):
+        return path
+    own = path.tokens[path.index]
+    if tokens.signed_by(own, shown.own.leaf):
+        return path
+    try:
+        said = tokens.claims(own)
+        audience = SpiffeId.parse(said.aud[0])
+    except (DeniedError, InvalidError, IndexError):
+        return path  # nothing of ours
+    if said.sub != str(shown.own.id):
+        return path
+    anew = tokens.issue(shown.own, audience, lifetime, peer_not_after=said.exp, now=now)
+    here = path.index
+    return replace(path, tokens=(*path.tokens[:here], anew.text, *path.tokens[here + 1 :]))
 
 
 def denied(what: str, reason: str) -> DeniedError:

@@ -124,6 +124,11 @@ class Gate:
         vouched = own.expires if caller.token_expires is None else caller.token_expires
         return Registration(caller, path, ids, min(own.expires, vouched), self._policies)
 
+    def answered(self, path: RegistrationPath, by: Registration) -> RegistrationPath:
+        """What came back over path, as its caller can prove it."""
+        shown = by.caller.handshake
+        return registration.answered(path, shown, self._lifetime, time.time_ns())
+
     @asynccontextmanager
     async def place(self, by: Registration) -> AsyncIterator[None]:
         """A place to write, of which there are only so many. Raises ExhaustedError."""
@@ -159,7 +164,7 @@ class Endpoints(NetworkServiceEndpointRegistryBase):
         asked, by = await self._entered(stream)
         async with self._gate.place(by):
             held, path = await self._store.register_endpoint(asked, by)
-        await _answer(stream, path, wire.to_pb(held))
+        await _answer(stream, self._gate.answered(path, by), wire.to_pb(held))
 
     async def Unregister(  # noqa: N802 - gRPC's name
         self, stream: "Stream[pb.NetworkServiceEndpoint, Empty]"
@@ -209,7 +214,7 @@ class Services(NetworkServiceRegistryBase):
         asked, by = await self._entered(stream)
         async with self._gate.place(by):
             held, path = await self._store.register_service(asked, by)
-        await _answer(stream, path, wire.to_pb(held))
+        await _answer(stream, self._gate.answered(path, by), wire.to_pb(held))
 
     async def Unregister(self, stream: "Stream[pb.NetworkService, Empty]") -> None:  # noqa: N802
         """Forget a service."""

@@ -185,6 +185,31 @@ def test_a_client_takes_an_answer_that_proves_itself() -> None:
     assert "endpoint 'nse'" in str(refused.value)
 
 
+def test_whoever_met_us_under_an_older_certificate_is_answered_under_that_one() -> None:
+    newer = TD.issue(M.id)
+    back = RegistrationPath((token(E, M), token(newer, R), token(R, newer)), 1)
+    with pytest.raises(DeniedError, match="not signed"):
+        registration.admit_reply(registration.leave(back), met(E, M), time.time_ns(), "nse")
+    answer = registration.answered(back, met(M, E), MINUTE, time.time_ns())
+    registration.admit_reply(registration.leave(answer), met(E, M), time.time_ns(), "nse")
+    assert tokens.claims(answer.tokens[1]).exp <= tokens.claims(back.tokens[1]).exp
+    assert registration.answered(back, met(newer, E), MINUTE, time.time_ns()) == back
+    for other in ("garbage", token(X, R)):
+        path = replace(back, tokens=(back.tokens[0], other, back.tokens[2]))
+        assert registration.answered(path, met(M, E), MINUTE, time.time_ns()) == path
+    assert registration.answered(RegistrationPath(), met(M, E), MINUTE, 0) == RegistrationPath()
+
+
+async def test_a_gate_answers_whoever_met_it_under_an_older_certificate() -> None:
+    newer = TD.issue(M.id)
+    gate = Gate(MINUTE, SERVER_POLICIES, 1 << 16, Places("m"), door=False)
+    empty = {registration.PATH: registration.write(RegistrationPath())}
+    by = gate.enter(Caller(met(M, E), token(E, M), metadata=empty), "nse")
+    back = replace(by.path, tokens=(by.path.tokens[0], token(newer, R), token(R, newer)))
+    answer = gate.answered(back, by)
+    registration.admit_reply(registration.leave(answer), met(E, M), time.time_ns(), "nse")
+
+
 def test_the_json_is_compact_because_headers_are_bounded() -> None:
     path = RegistrationPath(tuple("x" * 700 for _ in range(8)), 3)
     text = registration.write(path)
