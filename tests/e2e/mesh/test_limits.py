@@ -70,7 +70,7 @@ async def test_a_client_that_floods_is_refused_with_a_sentence_and_the_others_ar
         quiet = fds(mesh)
         alice.have("flood", url="kernel://picky", count=FLOOD)
         await until(
-            lambda: len(alice.have("refused")["refused"]) == FLOOD - TAKEN,
+            lambda: len(alice.have("refused")["refused"]) >= FLOOD - TAKEN,
             "what is too much of a flood to be refused",
             bar=1.0,
         )
