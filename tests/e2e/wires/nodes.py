@@ -33,7 +33,7 @@ from tests.support.wait import until
 
 ROOT = Path(__file__).parents[3]
 ANYWHERE = 61_999  # a group that has an identity in whatever namespace it is
-READY = 20.0  # seconds
+READY = 40.0  # seconds: ten times what a member that has a router started should take
 MESH = (Stage.ISSUER, Stage.REGISTRY, Stage.MANAGER, Stage.FORWARDER, Stage.ENDPOINT)
 
 
