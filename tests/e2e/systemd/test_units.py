@@ -192,7 +192,8 @@ def test_a_loop_that_hangs_is_ended_says_where_and_is_started_again(machines, wi
         lives = int(east.show(unit, "NRestarts"))
         with no_packet_lost(east):
             east.kill(unit, signal.SIGSTOP)
-            wait(lambda: int(east.show(unit, "NRestarts")) == lives + 1, "the watchdog", bar=3)
+            # more than one life, where a busy machine gives the next one no turn in a second either
+            wait(lambda: int(east.show(unit, "NRestarts")) > lives, "the watchdog", bar=3)
             wait(lambda: east.active(unit), f"{unit} active again", bar=2)
     assert "Watchdog timeout (limit 1s)!" in east.journal(unit)
     assert "Fatal Python error: Aborted" in east.journal(unit)
