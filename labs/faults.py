@@ -180,8 +180,10 @@ class Faults:
 
     def _has_ended(self, name: str, mark: Mark) -> bool:
         """Gone, and its end written down: then it may be started again."""
-        if mark.alive or name in self._on_demand:
-            return not mark.alive
+        if mark.alive:
+            return False
+        if name in self._on_demand:
+            return True
         born = state.born(self._paths)[name]
         return born.mark != mark or born.ended is not None
 
