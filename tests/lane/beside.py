@@ -58,11 +58,17 @@ WATCHED = """\
 ) & )
 exec "${@:2}"
 """
-# A pytest here has a network of its own, and empty folders of its own where labs leave traces.
+# A pytest here has a network of its own, and empty folders of its own where labs leave traces. $1:
+# for a copy of /etc, because a mount on /etc/netns ends when somebody outside removes that folder.
 APART = """\
-mount --make-rprivate / && mkdir -p /etc/netns
-mount -t tmpfs tmpfs /etc/netns && mount -t tmpfs tmpfs /run
+mount --make-rprivate /
+mkdir "$1"
+tar -C /etc --exclude=./netns -c . | tar -C "$1" -x
+mkdir "$1/netns"
+mount --bind "$1" /etc
+mount -t tmpfs tmpfs /run
 ip link set lo up
+shift
 exec "$@"
 """
 NICE = 5  # the host's tests go first, where the scheduler does not share by session
@@ -258,7 +264,7 @@ class Here:
             out = stack.enter_context(self._output.open("wb"))
             self._process = subprocess.Popen(
                 [
-                    *("unshare", "--mount", "--net", "sh", "-e", "-c", APART, "sh"),
+                    *("unshare", "--mount", "--net", "sh", "-e", "-c", APART, "sh", f"{share}/etc"),
                     *order["command"],
                     f"@{share}/tests",
                 ],

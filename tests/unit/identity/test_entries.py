@@ -150,7 +150,7 @@ def test_a_file_that_is_not_there_or_has_no_end_is_named(tmp_path: Path) -> None
     [
         "uid: 1000",
         "gid: 100",
-        f'netns: "net:[{NETNS.st_ino}]"',
+        pytest.param(f'netns: "net:[{NETNS.st_ino}]"', id="the same in every run"),
         "netns: /proc/self/ns/net",
         "cgroup: /system.slice",
         "cgroup: /system.slice/x.service",
