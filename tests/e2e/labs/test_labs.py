@@ -110,6 +110,13 @@ def ip(*words: str) -> list[dict[str, Any]]:
     return json.loads(done.stdout or "[]")
 
 
+def interfaces(namespace: str) -> set[str]:
+    """Of a namespace whose name may be there a moment sooner or later than itself: none then."""
+    command = ["ip", "-j", "-n", namespace, "link"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return {d["ifname"] for d in json.loads(done.stdout or "[]")}
+
+
 def pings(namespace: str, address: str, mtu: int) -> bool:
     """Whether stock ping, in one piece of exactly so many bytes, is answered three times."""
     payload = mtu - (48 if ":" in address else 28)
@@ -337,7 +344,7 @@ async def test_two_labs_of_one_file_run_at_once():
     def wires() -> list[str]:
         """What `ip` finds of both at one moment: the client's interface of each."""
         found = [d["name"] for d in ip("netns") if d["name"] in {f"{name}-app" for name in both}]
-        return [name for name in found if "nsm-1" in {d["ifname"] for d in ip("-n", name, "link")}]
+        return [name for name in found if "nsm-1" in interfaces(name)]
 
     await until(lambda: len(wires()) == 2, "both labs have their wire", bar=5.0)
     assert all(run.poll() is None for run in running)

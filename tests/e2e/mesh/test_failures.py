@@ -83,7 +83,8 @@ def test_a_node_without_a_forwarder_says_so(without_forwarder, mesh):
 
 def test_a_manager_that_no_forwarder_ever_met_says_so(mesh, tmp_path):
     door = f"unix://{tmp_path}/nsm.io.sock"
-    lonely = Started(mesh, "nsmgr", "node-3/nsmgr", NSM_NAME="lonely", NSM_LISTEN_ON=door)
+    own = {"NSM_NAME": "lonely", "NSM_LISTEN_ON": door, "NSM_STORE": ""}
+    lonely = Started(mesh, "nsmgr", "node-3/nsmgr", **own)
     try:
         lonely.says("ready")
         answer = mesh.askers["carol"].ask("connect", url="kernel://echo/nsm-1", manager=door)
