@@ -288,7 +288,10 @@ async def test_expiry_goes_on_when_the_store_does_not() -> None:
         await until(lambda: Gone(Endpoint, "nse-2") in broken.kept, "the second to end", bar=0.1)
 
 
-async def test_a_clock_that_is_set_back_lengthens_no_registration() -> None:
+async def test_a_clock_that_is_set_back_lengthens_no_registration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("nsm.registrar._LOOK", 0.1)  # seconds until it sees that, at most
     back = 0
     registrar = Registrar(Offers(), period=SECOND // 5, clock=lambda: time.time_ns() - back)
     async with running(registrar):
