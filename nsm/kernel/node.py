@@ -68,6 +68,7 @@ _LOOPBACK = 1  # the number of every namespace's
 _CHUNK = 24  # answers that surely fit into a socket's buffer
 _ANEW, _SLOWER = 0.25, 1.4  # seconds until a handshake is begun anew; each next time longer
 _DRAIN, _DRAINS = 0.05, 10  # seconds between looks whether answers still come, and how many
+_QUIET = 4  # looks in a row that find none: a busy endpoint's or wireguard-go's may take as long
 _GLANCE, _LONGEST_GLANCE = 0.0005, 0.02  # seconds between looks whether it was answered
 
 
@@ -298,10 +299,11 @@ class Kernel:
     async def drained(self, connection: str, leg: str) -> None:
         """Return when nothing arrives any more over that wire of a client's, or soon enough."""
         _, place = self._hints.get(connection, {}).get(("src", "", leg), (None, None))
-        before = -1
+        before, quiet = -1, 0
         for _ in range(_DRAINS):
             (seen,) = await self.counters([place]) if place else (None,)
-            if seen is None or seen.rx_packets == before:
+            quiet = quiet + 1 if seen and seen.rx_packets == before else 0
+            if seen is None or quiet == _QUIET:
                 return
             before = seen.rx_packets
             await asyncio.sleep(_DRAIN)
