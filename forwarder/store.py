@@ -125,60 +125,40 @@ _Key = str | Way  # a connection's id, or a node
 _Change = Lease | _Begun | _Answers | None  # None: forgotten
 
 
-class Store:
+class Store(store.Writer[_Key, _Change]):
     """Keeps leases in the order they change; with no file (`""`) it keeps nothing."""
 
     def __init__(
         self, path: str, connection: sqlite3.Connection | None, thread: ThreadPoolExecutor
     ) -> None:
+        super().__init__(connection, thread, _commit, self._trouble_changed)
         self.begun: frozenset[str] = frozenset()
         """Connections that an earlier life was making when it ended."""
         self.answered: frozenset[Way] = frozenset()
         """Nodes that answered echoes in an earlier life."""
         self._path = path
-        self._writer: store.Writer[_Key, _Change] = store.Writer(
-            connection, thread, _commit, self._said
-        )
-
-    @property
-    def transactions(self) -> int:
-        """How many there were."""
-        return self._writer.transactions
-
-    @property
-    def trouble(self) -> str:
-        """Why what is kept is not written now; empty if it is."""
-        return self._writer.trouble
 
     def begin(self, id_: str) -> None:
         """Have it written that this connection is being made."""
-        self._writer.change(id_, _BEGUN)
+        self.change(id_, _BEGUN)
 
     def keep(self, lease: Lease) -> None:
         """Have it written, instead of what was kept of that connection."""
-        self._writer.change(lease.id, lease)
+        self.change(lease.id, lease)
 
     def drop(self, id_: str) -> None:
         """Have it forgotten."""
-        self._writer.change(id_, None)
+        self.change(id_, None)
 
     def answers(self, way: Way) -> None:
         """Have it written that this node answers echoes."""
-        self._writer.change(way, _ANSWERS)
+        self.change(way, _ANSWERS)
 
     def left(self, way: Way) -> None:
         """Have that forgotten: no wire comes from there any more."""
-        self._writer.change(way, None)
+        self.change(way, None)
 
-    async def flushed(self) -> None:
-        """Wait until all is written, or cannot be."""
-        await self._writer.flushed()
-
-    def close(self) -> None:
-        """Try nothing again any more."""
-        self._writer.close()
-
-    def _said(self, trouble: str) -> None:
+    def _trouble_changed(self, trouble: str) -> None:
         if trouble:
             log.error(
                 "leases are not kept now: a restart adopts wires when they are refreshed",

@@ -102,42 +102,32 @@ _Key = tuple[str, str]  # a table, and what its rows are called by
 _Change = Carried | Registered | None  # None: forgotten
 
 
-class Store:
+class Store(store.Writer[_Key, _Change]):
     """Keeps what changes, a moment later; with no file (`""`) it keeps nothing."""
 
     def __init__(
         self, path: str, connection: sqlite3.Connection | None, thread: ThreadPoolExecutor
     ) -> None:
+        super().__init__(connection, thread, _commit, self._trouble_changed)
         self._path = path
-        self._writer: store.Writer[_Key, _Change] = store.Writer(
-            connection, thread, _commit, self._said
-        )
 
     def carries(self, one: Carried) -> None:
         """Have it written, instead of what was kept of that connection."""
-        self._writer.change(("connections", one.id), one)
+        self.change(("connections", one.id), one)
 
     def lost(self, id_: str) -> None:
         """Have a connection forgotten."""
-        self._writer.change(("connections", id_), None)
+        self.change(("connections", id_), None)
 
     def registers(self, one: Registered) -> None:
         """Have it written, instead of what was kept of that endpoint."""
-        self._writer.change(("registrations", one.endpoint.name), one)
+        self.change(("registrations", one.endpoint.name), one)
 
     def unregistered(self, name: str) -> None:
         """Have an endpoint forgotten."""
-        self._writer.change(("registrations", name), None)
+        self.change(("registrations", name), None)
 
-    async def flushed(self) -> None:
-        """Wait until all is written, or cannot be."""
-        await self._writer.flushed()
-
-    def close(self) -> None:
-        """Try nothing again any more."""
-        self._writer.close()
-
-    def _said(self, trouble: str) -> None:
+    def _trouble_changed(self, trouble: str) -> None:
         if trouble:
             log.error(
                 "the manager's store is not written now",

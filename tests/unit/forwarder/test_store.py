@@ -145,15 +145,15 @@ async def test_a_disk_that_is_full_is_said_once_and_what_waits_is_written_when_i
     async with open_store(str(path)) as (store, _):
         store.keep(LEASE)
         await store.flushed()
-        (pages,) = store._writer._connection.execute("PRAGMA page_count").fetchone()
-        store._writer._connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLITE_FULL beyond
+        (pages,) = store._connection.execute("PRAGMA page_count").fetchone()
+        store._connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLITE_FULL beyond
         with structlog.testing.capture_logs() as logs:
             for number in range(200):
                 store.keep(replace(LEASE, id=f"d{number}"))
             await until(lambda: store.trouble, "the store's trouble", bar=0.5, record=False)
             store.drop("d7")
-            store._writer._connection.execute("PRAGMA max_page_count = 1000000")
-            store._writer._write()
+            store._connection.execute("PRAGMA max_page_count = 1000000")
+            store._write()
             await until(lambda: not store.trouble, "its end", bar=0.5, record=False)
             await store.flushed()
     assert [one["log_level"] for one in logs] == ["error", "warning"]
