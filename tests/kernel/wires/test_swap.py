@@ -146,14 +146,28 @@ def ways(wire: LocalWire) -> LocalWire:
     return replace(wire, src=src)
 
 
+async def going_over(
+    kernel: Kernel,
+    client: Space,
+    server: Space,
+    other: Space,
+    dress: Callable[[LocalWire], LocalWire] = lambda wire: wire,
+    name: str = "",
+) -> tuple[LocalWire, LocalWire]:
+    """A wire that stands, and the one to an endpoint in other that is to take its place; name is
+    that endpoint's device's, where it is another than it was."""
+    old = dress(await local_wire(kernel, client, server))
+    there = await kernel.namespace(path=other.path, name="other")
+    dst = replace(old.dst, namespace=there, name=name or old.dst.name)
+    await stand(kernel, old)
+    return old, replace(old, dst=dst, leg=LEG)
+
+
 async def test_a_client_goes_from_one_endpoint_of_its_node_to_another(
     kernel: Kernel, client: Space, server: Space, make_space: Callable[[str], Space]
 ) -> None:
     other = make_space("other")
-    old = ways(await local_wire(kernel, client, server))
-    there = await kernel.namespace(path=other.path, name="other")
-    new = replace(old, dst=replace(old.dst, namespace=there, name="nsm-7"), leg=LEG)
-    await stand(kernel, old)
+    old, new = await going_over(kernel, client, server, other, ways, name="nsm-7")
     client.do("route", "add", "10.200.0.0/16", "via", "10.77.0.9", "dev", "nsm-1")  # its own
     before = settled(client)
     with (
@@ -235,10 +249,7 @@ async def test_what_fails_on_the_way_is_taken_back(
     when: str,
 ) -> None:
     other = make_space("other")
-    old = ways(await local_wire(kernel, client, server))
-    there = await kernel.namespace(path=other.path, name="other")
-    new = replace(old, dst=replace(old.dst, namespace=there), leg=LEG)
-    await stand(kernel, old)
+    old, new = await going_over(kernel, client, server, other, ways)
     client.do("route", "add", "10.200.0.0/16", "via", "10.77.0.9", "dev", "nsm-1")  # its own
     before = settled(client, server, other)
 
@@ -269,10 +280,7 @@ async def test_what_was_sent_over_a_wire_that_is_taken_back_is_answered_first(
     kernel: Kernel, client: Space, server: Space, make_space: Callable[[str], Space]
 ) -> None:
     other = make_space("other")
-    old = await local_wire(kernel, client, server)
-    there = await kernel.namespace(path=other.path, name="other")
-    new = replace(old, dst=replace(old.dst, namespace=there), leg=LEG)
-    await stand(kernel, old)
+    old, new = await going_over(kernel, client, server, other)
 
     async def failing() -> None:
         async with Undo() as undo:
@@ -305,10 +313,7 @@ async def test_a_kernel_that_renames_no_device_that_is_up_has_it_down_for_that_m
 ) -> None:
     """As before Linux 6.2. What may be lost there is what comes while the new device is down."""
     other = make_space("other")
-    old = await local_wire(kernel, client, server)
-    there = await kernel.namespace(path=other.path, name="other")
-    new = replace(old, dst=replace(old.dst, namespace=there), leg=LEG)
-    await stand(kernel, old)
+    old, new = await going_over(kernel, client, server, other)
     do, refused = Socket.do, []
 
     def older(self: Socket, batch: list[bytearray]) -> list[Refusal | None]:
@@ -363,10 +368,7 @@ async def test_after_a_kill_the_next_life_keeps_what_is_in_use_and_takes_the_oth
     kernel: Kernel, client: Space, server: Space, make_space: Callable[[str], Space], placed: bool
 ) -> None:
     other = make_space("other")
-    old = await local_wire(kernel, client, server)
-    there = await kernel.namespace(path=other.path, name="other")
-    new = replace(old, dst=replace(old.dst, namespace=there), leg=LEG)
-    await stand(kernel, old)
+    old, new = await going_over(kernel, client, server, other)
     undo = Undo()  # of which nobody hears any more
     await kernel.ensure(swap.beside(new), undo)
     if placed:

@@ -301,6 +301,11 @@ async def test_wires_exclude_one_anothers_addresses_unless_they_are_of_one_group
 # --- what an earlier life left
 
 
+def elsewhere(conn):
+    """The same in another network namespace."""
+    return replace(conn, mechanism=conn.mechanism.with_(inodeURL="inode://4/1"))
+
+
 async def leave_behind(authority, door, url="kernel://echo/nsm-1", id_="app-0"):
     """A wire whose client died without a word; returns its connection."""
     async with Asking(authority, door).client as client, client.connect(url, id_=id_) as wire:
@@ -339,8 +344,7 @@ async def test_one_in_another_namespace_is_left_alone(authority, door):
     async with managed(authority, door) as (manager, _):
         await leave_behind(authority, door)
         (held,) = manager._hop.connections.established()
-        elsewhere = held.made.mechanism.with_(inodeURL="inode://4/1")
-        held.made = replace(held.made, mechanism=elsewhere)
+        held.made = elsewhere(held.made)
         async with (
             Asking(authority, door).client as client,
             client.connect("kernel://echo/nsm-2", id_="app-0"),
@@ -364,8 +368,7 @@ async def test_beside_one_that_died_with_its_namespace_the_living_one_is_taken_o
             segments = (replace(held.made.segments[0], id="app-0"), held.made.segments[1])
             held.made = replace(held.made, path=replace(held.made.path, segments=segments))
             if held.id == old.segments[1].id:
-                elsewhere = held.made.mechanism.with_(inodeURL="inode://4/1")
-                held.made = replace(held.made, mechanism=elsewhere, state=State.DOWN)
+                held.made = replace(elsewhere(held.made), state=State.DOWN)
         async with (
             Asking(authority, door).client as client,
             client.connect("kernel://echo", id_="app-0") as wire,
@@ -380,8 +383,7 @@ async def test_the_end_of_a_dead_one_with_the_same_id_is_no_wire_s_end(authority
     async with managed(authority, door) as (manager, seen):
         await leave_behind(authority, door)
         (dead,) = manager._hop.connections.established()
-        elsewhere = dead.made.mechanism.with_(inodeURL="inode://4/1")
-        dead.made = replace(dead.made, mechanism=elsewhere)
+        dead.made = elsewhere(dead.made)
         async with (
             asking.client as client,
             client.connect("kernel://echo/nsm-2", id_="app-0") as wire,
