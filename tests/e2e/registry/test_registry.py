@@ -255,7 +255,8 @@ async def test_kill_9_loses_no_registration_and_no_owner(made: Lab) -> None:
         await nse.unregister(endpoint("nse-9"))
         await nse.register(Service(name="icmp", payload="ETHERNET"))
         assert await made.stop(signal.SIGKILL) == -signal.SIGKILL
-    await asyncio.sleep(2.1)  # everything would have ended meanwhile
+    ended = time.monotonic() + 2.1  # everything would have
+    await until(lambda: time.monotonic() > ended, "that", bar=2.1, record=False)
     await made.start(NSM_STORE=store, NSM_EXPIRE_PERIOD="2s")
     assert "holds 199 endpoints, 1 services" in made.line
     async with made.stock("nse") as nse, made.stock("other") as other:

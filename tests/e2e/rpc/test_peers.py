@@ -112,17 +112,15 @@ async def test_accepted_connections_keep_the_certificate_they_showed(listen: str
 
 
 async def test_half_of_the_peers_remaining_life_opens_a_new_connection(listen: str) -> None:
-    short = source(A.svid("/s", life=timedelta(seconds=63), age=timedelta(seconds=60)), A)
+    short = source(A.svid("/s", life=timedelta(seconds=66), age=timedelta(seconds=60)), A)
     async with (
         serve([listen], [Echo()], short) as server,
         Peers(A.source("/c")) as peers,
         peers.link(server.urls[0]) as link,
     ):
         assert not link.outdated
-        start = time.monotonic()
-        async with asyncio.timeout(5):
-            await link.outdating()
-        assert time.monotonic() - start < 2
+        await link.outdating()
+        assert time.time() < short.identity.svid.leaf.not_valid_after_utc.timestamp() - 1
 
 
 async def test_a_server_that_went_away_and_came_back_is_reached_by_the_next_link(
