@@ -34,7 +34,7 @@ from nsm.model import SECOND
 from nsm.rpc import addresses
 from nsm.rpc.fds import CallFds, connect, key_of
 from nsm.rpc.grpclib_private import ClientHttp2, Limits, LinkChannel
-from nsm.rpc.sockets import Silence, watch_for_death
+from nsm.rpc.sockets import LOOK, Silence, watch_for_death
 from nsm.rpc.status import error_of, status_of
 from nsm.rpc.tls import Contexts, secured, unproven
 
@@ -47,7 +47,6 @@ _REMEMBERED = 4096  # places whose peer keeps descriptors
 _OWN_FD = re.compile(r"/proc/self/fd/([0-9]+)", re.ASCII)
 _SHORTEST = 1.0  # seconds a connection is used at least, however soon its peer's certificate ends
 _SHUTDOWN = 1.0  # seconds a TLS goodbye may take
-_LOOK = 0.25  # seconds between looks whether machines acknowledge what they are sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,15 +366,12 @@ class Peers:
         Who waits for an answer over one would wait for its whole deadline.
         """
         while True:
-            began = time.monotonic()
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(LOOK)
             now = time.monotonic()
             for connection in self._all():
                 if connection.silence is None or not connection.links:
                     continue
-                if now - began > 2 * _LOOK:
-                    connection.silence.anew()  # it is we who did not run
-                elif (silent := connection.silence.lasts(now)) > connection.silence.bearable:
+                if (silent := connection.silence.lasts(now)) > connection.silence.bearable:
                     log.warning(
                         "%s: its machine acknowledges nothing for %.1f s; the connection is given"
                         " up",

@@ -12,6 +12,7 @@ import struct
 IDLE = 2  # seconds of silence before the kernel probes
 INTERVAL = 2  # seconds between probes
 UNACKNOWLEDGED = 20_000  # milliseconds that sent bytes or probes may stay unanswered
+LOOK = 0.25  # seconds between looks whether machines acknowledge what they are sent
 _LEAST_PAUSE = 0.2  # seconds until TCP says again what is not acknowledged, at least
 _DELAYED = 0.1  # seconds an acknowledgement may be held back
 
@@ -33,13 +34,20 @@ class Silence:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._since = 0.0
+        self._since = self._looked = 0.0
         self.bearable = 0.0
         """For how many seconds it may last, as of the last look: until what was sent four times
         could be acknowledged. On a line that loses and is long that is longer."""
 
     def lasts(self, now: float) -> float:
-        """For how many seconds, as far as was looked; 0.0 if nothing is unacknowledged."""
+        """For how many seconds, as far as was looked; 0.0 if nothing is unacknowledged.
+
+        Whoever did not look for a while, because nobody waits for this peer or because we did not
+        run, knows nothing of then: it counts from now on.
+        """
+        if now - self._looked > 2 * LOOK:
+            self._since = 0.0
+        self._looked = now
         try:
             facts = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 76)
         except OSError:
@@ -55,7 +63,3 @@ class Silence:
             return 0.0
         self._since = max(self._since or now, now - heard_before / 1000)
         return now - self._since
-
-    def anew(self) -> None:
-        """Nobody looked for a while."""
-        self._since = 0.0

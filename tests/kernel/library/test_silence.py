@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+import time
 from pathlib import Path
 
 from tests.support.spaces import space
@@ -21,8 +22,11 @@ from nsm.rpc.sockets import Silence
 end = socket.create_connection(("10.9.0.2", 5000))
 silence = Silence(end)
 for order in sys.stdin:
-    if order == "send\\n":
+    if order != "look\\n":
         end.send(b"are you there")
+    if order == "only send\\n":
+        print("0.0 sent", flush=True)
+        continue
     print(silence.lasts(time.monotonic()), silence.bearable, flush=True)
 """
 GIVES_UP = """
@@ -116,6 +120,40 @@ async def test_a_gone_machine_acknowledges_nothing_and_a_hanging_process_does():
         await until(long, "a second without an acknowledgement", bar=1.3, record=False)
         far.do("link", "set", "w0", "up")
         await until(acknowledged, "it to be there again", bar=2)
+        for one in (asking, hanging):
+            one.stdin.close()
+            await asyncio.wait_for(one.wait(), 5)
+
+
+async def test_silence_that_nobody_looked_at_is_none():
+    """Between two calls nobody does, and what was under way at the last look has arrived since."""
+    with space("here") as here, space("far") as far:
+        joined(here, far)
+        hanging = await child(far, HANGS)
+        assert await hanging.stdout.readline() == b"listens\n"
+        asking = await child(here, ASKS)
+
+        async def lasts(order: str) -> float:
+            asking.stdin.write(f"{order}\n".encode())
+            return float((await asyncio.wait_for(asking.stdout.readline(), 5)).split()[0])
+
+        def acknowledged() -> bool:
+            return "unacked" not in here.run("ss", "-Htin", "dst", "10.9.0.2").stdout
+
+        async def sent_in_vain() -> None:
+            far.do("link", "set", "w0", "down")
+            await lasts("only send")
+            await until(lambda: not acknowledged(), "it to be said again", bar=1, record=False)
+
+        assert await lasts("look") == 0.0
+        await sent_in_vain()
+        await lasts("look")
+        far.do("link", "set", "w0", "up")
+        await until(acknowledged, "what was sent to arrive", bar=1)
+        idle = time.monotonic() + 1.0
+        await until(lambda: time.monotonic() > idle, "a while", bar=1, record=False)
+        await sent_in_vain()
+        assert await lasts("look") < 1.0
         for one in (asking, hanging):
             one.stdin.close()
             await asyncio.wait_for(one.wait(), 5)
