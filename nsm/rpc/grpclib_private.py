@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import TracebackType
 from typing import Any, Protocol
 
 import grpclib.client
@@ -29,6 +30,7 @@ from grpclib.exceptions import GRPCError
 from grpclib.metadata import decode_bin_value, encode_grpc_message
 from grpclib.protocol import Connection, EventsProcessor, H2Protocol
 from grpclib.protocol import Stream as H2Stream
+from grpclib.utils import DeadlineWrapper, Wrapper
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
@@ -532,6 +534,52 @@ class ClientHttp2(Http2):
 
 def _nothing() -> None:
     pass
+
+
+class Waiting(Wrapper):
+    """What a call of ours waits in. grpclib cancels the task there when the connection ends, and
+    raises something else in it: here the task counts as cancelled no more after that, and one
+    that somebody else cancelled at the same moment is told so, or it would never end.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before: dict[asyncio.Task[Any], int] = {}
+        self._ours: dict[asyncio.Task[Any], int] = {}
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        for task in self._tasks - self._before.keys():
+            self._before[task], self._ours[task] = task.cancelling(), 0
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        for _ in range(self._ours.pop(task, 0)):
+            task.uncancel()
+        others = task.cancelling() - self._before.pop(task, 0)
+        if kind is asyncio.CancelledError and others > 0:
+            self._tasks.discard(task)
+            return
+        super().__exit__(kind, error, trace)
+
+    def cancel(self, error: Exception) -> None:
+        for task in self._tasks:
+            self._ours[task] += 1
+        super().cancel(error)
+
+
+class WaitingInTime(Waiting, DeadlineWrapper):
+    """The same, with a deadline."""
+
+
+# Its streams make theirs by these names.
+vars(grpclib.client).update(Wrapper=Waiting, DeadlineWrapper=WaitingInTime)
 
 
 class LinkChannel(grpclib.client.Channel):

@@ -143,17 +143,11 @@ class Link:
     @contextmanager
     def errors(self) -> Iterator[None]:
         """What calls raise leaves this block as an NsmError that names the URL."""
-        task = asyncio.current_task()
-        before = task.cancelling() if task else 0
         try:
             yield
         except NsmError:
             raise
         except Exception as error:
-            # grpclib cancels whoever waits for a call whose connection ends, and then raises
-            # something else; a task that still counts as cancelled would answer nobody.
-            while task and task.cancelling() > before:
-                task.uncancel()
             protocol = self._connection.protocol
             if protocol.lost and protocol.refused:
                 raise protocol.refused from error

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -559,3 +560,36 @@ async def test_whoever_asked_is_answered_where_the_connection_further_on_ends(li
             await until(calling.done, "an answer", bar=0.5)
             with pytest.raises(UnavailableError, match="was cut off"):
                 await calling
+
+
+@pytest.mark.parametrize("first", ["the connection", "the task"])
+async def test_a_task_that_is_cancelled_as_its_connection_ends_is_cancelled(
+    listen: str, first: str
+) -> None:
+    """Who tries again and again would otherwise outlive whoever ended it."""
+    asked = asyncio.Event()
+
+    async def hang(*_: Any) -> Any:
+        asked.set()
+        await asyncio.Event().wait()
+
+    async with (
+        serve([listen], [Echo(hang)], A.source("/s")) as server,
+        Peers(A.source("/c")) as peers,
+        peers.link(server.urls[0]) as link,
+    ):
+
+        async def again_and_again() -> None:
+            while True:
+                with suppress(UnavailableError):
+                    await call(link)
+                await asyncio.sleep(0)
+
+        calling = asyncio.create_task(again_and_again())
+        await asked.wait()
+        ends = [lambda: link._connection.protocol.connection_lost(None), calling.cancel]
+        for end in ends if first == "the connection" else reversed(ends):
+            end()
+        await until(calling.done, "its end", bar=0.1, record=False)
+        assert calling.cancelled()
+        assert calling.cancelling() == 1, "by whoever cancelled it"

@@ -266,7 +266,7 @@ async def test_a_handler_that_fails_at_its_deadline_has_no_defect(
         except asyncio.CancelledError:
             task = asyncio.current_task()
             while taken and task and task.cancelling():
-                task.uncancel()  # as `Link.errors` does
+                task.uncancel()  # it takes that end for one of its own
             raise DeadlineError("not there in time") from None
 
     async with served(listen, Echo(too_late), on_call=lines.append) as (_, channel):
