@@ -118,13 +118,13 @@ def interfaces(namespace: str) -> set[str]:
 
 
 def pings(namespace: str, address: str, mtu: int) -> bool:
-    """Whether stock ping, in one piece of exactly so many bytes, is answered three times."""
+    """Whether stock ping, in one piece of exactly so many bytes, is answered."""
     payload = mtu - (48 if ":" in address else 28)
-    words = ["ping", "-c", "3", "-i", "0.05", "-W", "1", "-M", "do", "-s", str(payload), address]
+    words = ["ping", "-c", "1", "-W", "5", "-M", "do", "-s", str(payload), address]
     done = subprocess.run(
         ["ip", "netns", "exec", namespace, *words], capture_output=True, text=True, check=False
     )
-    return done.returncode == 0 and " 0% packet loss" in done.stdout
+    return done.returncode == 0
 
 
 @pytest.mark.parametrize("file", [LATER("one-node"), LATER("two-nodes"), "interdomain"])

@@ -12,6 +12,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
@@ -28,6 +29,7 @@ from labs.processes import MODULES, Process, Stage
 from nsm.kernel.namespaces import delete_named, list_named
 from nsm.names import resolvconf
 from tests.support.leaks import changed
+from tests.support.pings import counted
 from tests.support.spaces import Space
 from tests.support.wait import until
 
@@ -456,7 +458,7 @@ def _least(one: Held, other: Held) -> Held:
 
 @dataclass
 class Flow:
-    """Echoes at a steady pace; sent and received are known at the end."""
+    """Echoes at a steady pace; sent and received are known at the end (`pings.counted`)."""
 
     sent: int = 0
     received: int = 0
@@ -465,18 +467,15 @@ class Flow:
 @contextlib.contextmanager
 def flow(space: Space, address: str, interval: float = 0.02) -> Iterator[Flow]:
     """Ping an address 50 times a second for the block."""
-    command = ["ping", "-n", "-q", f"-i{interval}", "-w100", address]
+    command = ["ping", "-n", f"-i{interval}", "-w100", address]
     counts = Flow()
-    pinging = subprocess.Popen(
-        ["ip", "netns", "exec", space.name, *command], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        yield counts
-        assert pinging.poll() is None, "the block took longer than it was watched"
-    finally:
-        pinging.send_signal(signal.SIGINT)
-        said, _ = pinging.communicate(timeout=10)
-        for line in said.splitlines():
-            if "packets transmitted" in line:
-                words = line.split()
-                counts.sent, counts.received = int(words[0]), int(words[3])
+    with tempfile.TemporaryFile("w+") as said:  # a pipe that nobody reads would stop it
+        pinging = subprocess.Popen(["ip", "netns", "exec", space.name, *command], stdout=said)
+        try:
+            yield counts
+            assert pinging.poll() is None, "the block took longer than it was watched"
+        finally:
+            pinging.send_signal(signal.SIGINT)
+            pinging.wait(10)
+            said.seek(0)
+            counts.sent, counts.received = counted(said.read())

@@ -101,7 +101,7 @@ async def test_edited_rules_move_a_client_from_endpoint_to_endpoint_and_no_packe
                 bar=1,
             )
             assert link(client, "nsm-1")["linkinfo"]["info_kind"] == kind
-            assert client.links() == {"nsm-1"}
+            await until(lambda: client.links() == {"nsm-1"}, "nothing but the wire", bar=1)
             assert addresses(client, "nsm-1") == own
             before = name
     assert echoes.received == echoes.sent > 200, (echoes.sent, echoes.received)

@@ -158,13 +158,13 @@ async def test_a_full_packet_passes_in_one_piece_and_one_byte_more_is_refused(wi
         (address,) = (a for a in addresses_there if ipaddress.ip_address(a).version == inner)
         with capture(wire.lan, wire.port) as cable:
             full = source.run(
-                "ping", "-n", "-c3", "-i0.01", "-W2", "-M", "do", "-s", str(mtu - headers), address
+                "ping", "-n", "-c1", "-W5", "-M", "do", "-s", str(mtu - headers), address
             )
-            assert " 0% packet loss" in full.stdout, full.stdout
+            assert full.returncode == 0, full.stdout
             seen = [p for p in cable.packets() if VXLAN in p or _in_pieces(p)]
             assert not any(map(_in_pieces, seen))
             lengths = [len(p) - ETHERNET for p in seen]
-            assert lengths.count(max(lengths)) >= 6  # three there, three back
+            assert lengths.count(max(lengths)) >= 2  # one there, one back
             assert max(lengths) == mtu + VXLAN_HEADERS[wire.of] <= CABLE
             more = source.run(
                 "ping", "-n", "-c1", "-W0.1", "-M", "do", "-s", str(mtu - headers + 1), address

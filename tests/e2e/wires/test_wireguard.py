@@ -150,14 +150,14 @@ async def test_packets_pass_both_ways_whole_and_nothing_of_them_is_on_the_cable(
         for source, targets in ((client, dst), (endpoint, src)):
             for address in targets:
                 whole = mtu - (48 if ":" in address else 28)
-                words = ["ping", "-n", "-c3", "-i0.01", "-W2", "-M", "do", "-p", "fade"]
+                words = ["ping", "-n", "-c1", "-W5", "-M", "do", "-p", "fade"]
                 full = source.run(*words, "-s", str(whole), address)
-                assert " 0% packet loss" in full.stdout, full.stdout + full.stderr
-                more = source.run(*words, "-c1", "-s", str(whole + 1), address)
+                assert full.returncode == 0, full.stdout + full.stderr
+                more = source.run(*words, "-s", str(whole + 1), address)
                 assert more.returncode != 0
         seen = cable.frames()
     kinds = [frames.kinds(one, [b"\xfa\xde" * 8]) for one in seen]
-    assert sum("wireguard-data" in one for one in kinds) >= 12 * len(families)
+    assert sum("wireguard-data" in one for one in kinds) >= 4 * len(families)
     assert not [one for one in kinds if one & {"payload", "icmp", "vxlan", "fragments"}]
     lengths = [len(one) - len(Ether()) for one in seen if "wireguard-data" in frames.kinds(one)]
     assert max(lengths) <= 1500
