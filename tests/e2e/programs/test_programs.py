@@ -1,9 +1,7 @@
 """Client, responder, library and examples as a person starts them, asked of the kernel."""
 
-import asyncio
 import os
 import signal
-import subprocess
 import sys
 import time
 from contextlib import asynccontextmanager
@@ -15,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from nsm.identity.workload import workload_source
 from tests.e2e.programs.mesh import DOMAIN, ROOT, Mesh, mesh, status
-from tests.support.pings import counted
+from tests.e2e.wires.nodes import flow
 from tests.support.spaces import kernel_state, space
 from tests.support.wait import until
 
@@ -94,18 +92,9 @@ async def test_a_killed_clients_wires_are_taken_over_by_its_next_life(node, here
 @asynccontextmanager
 async def without_loss(here):
     """Packets flow to the endpoint for the block, and none is lost."""
-    pinging = subprocess.Popen(
-        ["ip", "netns", "exec", here.name, "ping", "-n", "-i0.02", "-w60", "10.9.0.0"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
+    with flow(here, "10.9.0.0") as echoes:
         yield
-    finally:
-        pinging.send_signal(signal.SIGINT)
-        said, _ = await asyncio.to_thread(pinging.communicate)
-    sent, answered = counted(said)
-    assert answered == sent > 0, said
+    assert echoes.received == echoes.sent > 0, echoes
 
 
 @pytest.mark.long  # tests/e2e/test_kill_matrix.py has them each time
