@@ -177,7 +177,7 @@ async def test_an_endpoint_that_stays_dead_is_replaced_when_its_registration_end
             assert [info["local"] for info in link["addr_info"]] == ["10.8.0.1"]
             assert {route["dst"] for route in here.ip("route")} == {"10.8.0.0"}
             assert await here.pings("10.8.0.0")
-            assert there.links() == set(), "nothing is left at the dead one"
+            await until(lambda: not there.links(), "nothing is left at the dead one", bar=0.5)
             assert await app.end() == 0
             assert here.links() == other.links() == set()
 
